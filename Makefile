@@ -1,0 +1,39 @@
+# One command does everything on a fresh machine: `make demo` trains and shows, `make test` passes the tests.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+OUT ?= out/demo
+
+.PHONY: install demo test slow check lint types layers clean
+install: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "shortflow needs Python 3.11 or newer")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -c constraints.txt torch uv
+	$(BIN)/uv pip install -q --compile-bytecode -p $(BIN)/python -c constraints.txt -e '.[dev]' \
+	  || $(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(READY)  ## train ESC on handwritten digits, then show one-step samples and their figures
+	$(BIN)/shortflow demo --out $(OUT)
+
+test: $(READY)  ## the test suite
+	$(BIN)/python -m pytest -n auto --jaxtyping-packages=shortflow,beartype.beartype
+
+slow: $(READY)  ## the long checks: training to convergence, every recipe
+	$(BIN)/python -m pytest -m slow --timeout=3600
+
+lint: $(READY)
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/codespell src tests docs README.md
+
+types: $(READY)
+	$(BIN)/pyright
+
+layers: $(READY)
+	$(BIN)/lint-imports
+
+check: lint types layers
+
+clean:
+	rm -rf .venv out

@@ -1,0 +1,246 @@
+"""Data in memory, and the one map between what is stored and what the network sees.
+
+    network units = (x − shift)·scale,    x = u/127.5 − 1 for a pixel u ∈ {0, …, 255},  x = the point itself otherwise.
+
+`Dataset` owns the stored values (uint8 images or float32 points) and their classes. `DataSpec` owns the map and its
+inverse; it is written into a checkpoint, so that samples can be decoded without the data.
+"""
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float32, Int, Shaped, UInt8
+from torch import Tensor
+
+from shortflow.errors import DataError
+
+__all__ = ["DataSpec", "Dataset"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Dataset:
+    """Samples with their classes, all in memory.
+
+    Attributes:
+        name: where the data came from (a built-in name or the name of a folder).
+        samples: uint8 images (n, c, h, w) or float32 points (n, d).
+        labels: int64 (n,), the class of each sample as an index into `classes`; None: unconditional.
+        classes: names of the classes; empty: unconditional.
+        split: "train", "test", "all" or the name of a folder's own split.
+
+    Raises:
+        DataError: if there is no sample, or samples, labels and classes do not belong together.
+    """
+
+    name: str
+    # Wide on purpose: what a user gets wrong here is told by `__post_init__`, in words.
+    samples: Shaped[np.ndarray, "..."]
+    labels: Shaped[np.ndarray, "..."] | None = None
+    classes: tuple[str, ...] = ()
+    split: str = "train"
+
+    def __post_init__(self) -> None:
+        kind = (self.samples.dtype, self.samples.ndim)
+        if kind not in ((np.dtype(np.uint8), 4), (np.dtype(np.float32), 2)):
+            raise DataError(
+                f"{self.name}: samples must be uint8 images (n, c, h, w) or float32 points (n, d), "
+                f"got {self.samples.dtype} of shape {self.samples.shape}"
+            )
+        if self.samples.size == 0:
+            raise DataError(f"{self.name}: no samples, got an array of shape {self.samples.shape}")
+        if (self.labels is None) != (not self.classes):
+            raise DataError(f"{self.name}: labels and classes go together; give both, or neither (unconditional)")
+        if self.labels is None:
+            return
+        if self.labels.dtype != np.int64 or self.labels.shape != self.samples.shape[:1]:
+            raise DataError(
+                f"{self.name}: labels must be int64, one for each of the {len(self.samples)} samples, "
+                f"got {self.labels.dtype} of shape {self.labels.shape}"
+            )
+        if self.labels.min() < 0 or self.labels.max() >= len(self.classes):
+            raise DataError(
+                f"{self.name}: labels must be in 0…{len(self.classes) - 1} ({len(self.classes)} classes), "
+                f"got {self.labels.min()}…{self.labels.max()}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one sample: (c, h, w) or (d,)."""
+        return self.samples.shape[1:]
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes; 0: unconditional."""
+        return len(self.classes)
+
+    @property
+    def is_image(self) -> bool:
+        return self.samples.dtype == np.uint8
+
+    def subset(self, rows: Int[np.ndarray, "k"] | Bool[np.ndarray, "n"] | slice) -> "Dataset":
+        """The samples at `rows` (indices, a mask or a slice), with the same classes, also those left without one."""
+        return Dataset(
+            name=self.name,
+            samples=self.samples[rows],
+            labels=None if self.labels is None else self.labels[rows],
+            classes=self.classes,
+            split=self.split,
+        )
+
+    def fingerprint(self) -> str:
+        """The SHA-256 (hex) of samples and labels, their types and shapes; not of the names. Order counts."""
+        digest = hashlib.sha256()
+        for array in (self.samples, self.labels):
+            if array is not None:
+                digest.update(f"{array.dtype.newbyteorder('<').str}{array.shape}".encode())
+                digest.update(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).data)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSpec:
+    """What a network is trained on: the shape, the classes, and the map to network units (see the module).
+
+    Attributes:
+        name: name of the data set.
+        shape: shape of one sample, (c, h, w) or (d,).
+        classes: names of the classes; empty: unconditional.
+        shift, scale: network units are (x − shift)·scale, with x ∈ [−1, 1] for images.
+        image: whether stored samples are uint8 images.
+
+    Raises:
+        DataError: if the scale is not positive and finite, or the shift not finite.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    classes: tuple[str, ...] = ()
+    shift: float = 0.0
+    scale: float = 1.0
+    image: bool = True
+
+    def __post_init__(self) -> None:
+        if not (self.scale > 0 and math.isfinite(self.scale) and math.isfinite(self.shift)):
+            raise DataError(
+                f"{self.name}: scale must be positive and finite and shift finite, "
+                f"got scale {self.scale} and shift {self.shift}"
+            )
+
+    @classmethod
+    def fit(cls, dataset: Dataset, sigma_data: float | None = None) -> "DataSpec":
+        """The spec of `dataset` in the units that training wants.
+
+        With `sigma_data` None the natural scale stays: images in [−1, 1], points as they are. A number asks for zero
+        mean and that standard deviation (population), both taken over all elements at once.
+
+        Raises:
+            DataError: if sigma_data is not positive, or the data are constant or not finite.
+        """
+        shift, scale = 0.0, 1.0
+        if sigma_data is not None:
+            if not (sigma_data > 0 and math.isfinite(sigma_data)):
+                raise DataError(f"sigma_data must be a positive finite number or None, got {sigma_data}")
+            shift, std = _moments(dataset)
+            if not (std > 0 and math.isfinite(std)):
+                raise DataError(
+                    f"{dataset.name}: the values have standard deviation {std:g} and cannot be scaled to "
+                    f"{sigma_data:g}; look at the data, or leave the natural scale (sigma_data=None)"
+                )
+            scale = sigma_data / std
+        return cls(
+            name=dataset.name,
+            shape=dataset.shape,
+            classes=dataset.classes,
+            shift=shift,
+            scale=scale,
+            image=dataset.is_image,
+        )
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes; 0: unconditional."""
+        return len(self.classes)
+
+    def encode(self, samples: UInt8[np.ndarray, "n c h w"] | Float32[np.ndarray, "n d"]) -> Float32[Tensor, "n ..."]:
+        """Stored samples in network units, float32.
+
+        Raises:
+            DataError: if the samples are not of the spec's type and shape.
+        """
+        dtype = np.dtype(np.uint8 if self.image else np.float32)
+        if samples.dtype != dtype or samples.shape[1:] != self.shape:
+            raise DataError(
+                f"{self.name}: expected {dtype} samples of shape {self.shape}, "
+                f"got {samples.dtype} of shape {samples.shape[1:]}"
+            )
+        x = torch.from_numpy(samples.astype(np.float32))
+        if self.image:
+            x = x / 127.5 - 1
+        return (x - self.shift) * self.scale
+
+    def decode(self, x: Float[Tensor, "n ..."]) -> UInt8[np.ndarray, "n c h w"] | Float32[np.ndarray, "n d"]:
+        """Network units to stored samples: the inverse of `encode`, exact for images.
+
+        Images are rounded to the nearest level and clamped to 0…255; NaN becomes 0, so that a picture of a run that
+        has diverged is the same on every machine.
+
+        Raises:
+            DataError: if x is not of the spec's shape.
+        """
+        if tuple(x.shape[1:]) != self.shape:
+            raise DataError(f"{self.name}: expected samples of shape {self.shape}, got {tuple(x.shape[1:])}")
+        x = x.detach().to(device="cpu", dtype=torch.float32) / self.scale + self.shift
+        if not self.image:
+            return x.numpy()
+        return ((x + 1) * 127.5).nan_to_num(nan=0.0).round().clamp(0, 255).to(torch.uint8).numpy()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The spec as plain JSON values."""
+        return {
+            "name": self.name,
+            "shape": list(self.shape),
+            "classes": list(self.classes),
+            "shift": self.shift,
+            "scale": self.scale,
+            "image": self.image,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "DataSpec":
+        """The spec that `to_dict` wrote.
+
+        Raises:
+            DataError: if keys are missing or unknown.
+        """
+        known = {"name", "shape", "classes", "shift", "scale", "image"}
+        if set(values) != known:
+            missing, unknown = sorted(known - set(values)), sorted(set(values) - known)
+            raise DataError(f"data spec: missing keys {missing}, unknown keys {unknown}; expected {sorted(known)}")
+        return cls(
+            name=str(values["name"]),
+            shape=tuple(int(side) for side in values["shape"]),
+            classes=tuple(str(name) for name in values["classes"]),
+            shift=float(values["shift"]),
+            scale=float(values["scale"]),
+            image=bool(values["image"]),
+        )
+
+
+def _moments(dataset: Dataset) -> tuple[float, float]:
+    """Mean and population standard deviation over all elements, of images in [−1, 1] or of points."""
+    if dataset.is_image:
+        # 256 counts are exact, and need no float copy of the images.
+        counts = np.bincount(dataset.samples.reshape(-1), minlength=256)
+        levels = np.arange(256) / 127.5 - 1
+        mean = float((counts * levels).sum() / counts.sum())
+        return mean, math.sqrt(float((counts * (levels - mean) ** 2).sum() / counts.sum()))
+    points = dataset.samples.astype(np.float64)
+    return float(points.mean()), float(points.std())

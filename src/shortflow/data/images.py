@@ -1,0 +1,253 @@
+"""A folder of images as a `Dataset`: uint8 (n, c, h, w), c = 1 if all of them are grey and 3 otherwise.
+
+The layout is the meaning: images side by side are unconditional, one sub-folder a class is conditional (classes in
+sorted order), and sub-folders named train, test, val or validation are splits, each in one of the two layouts.
+Every image is turned upright (EXIF), laid on white where transparent, brought to 8 bits, and cropped to a square.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+
+from shortflow.data.dataset import Dataset
+from shortflow.errors import DataError
+
+__all__ = ["center_crop", "load_folder", "resize"]
+
+T = TypeVar("T")
+
+EXTENSIONS = frozenset(
+    {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pnm", ".jp2"}
+)
+_SPLITS = ("train", "test", "val", "validation")
+_SHOWN = 5
+
+
+def load_folder(folder: Path, split: str = "train", *, resolution: int | None = None) -> Dataset:
+    """The images of `folder`, decoded into memory by a pool of threads.
+
+    Args:
+        folder: see the module for the layouts.
+        split: which split to take, where the folder has splits; "all" is all of them. A folder without splits is
+            "train" and "all" at the same time.
+        resolution: side in pixels, reached by `center_crop`. None: as they are, which needs squares of one size.
+
+    Raises:
+        DataError: names the folder or up to five files at fault, and the remedy.
+    """
+    if resolution is not None and resolution < 1:
+        raise DataError(f"resolution must be at least 1 pixel, got {resolution}")
+    if not folder.is_dir():
+        what = "is a file, not a folder" if folder.exists() else "there is no such folder"
+        raise DataError(f"{folder}: {what}; give the path of a folder of images")
+    paths: list[Path] = []
+    names: list[str] = []
+    parts = _split_folders(folder, split)
+    scans = [_scan(part) for part in parts]
+    if len({classes for _, _, classes in scans}) > 1:
+        raise DataError(f"{folder}: {', '.join(p.name for p in parts)} do not have the same classes; load one of them")
+    classes = scans[0][2]
+    for files, of_file, _ in scans:
+        paths += files
+        names += of_file
+    if resolution is None:
+        _check_sizes(folder, paths)
+    index = {name: k for k, name in enumerate(classes)}
+    return Dataset(
+        name=folder.resolve().name,
+        samples=_stack(_decode(folder, paths, lambda path: _read(path, resolution))),
+        labels=np.array([index[name] for name in names], dtype=np.int64) if classes else None,
+        classes=classes,
+        split=split,
+    )
+
+
+def center_crop(image: Image.Image, resolution: int) -> Image.Image:
+    """The central square of `image`, scaled to `resolution` pixels.
+
+    Halved by box filter while the short side is at least twice the resolution, then bicubic, then cropped: the
+    preprocessing of Dhariwal & Nichol (2021), which published ImageNet results share.
+    """
+    while min(image.size) >= 2 * resolution:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = resolution / min(image.size)
+    size = (round(image.width * scale), round(image.height * scale))
+    if size != image.size:
+        image = image.resize(size, Image.Resampling.BICUBIC)
+    left, top = (image.width - resolution) // 2, (image.height - resolution) // 2
+    return image.crop((left, top, left + resolution, top + resolution))
+
+
+def resize(samples: UInt8[np.ndarray, "n c h w"], resolution: int) -> UInt8[np.ndarray, "n c r r"]:
+    """`center_crop` of every image of an array with one or three channels.
+
+    Raises:
+        DataError: if the resolution is below one pixel.
+    """
+    if resolution < 1:
+        raise DataError(f"resolution must be at least 1 pixel, got {resolution}")
+    if samples.shape[2:] == (resolution, resolution):
+        return samples
+    layers = samples[:, 0] if samples.shape[1] == 1 else samples.transpose(0, 2, 3, 1)
+    return _stack([np.asarray(center_crop(Image.fromarray(layer), resolution)) for layer in layers])
+
+
+def _hidden(path: Path) -> bool:
+    return path.name.startswith(".") or path.name.lower() in ("thumbs.db", "desktop.ini", "__macosx")
+
+
+def _entries(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Visible files and sub-folders of a folder, each sorted by name."""
+    entries = sorted((p for p in folder.iterdir() if not _hidden(p)), key=lambda p: p.name)
+    return [p for p in entries if not p.is_dir()], [p for p in entries if p.is_dir()]
+
+
+def _split_folders(folder: Path, split: str) -> list[Path]:
+    """The folders to read for `split`: those of the splits, or the folder itself if it has none."""
+    files, folders = _entries(folder)
+    if folders and not files and all(p.name in _SPLITS for p in folders):
+        if split == "all":
+            return folders
+        if split not in {p.name for p in folders}:
+            raise DataError(f"{folder}: no split {split!r}; there are {', '.join(p.name for p in folders)} and all")
+        return [folder / split]
+    if split not in ("train", "all"):
+        raise DataError(
+            f"{folder}: no split {split!r}, because the folder is not divided; "
+            f"move the images to {folder / 'train'} and {folder / split}, or ask for 'train'"
+        )
+    return [folder]
+
+
+def _scan(folder: Path) -> tuple[list[Path], list[str], tuple[str, ...]]:
+    """(files, class of each file, classes) of a flat folder (no classes) or of a folder of class folders."""
+    files, folders = _entries(folder)
+    _check_extensions(folder, files)
+    if not folders:
+        if not files:
+            raise DataError(f"{folder}: no image in it; images are {', '.join(sorted(EXTENSIONS))}")
+        return files, [], ()
+    if files:
+        raise DataError(
+            f"{folder}: {len(files)} images ({files[0].name}, …) lie beside {len(folders)} sub-folders "
+            f"({folders[0].name}, …); keep all images at the top (unconditional) or all in sub-folders (classes)"
+        )
+    paths: list[Path] = []
+    names: list[str] = []
+    for sub in folders:
+        inside, deeper = _entries(sub)
+        if deeper:
+            raise DataError(f"{deeper[0]}: a folder inside a class folder; put the images directly into {sub}")
+        _check_extensions(sub, inside)
+        if not inside:
+            raise DataError(f"{sub}: a class without an image; add images or remove the folder")
+        paths += inside
+        names += [sub.name] * len(inside)
+    return paths, names, tuple(sub.name for sub in folders)
+
+
+def _check_extensions(folder: Path, files: list[Path]) -> None:
+    strange = [p for p in files if p.suffix.lower() not in EXTENSIONS]
+    if strange:
+        raise DataError(
+            f"{folder}: {len(strange)} files are not images: {_some([p.name for p in strange])}; "
+            f"move them away, or convert them to one of {', '.join(sorted(EXTENSIONS))}"
+        )
+
+
+def _check_sizes(folder: Path, paths: list[Path]) -> None:
+    """One shared square size, read from the headers so that nothing is decoded in vain."""
+
+    def size(path: Path) -> tuple[int, int]:
+        with Image.open(path) as image:
+            return image.size
+
+    first, sizes = paths[0], _decode(folder, paths, size)
+    for path, (width, height) in zip(paths, sizes, strict=True):
+        if width != height:
+            raise DataError(f"{path}: {width}×{height} is not a square; give a resolution to crop and scale to")
+        if (width, height) != sizes[0]:
+            raise DataError(
+                f"{path}: {width}×{height}, but {first.name} is {sizes[0][0]}×{sizes[0][1]}; "
+                "give a resolution to crop and scale to"
+            )
+
+
+def _decode(folder: Path, paths: list[Path], read: Callable[[Path], T]) -> list[T]:
+    """`read` of every path, in order; all failures are reported together."""
+    failures: dict[Path, Exception] = {}
+
+    def attempt(path: Path) -> list[T]:
+        try:
+            return [read(path)]
+        except Exception as error:  # Pillow's decoders raise almost anything on a damaged file
+            failures[path] = error
+            return []
+
+    with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
+        results = [value for values in pool.map(attempt, paths) for value in values]
+    if failures:
+        reasons = [f"{path.relative_to(folder)} ({failures[path]})" for path in sorted(failures)]
+        raise DataError(
+            f"{folder}: {len(failures)} of {len(paths)} images cannot be read: {_some(reasons)}; "
+            "replace or remove these files"
+        )
+    return results
+
+
+def _read(path: Path, resolution: int | None) -> UInt8[np.ndarray, "h w"] | UInt8[np.ndarray, "h w 3"]:
+    with Image.open(path) as opened:
+        image = _flatten(opened)
+    return np.asarray(image if resolution is None else center_crop(image, resolution))
+
+
+def _flatten(image: Image.Image) -> Image.Image:
+    """An upright, opaque 8-bit image of mode L (grey) or RGB."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise ValueError("32-bit float pixels have no known white; convert the file to 8 or 16 bits")
+    if image.mode.startswith("I"):
+        return _from_16_bit(image)
+    if image.mode in ("La", "RGBa"):
+        image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
+    grey = image.mode in ("1", "L", "LA")
+    palette = image.mode in ("P", "PA")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = image.convert("RGB")
+    if palette:
+        # A grey picture is often stored with a palette; what counts is what is seen.
+        pixels = np.asarray(image)
+        grey = bool((pixels == pixels[..., :1]).all())
+    # Equal channels become exactly that level: the weights of Pillow's luma add up to one.
+    return image.convert("L") if grey else image
+
+
+def _from_16_bit(image: Image.Image) -> Image.Image:
+    levels = np.asarray(image).astype(np.int64)
+    if levels.min() < 0 or levels.max() > 65535:
+        raise ValueError(f"32-bit pixels {levels.min()}…{levels.max()} have no known white; convert to 8 or 16 bits")
+    levels[levels == image.info.get("transparency", -1)] = 65535
+    return Image.fromarray(np.rint(levels / 257).astype(np.uint8))
+
+
+def _stack(
+    images: Sequence[UInt8[np.ndarray, "h w"] | UInt8[np.ndarray, "h w 3"]],
+) -> UInt8[np.ndarray, "n c h w"]:
+    """Grey (h, w) and RGB (h, w, 3) images in one array; grey ones are repeated if any is RGB."""
+    channels = 3 if any(image.ndim == 3 for image in images) else 1
+    out = np.empty((len(images), channels, *images[0].shape[:2]), dtype=np.uint8)
+    for row, image in zip(out, images, strict=True):
+        row[:] = image if image.ndim == 2 else image.transpose(2, 0, 1)
+    return out
+
+
+def _some(items: list[str]) -> str:
+    return ", ".join(items[:_SHOWN]) + (f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else "")

@@ -1,0 +1,327 @@
+"""Flow maps: a network F read as a jump from time t to time r,
+
+    X_{t,r}(x) = a x + b F(c_in x, time inputs, label),
+
+where the parameterisation supplies a(t, r), b(t, r) and c_in(t) such that X_{t,t} is the identity for any weights.
+The object that is trained is the object that is sampled, saved and evaluated.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from shortflow.errors import IncompatibleParts, ShortflowError
+from shortflow.paths import Cosine, Path, VarianceExploding
+from shortflow.tangent import Derivative, ForwardMode
+from shortflow.typing import expand
+
+__all__ = [
+    "AverageVelocity",
+    "Conditioning",
+    "EDMSkip",
+    "FlowMap",
+    "LogSigma",
+    "LogStep",
+    "Parameterization",
+    "StartAndGap",
+    "StartOnly",
+    "Transfer",
+    "TrigFlow",
+]
+
+Time = Float[Tensor, "b"]
+State = Float[Tensor, "b ..."]
+Label = Int[Tensor, "b"] | None
+
+
+# ------------------------------------------------------------------------------------------------ parameterisations
+
+
+class Parameterization(ABC):
+    """How the output F of a network becomes a jump: X_{t,r}(x) = a x + b F with a = 1 and b = 0 at r = t."""
+
+    def check(self, path: Path, sigma_data: float) -> None:
+        """Raise `IncompatibleParts` if this parameterisation is not defined on `path`."""
+
+    def input_scale(self, path: Path, sigma_data: float, t: Time) -> Time | None:
+        """c_in, the factor on the network's input; None for 1."""
+        return None
+
+    @abstractmethod
+    def coefficients(self, path: Path, sigma_data: float, t: Time, r: Time) -> tuple[Time, Time]:
+        """(a, b) of X_{t,r}(x) = a x + b F."""
+
+    @abstractmethod
+    def rates(self, path: Path, sigma_data: float, t: Time) -> tuple[Time, Time]:
+        """(∂_r a, ∂_r b) at r = t: the velocity that F stands for on the diagonal is v = ∂_r a · x + ∂_r b · F."""
+
+    def coefficient_rates(self, path: Path, sigma_data: float, t: Time, r: Time) -> tuple[Time, Time]:
+        """(∂_t a, ∂_t b) at fixed r."""
+        with torch.no_grad():
+            _, rates = torch.func.jvp(
+                lambda time: self.coefficients(path, sigma_data, time, r), (t,), (torch.ones_like(t),)
+            )
+        return rates
+
+
+@dataclass(frozen=True, kw_only=True)
+class AverageVelocity(Parameterization):
+    """F = u/scale, the average velocity: X_{t,r}(x) = x + (r − t) · scale · F.
+
+    With `normalize` the input is divided by its standard deviation √(α² σ_data² + σ²) and scale is σ_data (the
+    "euler" form of IMM); without, both are 1 (MeanFlow, ESC, shortcut models).
+    """
+
+    normalize: bool = False
+
+    def input_scale(self, path: Path, sigma_data: float, t: Time) -> Time | None:
+        if not self.normalize:
+            return None
+        return torch.rsqrt((path.alpha(t) * sigma_data) ** 2 + path.sigma(t) ** 2)
+
+    def coefficients(self, path: Path, sigma_data: float, t: Time, r: Time) -> tuple[Time, Time]:
+        scale = sigma_data if self.normalize else 1.0
+        return torch.ones_like(t), (r - t) * scale
+
+    def rates(self, path: Path, sigma_data: float, t: Time) -> tuple[Time, Time]:
+        return torch.zeros_like(t), torch.full_like(t, sigma_data if self.normalize else 1.0)
+
+    def coefficient_rates(self, path: Path, sigma_data: float, t: Time, r: Time) -> tuple[Time, Time]:
+        return torch.zeros_like(t), torch.full_like(t, -(sigma_data if self.normalize else 1.0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transfer(Parameterization):
+    """F = v and a DDIM step: X_{t,r}(x) = ā x + b̄ F with the path's transfer coefficients. Linear path: AverageVelocity."""
+
+    def coefficients(self, path: Path, sigma_data: float, t: Time, r: Time) -> tuple[Time, Time]:
+        return path.transfer(t, r)
+
+    def rates(self, path: Path, sigma_data: float, t: Time) -> tuple[Time, Time]:
+        return torch.zeros_like(t), torch.ones_like(t)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrigFlow(Parameterization):
+    """X_{t,r}(x) = cos(θ_t − θ_r) x − sin(θ_t − θ_r) σ_data F(x/σ_data), θ = πt/2, on the cosine path with noise scale σ_data.
+
+    The velocity per unit of t is v = (π/2) σ_data F. Source: sCM (arXiv 2410.11081), equation (5).
+    """
+
+    def check(self, path: Path, sigma_data: float) -> None:
+        if not isinstance(path, Cosine) or not math.isclose(path.noise_scale, sigma_data):
+            raise IncompatibleParts(
+                f"TrigFlow needs the cosine path with noise_scale = sigma_data = {sigma_data}, got {path}; "
+                f"use Cosine(noise_scale={sigma_data}) or the Transfer parameterisation"
+            )
+
+    def input_scale(self, path: Path, sigma_data: float, t: Time) -> Time | None:
+        return torch.full_like(t, 1 / sigma_data)
+
+    def coefficients(self, path: Path, sigma_data: float, t: Time, r: Time) -> tuple[Time, Time]:
+        angle = (t - r) * (math.pi / 2)
+        return torch.cos(angle), -sigma_data * torch.sin(angle)
+
+    def rates(self, path: Path, sigma_data: float, t: Time) -> tuple[Time, Time]:
+        return torch.zeros_like(t), torch.full_like(t, sigma_data * math.pi / 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EDMSkip(Parameterization):
+    """X_{t,r}(x) = c_skip x + c_out F(c_in x) on the variance-exploding path, the identity at r = t.
+
+    c_skip = σ_d²/((σ_t − σ_r)² + σ_d²), c_out = (σ_t − σ_r) σ_d/√(σ_t² + σ_d²), c_in = 1/√(σ_t² + σ_d²).
+    With σ_r = σ_min this is the consistency model's form, with σ_r = 0 that of EDM.
+    Source: Song et al. 2023 (arXiv 2303.01469), appendix C.
+    """
+
+    def check(self, path: Path, sigma_data: float) -> None:
+        if not isinstance(path, VarianceExploding):
+            raise IncompatibleParts(f"EDMSkip needs the variance-exploding path, got {path}; use VarianceExploding()")
+
+    def input_scale(self, path: Path, sigma_data: float, t: Time) -> Time | None:
+        return torch.rsqrt(path.sigma(t) ** 2 + sigma_data**2)
+
+    def coefficients(self, path: Path, sigma_data: float, t: Time, r: Time) -> tuple[Time, Time]:
+        gap = path.sigma(t) - path.sigma(r)
+        skip = sigma_data**2 / (gap**2 + sigma_data**2)
+        return skip, gap * sigma_data * torch.rsqrt(path.sigma(t) ** 2 + sigma_data**2)
+
+    def rates(self, path: Path, sigma_data: float, t: Time) -> tuple[Time, Time]:
+        out = path.d_sigma(t) * sigma_data * torch.rsqrt(path.sigma(t) ** 2 + sigma_data**2)
+        return torch.zeros_like(t), -out
+
+
+# ----------------------------------------------------------------------------------------------- what the network is told
+
+
+class Conditioning(ABC):
+    """Which functions of (t, r) the network sees."""
+
+    second: ClassVar[bool]
+
+    @abstractmethod
+    def inputs(self, path: Path, t: Time, r: Time) -> tuple[Time, Time | None]:
+        """(time, second time input or None)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartOnly(Conditioning):
+    """t alone: networks for one end only (flow matching: r = t; consistency: r = 0)."""
+
+    second: ClassVar[bool] = False
+
+    def inputs(self, path: Path, t: Time, r: Time) -> tuple[Time, Time | None]:
+        return t, None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartAndGap(Conditioning):
+    """(scale·t, scale·(t − r)). Keep scale = 1 where a derivative in t is taken: large scales make it explode."""
+
+    scale: float = 1.0
+    second: ClassVar[bool] = True
+
+    def inputs(self, path: Path, t: Time, r: Time) -> tuple[Time, Time | None]:
+        return self.scale * t, self.scale * (t - r)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogStep(Conditioning):
+    """(t, log₂(1/(t − r))), where r = t counts as the finest step 1/steps (shortcut models)."""
+
+    steps: int = 128
+    second: ClassVar[bool] = True
+
+    def inputs(self, path: Path, t: Time, r: Time) -> tuple[Time, Time | None]:
+        return t, -torch.log2((t - r).clamp(min=1 / self.steps))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogSigma(Conditioning):
+    """¼ log σ_t (EDM's c_noise)."""
+
+    second: ClassVar[bool] = False
+
+    def inputs(self, path: Path, t: Time, r: Time) -> tuple[Time, Time | None]:
+        return 0.25 * torch.log(path.sigma(t)), None
+
+
+# ----------------------------------------------------------------------------------------------------- the flow map
+
+
+class FlowMap(nn.Module):
+    """A network on a path, read through a parameterisation.
+
+    Args:
+        network: `network(x, time, second, label)` with the output shape of x; see `shortflow.nn`.
+        path: the path whose marginal flow is mapped.
+        parameterization: how F becomes a jump.
+        conditioning: what the network is told about (t, r).
+        sigma_data: standard deviation of the data, for the parameterisations that scale with it.
+        ends: what was trained (see `shortflow.times`); samplers refuse what does not fit.
+        span: earliest and latest time the network was trained at.
+        guided: a note if guidance is baked into the weights, so that nobody guides twice.
+
+    Raises:
+        IncompatibleParts: if the parameterisation is not defined on the path, or `sigma_data` is not positive.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        path: Path,
+        parameterization: Parameterization,
+        conditioning: Conditioning | None = None,
+        *,
+        sigma_data: float = 1.0,
+        ends: Literal["diagonal", "zero", "any", "dyadic"] = "any",
+        span: tuple[float, float] = (0.0, 1.0),
+        guided: str | None = None,
+    ) -> None:
+        super().__init__()
+        if not sigma_data > 0:
+            raise IncompatibleParts(f"sigma_data must be positive, got {sigma_data}")
+        parameterization.check(path, sigma_data)
+        self.network = network
+        self.path, self.parameterization = path, parameterization
+        self.conditioning = conditioning or StartAndGap()
+        self.sigma_data, self.ends, self.span, self.guided = sigma_data, ends, span, guided
+
+    @property
+    def num_classes(self) -> int:
+        return int(getattr(self.network, "num_classes", 0))
+
+    @property
+    def null_label(self) -> int | None:
+        return getattr(self.network, "null_label", None)
+
+    def predict(self, x_t: State, t: Time, r: Time, label: Label = None) -> State:
+        """F, the network's output for a jump from t to r."""
+        time, second = self.conditioning.inputs(self.path, t, r)
+        scale = self.parameterization.input_scale(self.path, self.sigma_data, t)
+        return self.network(x_t if scale is None else expand(scale, x_t) * x_t, time, second, label)
+
+    def coefficients(self, t: Time, r: Time) -> tuple[Time, Time]:
+        """(a, b) of X_{t,r}(x) = a x + b F."""
+        return self.parameterization.coefficients(self.path, self.sigma_data, t, r)
+
+    def move(self, x_t: State, output: State, t: Time, r: Time) -> State:
+        """X_{t,r}(x_t) = a x_t + b F for a given output F."""
+        a, b = self.coefficients(t, r)
+        return expand(a, x_t) * x_t + expand(b, x_t) * output
+
+    def forward(self, x_t: State, t: Time, r: Time, label: Label = None) -> State:
+        """X_{t,r}(x_t), one jump."""
+        return self.move(x_t, self.predict(x_t, t, r, label), t, r)
+
+    def pull_back(self, x_t: State, x_r: State, t: Time, r: Time) -> State:
+        """The output F with move(x_t, F, t, r) = x_r: F = (x_r − a x_t)/b. Infinite where r = t (b = 0)."""
+        a, b = self.coefficients(t, r)
+        return (x_r - expand(a, x_t) * x_t) / expand(b, x_t)
+
+    def velocity_of(self, x_t: State, output: State, t: Time) -> State:
+        """The velocity that an output F stands for at r = t: v = ∂_r a · x + ∂_r b · F."""
+        a, b = self.parameterization.rates(self.path, self.sigma_data, t)
+        return expand(a, x_t) * x_t + expand(b, x_t) * output
+
+    def output_of(self, x_t: State, v: State, t: Time) -> State:
+        """The output F that stands for the velocity v at r = t (the inverse of `velocity_of`)."""
+        a, b = self.parameterization.rates(self.path, self.sigma_data, t)
+        return (v - expand(a, x_t) * x_t) / expand(b, x_t)
+
+    def velocity(self, x_t: State, t: Time, label: Label = None) -> State:
+        """u_{t,t}(x_t), the instantaneous velocity."""
+        return self.velocity_of(x_t, self.predict(x_t, t, t, label), t)
+
+    def average_velocity(self, x_t: State, t: Time, r: Time, label: Label = None) -> State:
+        """u_{t,r} = (X_{t,r}(x_t) − x_t)/(r − t), for r < t."""
+        return (self(x_t, t, r, label) - x_t) / expand(r - t, x_t)
+
+    def tangent(
+        self, x_t: State, t: Time, r: Time, v: State, label: Label = None, derivative: Derivative | None = None
+    ) -> tuple[State, State]:
+        """(F, D_t F) with D_t = ∂_t + v·∇ at fixed r, both without gradient."""
+        return (derivative or ForwardMode())(lambda x, time: self.predict(x, time, r, label), x_t, t, v)
+
+    def log_variance(self, t: Time, r: Time, label: Label = None) -> Time:
+        """ℓ(t), the learned log-variance of the loss.
+
+        Raises:
+            IncompatibleParts: if the network has no such head.
+        """
+        head = getattr(self.network, "log_variance", None)
+        if head is None:
+            raise IncompatibleParts("this network has no log-variance head; build it with log_variance=True")
+        time, second = self.conditioning.inputs(self.path, t, r)
+        value = head(time, second, label)
+        if value.shape != t.shape:
+            raise ShortflowError(
+                f"the log-variance head must return one number a row, {tuple(t.shape)}, got {tuple(value.shape)}"
+            )
+        return value

@@ -1,0 +1,138 @@
+"""What enters a network besides the point: times, classes and positions, as vectors.
+
+    time      e(τ) = [cos(ω_j τ), sin(ω_j τ)],  ω_j = 10000^{−j/J}, j < J,  then Linear, SiLU, Linear
+    class     a table of rows, the last of them "no class" where asked for
+    position  [e(column), e(row)] with e(p) = [sin(ω_j p), cos(ω_j p)], fixed
+
+Times enter as they are, in [0, 1] and not in thousands: with ω_0 = 1 the highest frequency is one, so that the time
+derivative of the network stays of the size of the network. It is lost in half precision, hence float32 at least.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch._C._functorch import is_batchedtensor
+from torch.nn import functional as F
+
+from shortflow.errors import ShortflowError
+
+__all__ = ["LabelEmbedding", "TimeEmbedding", "full_precision", "position_embedding", "precise_linear"]
+
+BASE = 10_000.0
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[object]:
+    """A context in which autocast does nothing on `device`."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
+
+
+def precise_linear(layer: nn.Linear, x: Float[Tensor, "b i"]) -> Float[Tensor, "b o"]:
+    """`layer(x)` in the precision of x, whatever the precision the weights are stored in."""
+    bias = None if layer.bias is None else layer.bias.to(x.dtype)
+    return F.linear(x, layer.weight.to(x.dtype), bias)
+
+
+class TimeEmbedding(nn.Module):
+    """A vector of `width` numbers for each time: Linear(SiLU(Linear([cos(ω_j τ), sin(ω_j τ)]))) with τ = scale · time.
+
+    Computed in float32, or in float64 where the times or the weights are, also under autocast.
+
+    Args:
+        width: length of the result.
+        frequencies: length of the sinusoidal vector, twice the number J of the frequencies ω_j = 10000^{−j/J}.
+        scale: multiplies the time; the largest frequency. Time derivatives grow with it.
+
+    Raises:
+        ShortflowError: if `frequencies` is not a positive even number, or a time comes in half precision.
+    """
+
+    def __init__(self, width: int, frequencies: int = 256, scale: float = 1.0) -> None:
+        super().__init__()
+        if frequencies < 2 or frequencies % 2:
+            raise ShortflowError(f"frequencies must be a positive even number (cosines and sines), got {frequencies}")
+        self.frequencies, self.scale = frequencies, scale
+        self.mlp = nn.Sequential(nn.Linear(frequencies, width), nn.SiLU(), nn.Linear(width, width))
+
+    def sinusoids(self, time: Float[Tensor, "b"]) -> Float[Tensor, "b f"]:
+        """[cos(ω_j τ), sin(ω_j τ)], in the precision of `time`."""
+        half = self.frequencies // 2
+        # Made on the spot: as a buffer it would be rounded whenever the network is cast.
+        omega = BASE ** (-torch.arange(half, device=time.device, dtype=time.dtype) / half)
+        angle = self.scale * time[:, None] * omega
+        return torch.cat([angle.cos(), angle.sin()], dim=1)
+
+    def forward(self, time: Float[Tensor, "b"]) -> Float[Tensor, "b d"]:
+        if time.dtype not in (torch.float32, torch.float64):
+            raise ShortflowError(
+                f"times must be float32 or float64, got {time.dtype}: in half precision the time derivative is lost; "
+                "pass time.float()"
+            )
+        first, second = self.mlp[0], self.mlp[2]
+        assert isinstance(first, nn.Linear)
+        assert isinstance(second, nn.Linear)
+        with full_precision(time.device):
+            time = time.to(torch.promote_types(time.dtype, first.weight.dtype))
+            return precise_linear(second, F.silu(precise_linear(first, self.sinusoids(time))))
+
+
+class LabelEmbedding(nn.Module):
+    """A vector of `width` numbers for each class; with `null`, row `num_classes` stands for "no class".
+
+    Labels on the CPU are checked. On an accelerator the check would make the host wait at every call; there an index
+    out of range ends in the device's own assertion.
+
+    Raises:
+        ShortflowError: if there is no class, or a label is out of range.
+    """
+
+    def __init__(self, num_classes: int, width: int, null: bool) -> None:
+        super().__init__()
+        if num_classes < 1:
+            raise ShortflowError(f"a table of classes needs num_classes ≥ 1, got {num_classes}")
+        self.num_classes, self.null = num_classes, null
+        self.embedding_table = nn.Embedding(num_classes + int(null), width)
+
+    def forward(self, label: Int[Tensor, "b"]) -> Float[Tensor, "b d"]:
+        if _readable(label):
+            low, high = int(label.min()), int(label.max())
+            if low < 0 or high >= self.embedding_table.num_embeddings:
+                null = f' ({self.num_classes} is "no class")' if self.null else ' (the network has no "no class" row)'
+                raise ShortflowError(
+                    f"label {low if low < 0 else high} is out of range: valid labels are "
+                    f"0 to {self.embedding_table.num_embeddings - 1}{null}"
+                )
+        return self.embedding_table(label)
+
+
+def _readable(label: Tensor) -> bool:
+    """Whether the values can be looked at for free: on the CPU, not being traced, not an axis of vmap, not empty."""
+    if label.device.type != "cpu" or label.numel() == 0 or torch.compiler.is_compiling():
+        return False
+    return not is_batchedtensor(label)
+
+
+def position_embedding(rows: int, columns: int, width: int) -> Float[Tensor, "n d"]:
+    """Fixed vectors of the rows · columns positions of a grid, row by row: shape (rows · columns, width).
+
+    The first half of a vector is [sin(ω_j p), cos(ω_j p)] of the column p, the second half that of the row, with
+    ω_j = 10000^{−j/J} and J = width/4 frequencies (the order of the published DiT and SiT weights).
+
+    Raises:
+        ShortflowError: if `width` is not a positive multiple of 4.
+    """
+    if width < 4 or width % 4:
+        raise ShortflowError(f"two-dimensional positions need a width that is a positive multiple of 4, got {width}")
+    count = width // 4
+    omega = BASE ** (-torch.arange(count, dtype=torch.float64) / count)
+
+    def vectors(positions: Float[Tensor, "p"]) -> Float[Tensor, "p h"]:
+        angle = positions[:, None] * omega
+        return torch.cat([angle.sin(), angle.cos()], dim=1)
+
+    column = vectors(torch.arange(columns, dtype=torch.float64)).expand(rows, columns, 2 * count)
+    row = vectors(torch.arange(rows, dtype=torch.float64))[:, None].expand(rows, columns, 2 * count)
+    return torch.cat([column, row], dim=2).reshape(rows * columns, width).to(torch.get_default_dtype())

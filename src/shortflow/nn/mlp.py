@@ -1,0 +1,104 @@
+"""A residual network for points of shape (d,): toys, oracles and tests.
+
+    h ← Linear(x),    h ← h + B SiLU(A SiLU(h) + C SiLU(c))  (depth times),    output = Linear(SiLU(h))
+
+c is the conditioning vector of `shortflow.nn.conditioning`. Smooth everywhere, so derivatives along times and points
+are as well behaved as the function; the last layer starts at zero.
+"""
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from shortflow.dropout import Dropout
+from shortflow.errors import ShortflowError
+from shortflow.nn.conditioning import ConditionedNetwork
+
+__all__ = ["MLP", "faults"]
+
+
+def faults(*, width: int, depth: int, dropout: float) -> list[str]:
+    """Everything that is wrong with the settings of an MLP, one sentence each; empty if nothing is."""
+    counts = {"width": width, "depth": depth}
+    found = [f"{name} must be at least 1, got {value}" for name, value in counts.items() if value < 1]
+    if not 0 <= dropout < 1:
+        found.append(f"dropout must be in [0, 1), got {dropout}")
+    return found
+
+
+class ResidualBlock(nn.Module):
+    """h + B SiLU(A SiLU(h) + C SiLU(c)), with dropout before B."""
+
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, width)
+        self.condition = nn.Linear(width, width)
+        self.fc2 = nn.Linear(width, width)
+        self.dropout = Dropout(dropout)
+
+    def forward(self, h: Float[Tensor, "b d"], c: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
+        return h + self.fc2(self.dropout(F.silu(self.fc1(F.silu(h)) + self.condition(F.silu(c)))))
+
+
+class MLP(ConditionedNetwork):
+    """Residual network for points of shape (d,); keeps the contract of `shortflow.nn`.
+
+    Args:
+        shape: (d,).
+        width, depth: units of a layer, number of residual blocks.
+        num_classes, null_class, second_time, log_variance: see `ConditionedNetwork`.
+        dropout: probability of dropping a hidden unit.
+
+    Raises:
+        ShortflowError: if the shape has more than one axis or a setting is impossible.
+    """
+
+    def __init__(
+        self,
+        *,
+        shape: tuple[int, ...],
+        width: int = 128,
+        depth: int = 4,
+        num_classes: int = 0,
+        null_class: bool = False,
+        second_time: bool = True,
+        log_variance: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
+        found = faults(width=width, depth=depth, dropout=dropout)
+        if len(shape) != 1 or min(shape) < 1:
+            found.append(f"an MLP takes points of shape (d,), got {tuple(shape)}; use a SiT for images")
+        if found:
+            raise ShortflowError("; ".join(found))
+        super().__init__(
+            shape=shape,
+            width=width,
+            num_classes=num_classes,
+            null_class=null_class,
+            second_time=second_time,
+            log_variance=log_variance,
+        )
+        self.first = nn.Linear(shape[0], width)
+        self.blocks = nn.ModuleList(ResidualBlock(width, dropout) for _ in range(depth))
+        self.last = nn.Linear(width, shape[0])
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+
+    def forward(
+        self,
+        x: Float[Tensor, "b *point"],
+        time: Float[Tensor, "b"],
+        second: Float[Tensor, "b"] | None = None,
+        label: Int[Tensor, "b"] | None = None,
+    ) -> Float[Tensor, "b *point"]:
+        """The output of the network, of the shape of x.
+
+        Raises:
+            ShortflowError: if x has another shape, or an input is missing or was not built for.
+        """
+        self.check_point(x)
+        c = self.condition(time, second, label).to(self.first.weight.dtype)
+        h = self.first(x)
+        for block in self.blocks:
+            h = block(h, c)
+        return self.last(F.silu(h))

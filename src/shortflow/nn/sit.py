@@ -1,0 +1,244 @@
+"""SiT, the transformer on patches of an image, conditioned by adaptive layer normalisation that starts at zero.
+
+    h ← Patch(x) + position
+    h ← h + g_1 · Attention((1 + s_1) N(h) + b_1),   h ← h + g_2 · MLP((1 + s_2) N(h) + b_2)      (depth times)
+    output = Unpatch(Linear((1 + s) N(h) + b)),       (b_1, s_1, g_1, b_2, s_2, g_2), (b, s) = Linear(SiLU(c))
+
+N is layer normalisation without weights, c the conditioning vector of `shortflow.nn.conditioning`. All gates and the
+last layer start at zero, so the network starts as the zero function. Names of the weights follow the published ones.
+
+Sources: Peebles & Xie 2023 (DiT), section 3.2; Ma et al. 2024 (SiT).
+"""
+
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from shortflow.dropout import Dropout
+from shortflow.errors import ShortflowError
+from shortflow.nn.attention import Attention
+from shortflow.nn.conditioning import ConditionedNetwork
+from shortflow.nn.embeddings import position_embedding
+
+__all__ = ["SIZES", "SiT", "Size", "faults", "unpatchify"]
+
+
+class Size(NamedTuple):
+    """How large a SiT is: blocks, length of a token, attention heads."""
+
+    depth: int
+    width: int
+    heads: int
+
+
+SIZES: Mapping[str, Size] = MappingProxyType(
+    {
+        "tiny": Size(2, 64, 4),
+        "digits": Size(4, 96, 4),
+        "mnist": Size(6, 192, 6),
+        "S": Size(12, 384, 6),
+        "B": Size(12, 768, 12),
+        "M": Size(16, 1024, 16),
+        "L": Size(24, 1024, 16),
+        "XL": Size(28, 1152, 16),
+    }
+)
+"""The published sizes (DiT, table 1; M as used with MeanFlow) and three small ones for small images."""
+
+
+def faults(*, width: int, depth: int, heads: int, patch: int, mlp_ratio: float, dropout: float) -> list[str]:
+    """Everything that is wrong with the settings of a SiT, one sentence each; empty if nothing is."""
+    counts = {"width": width, "depth": depth, "heads": heads, "patch": patch}
+    found = [f"{name} must be at least 1, got {value}" for name, value in counts.items() if value < 1]
+    if width % 4:
+        found.append(f"width must be a multiple of 4 (two-dimensional positions), got {width}")
+    if heads >= 1 and width % heads:
+        found.append(f"heads must divide width, got heads={heads}, width={width}")
+    if not (math.isfinite(mlp_ratio) and mlp_ratio * width >= 1):
+        found.append(f"mlp_ratio must be positive, got {mlp_ratio}")
+    if not 0 <= dropout < 1:
+        found.append(f"dropout must be in [0, 1), got {dropout}")
+    return found
+
+
+def unpatchify(tokens: Float[Tensor, "b n f"], shape: tuple[int, int, int], patch: int) -> Float[Tensor, "b c h w"]:
+    """The images whose patches, row by row, are the tokens; within a token the order is (row, column, channel)."""
+    c, h, w = shape
+    pixels = tokens.reshape(tokens.shape[0], h // patch, w // patch, patch, patch, c)
+    return pixels.permute(0, 5, 1, 3, 2, 4).reshape(tokens.shape[0], c, h, w)
+
+
+def _modulate(x: Float[Tensor, "b n d"], shift: Float[Tensor, "b d"], scale: Float[Tensor, "b d"]) -> Tensor:
+    return x * (1 + scale[:, None]) + shift[:, None]
+
+
+def _modulation(width: int, ways: int) -> nn.Sequential:
+    return nn.Sequential(nn.SiLU(), nn.Linear(width, ways * width))
+
+
+class PatchEmbedding(nn.Module):
+    """A token for each patch × patch square of the image, row by row."""
+
+    def __init__(self, channels: int, width: int, patch: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(channels, width, kernel_size=patch, stride=patch)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
+        return self.proj(x).flatten(2).transpose(1, 2)
+
+
+class FeedForward(nn.Module):
+    """Linear(GELU(Linear(x))) with the tanh form of GELU, then dropout."""
+
+    def __init__(self, width: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.act = nn.GELU(approximate="tanh")
+        self.fc2 = nn.Linear(hidden, width)
+        self.dropout = Dropout(dropout)
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        return self.dropout(self.fc2(self.act(self.fc1(x))))
+
+
+class Block(nn.Module):
+    """One transformer block with six-way adaptive normalisation."""
+
+    def __init__(self, *, width: int, heads: int, mlp_ratio: float, qk_norm: bool, dropout: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.attn = Attention(width=width, heads=heads, qk_norm=qk_norm, dropout=dropout)
+        self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.mlp = FeedForward(width, int(width * mlp_ratio), dropout)
+        self.adaLN_modulation = _modulation(width, 6)
+
+    def forward(self, h: Float[Tensor, "b n d"], c: Float[Tensor, "b d"]) -> Float[Tensor, "b n d"]:
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.adaLN_modulation(c).chunk(6, dim=1)
+        h = h + gate_1[:, None] * self.attn(_modulate(self.norm1(h), shift_1, scale_1))
+        return h + gate_2[:, None] * self.mlp(_modulate(self.norm2(h), shift_2, scale_2))
+
+
+class FinalLayer(nn.Module):
+    """Two-way adaptive normalisation and the projection of each token to the pixels of its patch."""
+
+    def __init__(self, width: int, pixels: int) -> None:
+        super().__init__()
+        self.norm_final = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.linear = nn.Linear(width, pixels)
+        self.adaLN_modulation = _modulation(width, 2)
+
+    def forward(self, h: Float[Tensor, "b n d"], c: Float[Tensor, "b d"]) -> Float[Tensor, "b n pixels"]:
+        shift, scale = self.adaLN_modulation(c).chunk(2, dim=1)
+        return self.linear(_modulate(self.norm_final(h), shift, scale))
+
+
+class SiT(ConditionedNetwork):
+    """Transformer for images of shape (c, h, w); keeps the contract of `shortflow.nn`.
+
+    Args:
+        shape: (channels, height, width) of an image or latent; the sides may differ.
+        patch: side of a patch; divides both sides.
+        width, depth, heads: length of a token, number of blocks, attention heads (see `SIZES`).
+        mlp_ratio: hidden units of a block's MLP over `width`.
+        num_classes, null_class, second_time, log_variance: see `ConditionedNetwork`.
+        qk_norm: normalise queries and keys.
+        dropout: probability of dropping an entry of what attention or MLP adds.
+
+    Raises:
+        ShortflowError: if the settings do not fit each other or the shape.
+    """
+
+    pos_embed: Tensor
+
+    def __init__(
+        self,
+        *,
+        shape: tuple[int, int, int],
+        patch: int,
+        width: int,
+        depth: int,
+        heads: int,
+        mlp_ratio: float = 4.0,
+        num_classes: int = 0,
+        null_class: bool = False,
+        second_time: bool = True,
+        log_variance: bool = False,
+        qk_norm: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
+        found = faults(width=width, depth=depth, heads=heads, patch=patch, mlp_ratio=mlp_ratio, dropout=dropout)
+        if found:
+            raise ShortflowError("; ".join(found))
+        c, h, w = shape
+        _check_patch(shape, patch)
+        super().__init__(
+            shape=shape,
+            width=width,
+            num_classes=num_classes,
+            null_class=null_class,
+            second_time=second_time,
+            log_variance=log_variance,
+        )
+        self.patch = patch
+        self.x_embedder = PatchEmbedding(c, width, patch)
+        # Not persistent: a function of the shape, so it is no part of a checkpoint.
+        self.register_buffer("pos_embed", position_embedding(h // patch, w // patch, width), persistent=False)
+        self.blocks = nn.ModuleList(
+            Block(width=width, heads=heads, mlp_ratio=mlp_ratio, qk_norm=qk_norm, dropout=dropout) for _ in range(depth)
+        )
+        self.final_layer = FinalLayer(width, patch * patch * c)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw the weights anew: Xavier-uniform linear layers, embeddings of deviation 0.02, zero gates and output."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        nn.init.xavier_uniform_(self.x_embedder.proj.weight.flatten(1))
+        if self.x_embedder.proj.bias is not None:
+            nn.init.zeros_(self.x_embedder.proj.bias)
+        for name, weight in self.named_parameters():
+            if name.endswith("embedding_table.weight") or ("_embedder.mlp" in name and name.endswith("weight")):
+                nn.init.normal_(weight, std=0.02)
+            if "adaLN_modulation" in name or name.startswith(("final_layer.linear", "logvar_linear")):
+                nn.init.zeros_(weight)
+
+    def forward(
+        self,
+        x: Float[Tensor, "b *point"],
+        time: Float[Tensor, "b"],
+        second: Float[Tensor, "b"] | None = None,
+        label: Int[Tensor, "b"] | None = None,
+    ) -> Float[Tensor, "b *point"]:
+        """The output of the network, of the shape of x.
+
+        Raises:
+            ShortflowError: if x has another shape, or an input is missing or was not built for.
+        """
+        self.check_point(x)
+        # float32 until here, then the precision of the weights (autocast lowers it from there on)
+        c = self.condition(time, second, label).to(self.x_embedder.proj.weight.dtype)
+        h = self.x_embedder(x) + self.pos_embed
+        for block in self.blocks:
+            h = block(h, c)
+        channels, rows, columns = self.shape
+        return unpatchify(self.final_layer(h, c), (channels, rows, columns), self.patch)
+
+
+def _check_patch(shape: tuple[int, int, int], patch: int) -> None:
+    c, h, w = shape
+    if min(c, h, w) < 1:
+        raise ShortflowError(f"shape must be (channels, height, width), all at least 1, got {tuple(shape)}")
+    if h % patch or w % patch:
+        common = math.gcd(h, w)
+        valid = [p for p in range(1, common + 1) if common % p == 0]
+        raise ShortflowError(
+            f"patch={patch} does not divide the image of {h}×{w}: valid patches are {', '.join(map(str, valid))}"
+        )

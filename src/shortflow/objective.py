@@ -1,0 +1,359 @@
+"""The training objective as two steps: `draw` makes every random number, `evaluate` is a pure function of them.
+
+    loss(θ) = weighting( metric( X^θ_{t,r}(x_t), sg[ target ] ) ),   (t, s, r) ~ times
+
+A `Recipe` is an objective together with the path, the parameterisation and what else makes up a published method.
+Combinations of parts that make no sense are refused at construction (`IncompatibleParts`).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from shortflow.dropout import shared_dropout
+from shortflow.errors import IncompatibleParts, ShortflowError
+from shortflow.flowmap import AverageVelocity, Conditioning, FlowMap, LogStep, Parameterization, StartAndGap
+from shortflow.guidance import Guided
+from shortflow.losses import Adaptive, Metric, Product, SquaredError, Unweighted, Weighting
+from shortflow.paths import Linear, Path, VarianceExploding
+from shortflow.streams import Streams
+from shortflow.targets import Direct, Split, Tangent, Target, TwoStep
+from shortflow.times import Diagonal, Dyadic, GridPairs, SquareRootCount, TimeSampler
+from shortflow.typing import Batch, Draw, LossTerms, Progress
+from shortflow.velocity import Velocity
+
+__all__ = ["Ema", "Objective", "Online", "Optimizer", "Recipe", "ScheduledEma", "Streams", "Teacher"]
+
+
+# ----------------------------------------------------------------------------------------------------------- teachers
+
+
+class Teacher(ABC):
+    """The weights that targets are computed with, as the decay of their average after each step."""
+
+    @abstractmethod
+    def decay(self, progress: Progress) -> float:
+        """θ̄ ← decay · θ̄ + (1 − decay) · θ; 0 means the online weights themselves."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Online(Teacher):
+    """The network that is being trained (without gradient)."""
+
+    def decay(self, progress: Progress) -> float:
+        return 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ema(Teacher):
+    """An exponential moving average of the weights with a fixed decay per step."""
+
+    rate: float = 0.999
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rate < 1:
+            raise ShortflowError(f"Ema: rate must be between 0 and 1, got {self.rate}; use Online() for no average")
+
+    def decay(self, progress: Progress) -> float:
+        return self.rate
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduledEma(Teacher):
+    """μ(k) = exp(s₀ log μ₀ / N(k)), the target network of consistency training (arXiv 2303.01469, appendix C)."""
+
+    mu0: float = 0.9
+    count: SquareRootCount = field(default_factory=SquareRootCount)
+
+    def decay(self, progress: Progress) -> float:
+        return self.mu0 ** (self.count.s0 / self.count(progress))
+
+
+# ---------------------------------------------------------------------------------------------------------- objective
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """What is minimised.
+
+    Args:
+        times: the joint law of (t, s, r).
+        target: what the prediction is regressed onto.
+        metric: how far they are apart, row by row.
+        weighting: what is made of that.
+        label_dropout: share of the rows whose class is hidden from the network, in all passes of the step.
+        dropped_rows: "all" rows may lose their class, or only those on the "diagonal" (r = t).
+        teacher: whose weights the target uses.
+
+    Raises:
+        IncompatibleParts: for combinations that are not defined, with the remedy.
+    """
+
+    times: TimeSampler = Diagonal()
+    target: Target = Direct()
+    metric: Metric = SquaredError()
+    weighting: Weighting = Unweighted()
+    label_dropout: float = 0.1
+    dropped_rows: Literal["all", "diagonal"] = "all"
+    teacher: Teacher = Online()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_dropout < 1:
+            raise ShortflowError(f"label_dropout must be in [0, 1), got {self.label_dropout}")
+        if self.dropped_rows not in ("all", "diagonal"):
+            raise ShortflowError(f"dropped_rows must be 'all' or 'diagonal', got {self.dropped_rows!r}")
+        self._check_times()
+        self._check_guidance()
+
+    def _check_times(self) -> None:
+        law, target = self.times, self.target
+        names = f"{type(target).__name__} with {type(law).__name__}"
+        if law.gap not in target.gaps:
+            remedy = {
+                "zero": "use a law with jumps such as Sorted, or the Direct target",
+                "positive": "use a law that never has r = t such as ToData or GridPairs, or the TwoStep target alone",
+                "mixed": "wrap it in Split(direct=…, bootstrap=…), which sends rows with r = t to Direct",
+            }[law.gap]
+            raise IncompatibleParts(
+                f"{names}: the target is defined for {' or '.join(target.gaps)} gaps, the law has {law.gap} gaps; {remedy}"
+            )
+        if target.continuous is not None and target.continuous != law.continuous:
+            kind = ("a continuous target needs a law with s = t", "a two-step target needs a law with s < t")
+            remedy = ("use Sorted, Gradual, Independent or ToData", "use Dyadic, GridPairs or GroupedJumps")
+            which = 0 if target.continuous else 1
+            raise IncompatibleParts(f"{names}: {kind[which]}; {remedy[which]}")
+        if self.metric.space == "state" and law.gap != "positive":
+            raise IncompatibleParts(
+                f"{type(self.metric).__name__} compares states, and states are equal by construction where r = t, which "
+                f"{type(law).__name__} draws; use space='output' or a law that never has r = t"
+            )
+        if self.metric.group > 1 and law.group != self.metric.group:
+            raise IncompatibleParts(
+                f"{type(self.metric).__name__} compares groups of {self.metric.group} rows at the same times, but "
+                f"{type(law).__name__} draws groups of {law.group}; use GroupedJumps(group={self.metric.group})"
+            )
+
+    def _check_guidance(self) -> None:
+        if self.label_dropout == 0 and self.guided is not None:
+            raise IncompatibleParts(
+                f"{self.guided} needs the unconditional velocity, but label_dropout is 0, so the null class would never be "
+                "trained; set label_dropout to 0.1 or remove the guidance"
+            )
+
+    @property
+    def guided(self) -> str | None:
+        """The guidance that training bakes into the weights, in words; None if there is none."""
+        for velocity in self.target.velocities():
+            if isinstance(velocity, Guided) and not (velocity.omega == 1 and velocity.kappa == 0):
+                low, high = velocity.window
+                return f"training guidance (omega {velocity.omega:g}, kappa {velocity.kappa:g}, window [{low:g}, {high:g}])"
+        step = self.target.bootstrap if isinstance(self.target, Split) else self.target
+        if isinstance(step, TwoStep) and step.guidance != 1:
+            return f"training guidance (scale {step.guidance:g} at the smallest step)"
+        return None
+
+    def draw(
+        self,
+        batch: Batch,
+        path: Path,
+        streams: Streams,
+        progress: Progress = Progress(),
+        null_label: int | None = None,
+    ) -> Draw:
+        """Every random number of one step: label dropout, times, noise and the coin of a mixture, each from its own stream."""
+        x = batch.x
+        n, device = len(x), x.device
+        times = self.times(n, progress, streams.generator("times"), x.dtype)
+        times = type(times)(*(time.to(device) for time in times))
+        eps = torch.randn(x.shape, generator=streams.generator("noise"), dtype=x.dtype).to(device)
+        dropped = torch.zeros(n, dtype=torch.bool)
+        if batch.label is not None and self.label_dropout > 0:
+            dropped = torch.rand(n, generator=streams.generator("label")) < self.label_dropout
+        dropped = dropped.to(device)
+        if self.dropped_rows == "diagonal":
+            dropped = dropped & ~times.bootstrap
+        return Draw(
+            x=x,
+            eps=eps,
+            x_t=path.interpolate(x, eps, times.t),
+            times=times,
+            label=batch.label,
+            dropped=dropped,
+            coin=torch.rand(n, generator=streams.generator("coin")).to(device),
+            null_label=null_label,
+            dropout_seed=streams.seed_of("dropout"),
+            progress=progress,
+        )
+
+    def evaluate(self, flow: FlowMap, teacher: FlowMap, draw: Draw) -> LossTerms:
+        """The loss of every row and what to log, a pure function of the weights and the draw.
+
+        Logs: `velocity_error` ‖u − v_c‖²/D on all rows, `diagonal_error` the same where r = t, `tangent` the root mean
+        square of D_t F where it was computed, and `error` the metric before weighting. They show progress also where
+        an adaptive loss sits at 1.
+        """
+        t, _, r = draw.times
+        with shared_dropout(draw.dropout_seed, len(draw.x)):
+            output = flow.predict(draw.x_t, t, r, draw.condition)
+        target = self.target(teacher, draw)
+        space = self.metric.space
+        prediction = output if space == "output" else flow.move(draw.x_t, output, t, r)
+        error = self.metric(prediction, target.in_space(space, teacher, draw).detach(), flow, draw)
+        loss = self.weighting(error, flow, draw)
+        if error.shape != t.shape or loss.shape != t.shape:
+            raise ShortflowError(
+                f"a loss must be one number a row {tuple(t.shape)}, got {tuple(error.shape)}, {tuple(loss.shape)}"
+            )
+        return LossTerms(
+            loss=loss, logs={**self._logs(flow, draw, output.detach()), **target.logs, "error": error.detach()}
+        )
+
+    @staticmethod
+    def _logs(flow: FlowMap, draw: Draw, output: Float[Tensor, "b ..."]) -> dict[str, Float[Tensor, "b"]]:
+        v = flow.path.velocity(draw.x, draw.eps, draw.times.t)
+        error = (flow.velocity_of(draw.x_t, output, draw.times.t) - v).flatten(1).square().mean(1)
+        return {"velocity_error": error, "diagonal_error": error.masked_fill(draw.times.bootstrap, torch.nan)}
+
+    def unconditional(self) -> "Objective":
+        """The same objective for data without classes: no guidance, no label dropout."""
+        return replace(self, target=_without_guidance(self.target), label_dropout=0.0)
+
+
+def _plain(velocity: Velocity) -> Velocity:
+    return _plain(velocity.base) if isinstance(velocity, Guided) else velocity
+
+
+def _without_guidance(target: Target) -> Target:
+    if isinstance(target, Split):
+        return replace(target, direct=_without_guidance(target.direct), bootstrap=_without_guidance(target.bootstrap))
+    if isinstance(target, TwoStep):
+        return replace(target, first=None if target.first is None else _plain(target.first), guidance=1.0)
+    if isinstance(target, Direct | Tangent):
+        return replace(target, velocity=_plain(target.velocity))
+    return target
+
+
+# ------------------------------------------------------------------------------------------------------------- recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """AdamW as published for the method: learning rate, betas, weight decay, gradient clipping, warm-up, EMA decay."""
+
+    lr: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.0
+    clip: float | None = 1.0
+    warmup: float = 0.0
+    ema: float = 0.9999
+
+    def __post_init__(self) -> None:
+        for name, good in {
+            "lr": self.lr > 0,
+            "betas": all(0 <= beta < 1 for beta in self.betas),
+            "weight_decay": self.weight_decay >= 0,
+            "clip": self.clip is None or self.clip > 0,
+            "warmup": 0 <= self.warmup < 1,
+            "ema": 0 <= self.ema < 1,
+        }.items():
+            if not good:
+                raise ShortflowError(f"optimizer.{name} = {getattr(self, name)} is impossible")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A published method as a value.
+
+    Args:
+        name, title, year, arxiv: what it is called and where it stands.
+        path, parameterization, conditioning, objective: the parts.
+        sigma_data: standard deviation that data are scaled to; None leaves them as they are (images in [−1, 1]).
+        batches: "shuffled", or "class-consistent" (each group of rows shares one class).
+        optimizer: the published optimiser settings.
+
+    Raises:
+        IncompatibleParts: if parts do not fit together.
+    """
+
+    name: str
+    title: str = ""
+    year: int = 0
+    arxiv: str = ""
+    path: Path = Linear()
+    parameterization: Parameterization = AverageVelocity()
+    conditioning: Conditioning = StartAndGap()
+    sigma_data: float | None = None
+    objective: Objective = Objective()
+    batches: Literal["shuffled", "class-consistent"] = "shuffled"
+    optimizer: Optimizer = Optimizer()
+
+    def __post_init__(self) -> None:
+        self.parameterization.check(self.path, self.sigma_data or 1.0)
+        self._check_parts()
+
+    def _check_parts(self) -> None:
+        law, ends = self.objective.times, self.objective.times.ends
+        if isinstance(law, GridPairs) and (
+            not isinstance(self.path, VarianceExploding) or self.path.sigma_max != law.grid.sigma_max
+        ):
+            raise IncompatibleParts(
+                f"GridPairs draws noise levels up to {law.grid.sigma_max}, the path is {self.path}; "
+                f"use VarianceExploding(sigma_max={law.grid.sigma_max})"
+            )
+        if isinstance(self.conditioning, LogStep) != isinstance(law, Dyadic) or (
+            isinstance(self.conditioning, LogStep) and isinstance(law, Dyadic) and self.conditioning.steps != law.steps
+        ):
+            steps = law.steps if isinstance(law, Dyadic) else 128
+            raise IncompatibleParts(
+                f"{type(law).__name__} with {self.conditioning}: jumps of dyadic length and LogStep conditioning go together; "
+                f"use Dyadic times with LogStep(steps={steps})"
+            )
+        if not self.conditioning.second and ends == "any":
+            raise IncompatibleParts(
+                f"{type(law).__name__} draws many ends r, but {type(self.conditioning).__name__} tells the network t only; "
+                "use StartAndGap"
+            )
+
+    @property
+    def null_class(self) -> bool:
+        """Whether the network needs a row for "no class"."""
+        return self.objective.label_dropout > 0
+
+    @property
+    def log_variance(self) -> bool:
+        """Whether the network needs the log-variance head."""
+        return self.objective.weighting.learned
+
+    def flow_map(self, network: nn.Module) -> FlowMap:
+        """The network as the flow map that this recipe trains."""
+        return FlowMap(
+            network,
+            self.path,
+            self.parameterization,
+            self.conditioning,
+            sigma_data=self.sigma_data or 1.0,
+            ends=self.objective.times.ends,
+            span=self.objective.times.span,
+            guided=self.objective.guided,
+        )
+
+    def unconditional(self) -> "Recipe":
+        """The recipe for data without classes: no guidance, no label dropout, shuffled batches."""
+        return replace(self, objective=self.objective.unconditional(), batches="shuffled")
+
+    def notes(self) -> Sequence[str]:
+        """Remarks on choices that are allowed but seldom meant."""
+        weighting = self.objective.weighting
+        parts = weighting.parts if isinstance(weighting, Product) else (weighting,)
+        remarks = []
+        if weighting.learned and any(isinstance(part, Adaptive) and part.power == 1 for part in parts):
+            remarks.append(
+                "the adaptive weight with power 1 brings every loss to about 1, so the variational weight after it "
+                "has little left to do (its optimum is near 0)"
+            )
+        return remarks

@@ -1,0 +1,147 @@
+"""What stands for dx_t/dt in the first step of a target.
+
+- conditional: v_c = α' x + σ' ε, unbiased for the marginal velocity, with the variance of (x, ε) given x_t;
+- plug-in: the marginal velocity of the mini-batch, v̂ = E[v_c | x_t, batch] (Rao–Blackwell: unbiased, less variance);
+- a mixture of two, row by row.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from shortflow.errors import ShortflowError
+from shortflow.flowmap import FlowMap
+from shortflow.paths import Path
+from shortflow.typing import Draw, expand
+
+__all__ = ["Conditional", "Mixture", "PlugIn", "Velocity", "plug_in_velocity", "plug_in_weights"]
+
+State = Float[Tensor, "b ..."]
+
+
+class Velocity(ABC):
+    """A velocity at (x_t, t) for every row of a draw, without gradient."""
+
+    @abstractmethod
+    def __call__(self, teacher: FlowMap, draw: Draw) -> State:
+        """v of shape (b, ...)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditional(Velocity):
+    """v_c = α'_t x + σ'_t ε."""
+
+    def __call__(self, teacher: FlowMap, draw: Draw) -> State:
+        return teacher.path.velocity(draw.x, draw.eps, draw.times.t)
+
+
+def plug_in_weights(
+    path: Path,
+    x: Float[Tensor, "b ..."],
+    eps: Float[Tensor, "b ..."],
+    t: Float[Tensor, "b"],
+    allowed: Bool[Tensor, "k b"] | None = None,
+    rows: Int[Tensor, "k"] | None = None,
+) -> Float[Tensor, "k b"]:
+    """γ_ki = softmax_i(−‖x_t^k − α x^i‖²/(2σ²)): the posterior that row k's point came from image i of the batch.
+
+    One matrix product, in at least fp32. The exponent is −(α² ‖x^k − x^i‖² + 2ασ ⟨x^k − x^i, ε^k⟩)/(2σ²), a form whose
+    diagonal is exactly zero, so that γ_kk → 1 without rounding error as σ → 0.
+    """
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    flat = x.to(dtype).flatten(1)
+    flat = flat - flat.mean(0)
+    index = torch.arange(len(flat), device=x.device) if rows is None else rows
+    centre, noise, time = flat[index], eps.to(dtype).flatten(1)[index], t.to(dtype)[index]
+    alpha, sigma = path.alpha(time)[:, None], path.sigma(time)[:, None]
+    point = alpha * centre + sigma * noise
+    squares = (flat * flat).sum(1)
+    gap = alpha**2 * (squares[index][:, None] + squares) + 2 * alpha * (
+        sigma * (centre * noise).sum(1, keepdim=True) - point @ flat.T
+    )
+    exponent = -gap / (2 * sigma**2).clamp(min=torch.finfo(dtype).tiny)
+    own = index[:, None] == torch.arange(len(flat), device=x.device)
+    exponent = exponent.nan_to_num(nan=0.0, posinf=torch.finfo(dtype).max).masked_fill(own, 0.0)
+    if allowed is not None:
+        exponent = exponent.masked_fill(~(allowed | own), -torch.inf)
+    return torch.softmax(exponent, 1)
+
+
+def plug_in_velocity(
+    path: Path,
+    x: Float[Tensor, "b ..."],
+    eps: Float[Tensor, "b ..."],
+    t: Float[Tensor, "b"],
+    allowed: Bool[Tensor, "k b"] | None = None,
+    rows: Int[Tensor, "k"] | None = None,
+) -> Float[Tensor, "k ..."]:
+    """The marginal velocity of the batch at each row's own point, v̂ = Σ_i γ_i v(x_t | x^i), by two matrix products.
+
+    v̂^k = v_c^k + (W/σ) Σ_i γ_ki (x^k − x^i), where the own image drops out of the sum.
+
+    Args:
+        allowed: which images i may have produced row k's point (None: all); its own image always may.
+        rows: the rows k to compute (None: all b).
+    """
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        index = torch.arange(len(x), device=x.device) if rows is None else rows
+        gamma = plug_in_weights(path, x, eps, t, allowed, rows)
+        gamma = gamma.masked_fill(index[:, None] == torch.arange(len(x), device=x.device), 0.0)
+        flat = x.to(dtype).flatten(1)
+        flat = flat - flat.mean(0)
+        pull = (gamma.sum(1, keepdim=True) * flat[index] - gamma @ flat).reshape(len(index), *x.shape[1:])
+        time = t[index]
+        sigma = path.sigma(time)
+        ratio = torch.where(sigma > 0, path.wronskian(time) / sigma.clamp(min=torch.finfo(dtype).tiny), 0.0)
+        return path.velocity(x[index], eps[index], time) + (expand(ratio.to(dtype), pull) * pull).to(x.dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlugIn(Velocity):
+    """The velocity of the mini-batch, v̂ = E[v_c | x_t, batch] (ESC, arXiv 2512.11831, plug-in velocity).
+
+    mask "label": only images that share the row's class count, and every image counts for a row whose class is hidden:
+    unbiased for the conditional and for the unconditional velocity. "none": all images always (the published code),
+    which biases a conditional network towards the unconditional velocity unless the batch holds a single class.
+    """
+
+    mask: Literal["label", "none"] = "label"
+
+    def __post_init__(self) -> None:
+        if self.mask not in ("label", "none"):
+            raise ShortflowError(f"PlugIn: mask must be 'label' or 'none', got {self.mask!r}")
+
+    def __call__(self, teacher: FlowMap, draw: Draw) -> State:
+        return self.at(teacher.path, draw, None)
+
+    def at(self, path: Path, draw: Draw, rows: Int[Tensor, "k"] | None) -> Float[Tensor, "k ..."]:
+        """The plug-in velocity of the chosen rows only."""
+        allowed = None
+        if self.mask == "label" and draw.label is not None:
+            index = torch.arange(len(draw.x), device=draw.x.device) if rows is None else rows
+            allowed = (draw.label[index][:, None] == draw.label) | draw.dropped[index][:, None]
+        return plug_in_velocity(path, draw.x, draw.eps, draw.times.t, allowed, rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixture(Velocity):
+    """Row by row, the plug-in velocity with `probability`, the conditional velocity otherwise."""
+
+    plug_in: PlugIn = PlugIn()
+    probability: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.probability <= 1:
+            raise ShortflowError(f"Mixture: probability must be in [0, 1], got {self.probability}")
+
+    def __call__(self, teacher: FlowMap, draw: Draw) -> State:
+        v = Conditional()(teacher, draw)
+        rows = (draw.coin < self.probability).nonzero()[:, 0]
+        if len(rows) == 0:
+            return v
+        return v.index_copy(0, rows, self.plug_in.at(teacher.path, draw, rows))

@@ -1,0 +1,290 @@
+"""Folders of images: exact pixels of crops and of every kind of file, layouts, and errors that name the file."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from shortflow.data import load
+from shortflow.data.images import center_crop, load_folder, resize
+from shortflow.errors import DataError
+
+
+def save(path: Path, pixels: object, mode: str | None = None, **options: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(np.asarray(pixels))
+    (image if mode is None else image.convert(mode)).save(path, **options)
+
+
+def grey(level: int, side: int = 4) -> np.ndarray:
+    return np.full((side, side), level, dtype=np.uint8)
+
+
+def rgb(r: int, g: int, b: int, side: int = 4) -> np.ndarray:
+    return np.tile(np.array([r, g, b], dtype=np.uint8), (side, side, 1))
+
+
+# Cropping -----------------------------------------------------------------------------------------------------------
+
+
+def test_crop_halves_by_box_and_takes_the_centre() -> None:
+    """16×8 with value 8x: box halving gives 16k + 4 at column k of 8, and columns 2…5 are the centre."""
+    wide = np.tile(np.arange(16, dtype=np.uint8) * 8, (8, 1))
+    out = np.asarray(center_crop(Image.fromarray(wide), 4))
+    np.testing.assert_array_equal(out, np.tile([36, 52, 68, 84], (4, 1)))
+    tall = np.asarray(center_crop(Image.fromarray(wide.T.copy()), 4))
+    np.testing.assert_array_equal(tall, out.T)
+
+
+def test_crop_of_odd_excess_starts_at_the_floor() -> None:
+    """7 columns to 4: one and a half too many on each side, so the first is column 1."""
+    wide = np.tile(np.arange(7, dtype=np.uint8), (4, 1))
+    np.testing.assert_array_equal(np.asarray(center_crop(Image.fromarray(wide), 4)), np.tile([1, 2, 3, 4], (4, 1)))
+
+
+def test_crop_halves_only_from_twice_the_size() -> None:
+    """A checkerboard of pixels: one halving makes it uniform grey, bicubic from 7 to 4 does not."""
+    board = (np.indices((8, 8)).sum(0) % 2 * 255).astype(np.uint8)
+    assert set(np.asarray(center_crop(Image.fromarray(board), 4)).flatten()) == {128}
+    below = Image.fromarray(board[:7, :7].copy())
+    expected = below.resize((4, 4), Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(np.asarray(center_crop(below, 4)), np.asarray(expected))
+    assert len(set(np.asarray(expected).flatten())) > 1
+
+
+def test_crop_halves_twice_then_scales() -> None:
+    """36×36 to 8: 18, then bicubic from 18 to 8; a constant stays itself to the last bit."""
+    image = Image.fromarray(np.random.default_rng(0).integers(256, size=(36, 36, 3), dtype=np.uint8))
+    half = image.resize((18, 18), Image.Resampling.BOX)
+    quarter = half.resize((9, 9), Image.Resampling.BOX).resize((8, 8), Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(np.asarray(center_crop(image, 8)), np.asarray(quarter))
+    np.testing.assert_array_equal(np.asarray(center_crop(Image.fromarray(grey(77, 37)), 8)), grey(77, 8))
+
+
+@pytest.mark.parametrize("size", [(64, 64), (65, 97), (500, 375), (63, 40), (3, 200), (129, 128)])
+def test_crop_always_has_the_resolution(size: tuple[int, int]) -> None:
+    assert center_crop(Image.new("RGB", size, (9, 8, 7)), 64).size == (64, 64)
+    np.testing.assert_array_equal(np.asarray(center_crop(Image.new("RGB", size, (9, 8, 7)), 64)), rgb(9, 8, 7, 64))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_resize_of_arrays_is_the_crop_of_each(channels: int) -> None:
+    samples = np.random.default_rng(1).integers(256, size=(3, channels, 6, 6), dtype=np.uint8)
+    out = resize(samples, 3)
+    assert out.shape == (3, channels, 3, 3)
+    boxes = samples.reshape(3, channels, 3, 2, 3, 2).mean((3, 5))
+    assert np.abs(out - boxes).max() <= 1  # rounded once along each axis
+    for before, after in zip(samples, out, strict=True):
+        layer = Image.fromarray(before[0] if channels == 1 else before.transpose(1, 2, 0))
+        expected = np.asarray(center_crop(layer, 3)).reshape(3, 3, channels).transpose(2, 0, 1)
+        np.testing.assert_array_equal(after, expected)
+    assert resize(samples, 6) is samples
+
+
+# Kinds of files -----------------------------------------------------------------------------------------------------
+
+
+def one(folder: Path, resolution: int | None = None) -> np.ndarray:
+    return load_folder(folder, resolution=resolution).samples[0]
+
+
+def test_rgb_pixels_come_through_exactly(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(256, size=(5, 5, 3), dtype=np.uint8)
+    save(tmp_path / "a.png", pixels)
+    np.testing.assert_array_equal(one(tmp_path), pixels.transpose(2, 0, 1))
+
+
+def test_grey_keeps_one_channel_unless_one_is_coloured(tmp_path: Path) -> None:
+    save(tmp_path / "a.png", grey(10))
+    save(tmp_path / "b.png", Image.fromarray(grey(255)).convert("1"))
+    np.testing.assert_array_equal(load_folder(tmp_path).samples, np.stack([grey(10), grey(255)])[:, None])
+    save(tmp_path / "c.png", rgb(1, 2, 3))
+    mixed = load_folder(tmp_path).samples
+    assert mixed.shape == (3, 3, 4, 4)
+    assert mixed[:, :, 0, 0].tolist() == [[10, 10, 10], [255, 255, 255], [1, 2, 3]]
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (Image.new("RGBA", (2, 2), (10, 20, 30, 0)), [255, 255, 255]),
+        (Image.new("RGBA", (2, 2), (10, 20, 30, 255)), [10, 20, 30]),
+        # (0.2·c + 0.8·255) for alpha 51/255
+        (Image.new("RGBA", (2, 2), (10, 20, 30, 51)), [206, 208, 210]),
+        (Image.new("LA", (2, 2), (100, 51)), [224]),
+        (Image.new("CMYK", (2, 2), (255, 0, 0, 0)), [0, 255, 255]),
+        (Image.new("CMYK", (2, 2), (0, 0, 0, 255)), [0, 0, 0]),
+        (Image.new("RGB", (2, 2), (9, 200, 7)).quantize(4), [9, 200, 7]),
+        (Image.new("L", (2, 2), 33).quantize(4), [33]),
+    ],
+    ids=["clear", "opaque", "alpha", "grey-alpha", "cyan", "black", "palette", "grey-palette"],
+)
+def test_modes(tmp_path: Path, image: Image.Image, expected: list[int]) -> None:
+    image.save(tmp_path / "a.tif" if image.mode == "CMYK" else tmp_path / "a.png")
+    assert one(tmp_path)[:, 1, 1].tolist() == expected
+
+
+def test_transparent_colours_become_white(tmp_path: Path) -> None:
+    """A palette entry or a level that is declared transparent (tRNS)."""
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([200, 0, 0, 0, 100, 0])
+    palette.putdata([0, 1])
+    save(tmp_path / "p/a.png", palette, transparency=0)
+    assert one(tmp_path / "p", 1).shape == (3, 1, 1)
+    save(tmp_path / "q/a.png", palette.resize((2, 2), Image.Resampling.NEAREST), transparency=0)
+    assert one(tmp_path / "q")[:, 0].T.tolist() == [[255, 255, 255], [0, 100, 0]]
+    save(tmp_path / "l/a.png", np.array([[5, 6], [6, 5]], np.uint8), transparency=5)
+    assert one(tmp_path / "l").tolist() == [[[255, 6], [6, 255]]]
+
+
+def test_16_bit_is_scaled_not_clipped(tmp_path: Path) -> None:
+    """65535 levels to 255: the level l becomes l/257, rounded."""
+    levels = np.array([[0, 257], [32896, 65535]], dtype=np.uint16)
+    save(tmp_path / "a.png", levels)
+    save(tmp_path / "b.tif", levels)
+    save(tmp_path / "c.tif", Image.fromarray(levels.astype(np.int32)))
+    for sample in load_folder(tmp_path).samples:
+        assert sample.tolist() == [[[0, 1], [128, 255]]]
+
+
+def test_32_bit_is_refused(tmp_path: Path) -> None:
+    save(tmp_path / "a.tif", np.full((2, 2), 0.5, np.float32))
+    save(tmp_path / "b.tif", np.full((2, 2), 70_000, np.int32))
+    with pytest.raises(DataError, match=r"2 of 2 images .*a\.tif \(32-bit float.*b\.tif \(32-bit pixels 70000"):
+        load_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("orientation", "expected"),
+    [
+        (1, [[1, 2], [3, 4]]),
+        (2, [[2, 1], [4, 3]]),
+        (3, [[4, 3], [2, 1]]),
+        (6, [[3, 1], [4, 2]]),
+        (8, [[2, 4], [1, 3]]),
+    ],
+)
+def test_exif_rotation(tmp_path: Path, orientation: int, expected: list[list[int]]) -> None:
+    image = Image.fromarray(np.array([[1, 2], [3, 4]], dtype=np.uint8))
+    exif = image.getexif()
+    exif[0x0112] = orientation
+    image.save(tmp_path / "a.png", exif=exif)
+    assert one(tmp_path).tolist() == [expected]
+
+
+# Layouts ------------------------------------------------------------------------------------------------------------
+
+
+def test_flat_folder_is_unconditional_and_in_name_order(tmp_path: Path) -> None:
+    for level, name in ((3, "c.png"), (1, "a.png"), (2, "b.PNG")):
+        save(tmp_path / "faces" / name, grey(level), format="png")
+    for junk in (".DS_Store", "Thumbs.db", ".hidden.png", "desktop.ini"):
+        (tmp_path / "faces" / junk).write_bytes(b"junk")
+    data = load(str(tmp_path / "faces"))
+    assert data.samples[:, 0, 0, 0].tolist() == [1, 2, 3]
+    assert (data.labels, data.classes, data.name, data.split) == (None, (), "faces", "train")
+
+
+def test_sub_folders_are_classes_in_sorted_order(tmp_path: Path) -> None:
+    for level, name in ((30, "dog/x.png"), (10, "cat/y.png"), (11, "cat/z.png")):
+        save(tmp_path / name, grey(level))
+    (tmp_path / ".cache").mkdir()
+    data = load_folder(tmp_path)
+    assert data.classes == ("cat", "dog")
+    assert data.labels is not None
+    assert data.labels.tolist() == [0, 0, 1]
+    assert data.samples[:, 0, 0, 0].tolist() == [10, 11, 30]
+
+
+def test_splits(tmp_path: Path) -> None:
+    for level, name in ((1, "train/a/x.png"), (2, "train/b/x.png"), (3, "test/a/x.png"), (4, "test/b/x.png")):
+        save(tmp_path / name, grey(level))
+    for split, levels, labels in (
+        ("train", [1, 2], [0, 1]),
+        ("test", [3, 4], [0, 1]),
+        ("all", [3, 4, 1, 2], [0, 1] * 2),
+    ):
+        data = load_folder(tmp_path, split)
+        assert (data.samples[:, 0, 0, 0].tolist(), data.split) == (levels, split)
+        assert data.labels is not None
+        assert data.labels.tolist() == labels
+    with pytest.raises(DataError, match="no split 'val'; there are test, train and all"):
+        load_folder(tmp_path, "val")
+    with pytest.raises(DataError, match="no split 'test', because the folder is not divided; move the images to"):
+        load_folder(tmp_path / "train", "test")
+    save(tmp_path / "test/c/x.png", grey(5))
+    with pytest.raises(DataError, match="test, train do not have the same classes"):
+        load_folder(tmp_path, "all")
+
+
+def test_resolution_brings_different_sizes_together(tmp_path: Path) -> None:
+    save(tmp_path / "a.png", np.full((8, 16), 50, np.uint8))
+    save(tmp_path / "b.png", np.full((5, 4), 60, np.uint8))
+    samples = load(str(tmp_path), resolution=4).samples
+    np.testing.assert_array_equal(samples, np.stack([grey(50), grey(60)])[:, None])
+
+
+# Errors -------------------------------------------------------------------------------------------------------------
+
+
+def test_missing_or_empty_folders(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="nowhere: there is no such folder"):
+        load_folder(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="no image in it"):
+        load_folder(tmp_path)
+    save(tmp_path / "cat/a.png", grey(1))
+    with pytest.raises(DataError, match=r"a.png: is a file, not a folder"):
+        load_folder(tmp_path / "cat/a.png")
+    (tmp_path / "dog").mkdir()
+    (tmp_path / "dog/.DS_Store").touch()
+    with pytest.raises(DataError, match="dog: a class without an image"):
+        load_folder(tmp_path)
+
+
+def test_layouts_that_mean_nothing(tmp_path: Path) -> None:
+    save(tmp_path / "mixed/cat/a.png", grey(1))
+    save(tmp_path / "mixed/b.png", grey(1))
+    with pytest.raises(DataError, match=r"1 images \(b.png, …\) lie beside 1 sub-folders \(cat, …\)"):
+        load_folder(tmp_path / "mixed")
+    save(tmp_path / "deep/cat/more/a.png", grey(1))
+    with pytest.raises(DataError, match=r"more: a folder inside a class folder; put the images directly into .*cat"):
+        load_folder(tmp_path / "deep")
+
+
+def test_files_that_are_no_images(tmp_path: Path) -> None:
+    save(tmp_path / "a.png", grey(1))
+    for k in range(7):
+        (tmp_path / f"note{k}.txt").write_text("x")
+    with pytest.raises(DataError, match=r"7 files are not images: note0.txt, .*note4.txt and 2 more; .*convert them"):
+        load_folder(tmp_path)
+
+
+@pytest.mark.parametrize("resolution", [None, 2])
+def test_damaged_files_are_listed_together(tmp_path: Path, resolution: int | None) -> None:
+    save(tmp_path / "a.png", grey(1, 64))
+    noise = np.random.default_rng(0).integers(256, size=(64, 64), dtype=np.uint8)
+    for k in range(6):
+        path = tmp_path / f"cut{k}.png"
+        save(path, noise)
+        path.write_bytes(path.read_bytes()[:1500])
+    (tmp_path / "empty.jpg").touch()
+    named = r"1 of 8 .*empty.jpg \(" if resolution is None else r"7 of 8 .*cut0.png \(.*cut4.png \(.* and 2 more"
+    with pytest.raises(DataError, match=f"{named}.*replace or remove these files"):
+        load_folder(tmp_path, resolution=resolution)
+    (tmp_path / "empty.jpg").unlink()
+    with pytest.raises(DataError, match=r"6 of 7 .*cut0.png \(.*cut4.png \(.* and 1 more"):
+        load_folder(tmp_path, resolution=resolution)
+
+
+def test_sizes_without_a_resolution(tmp_path: Path) -> None:
+    save(tmp_path / "a.png", grey(1, 4))
+    save(tmp_path / "b.png", grey(1, 5))
+    with pytest.raises(DataError, match=r"b.png: 5×5, but a.png is 4×4; give a resolution"):
+        load_folder(tmp_path)
+    save(tmp_path / "a.png", np.zeros((4, 6), np.uint8))
+    with pytest.raises(DataError, match=r"a.png: 6×4 is not a square; give a resolution"):
+        load_folder(tmp_path)
+    for bad in (0, -3):
+        with pytest.raises(DataError, match=f"at least 1 pixel, got {bad}"):
+            load_folder(tmp_path, resolution=bad)
