@@ -42,7 +42,7 @@ class Training:
 
 
 TRAININGS = {
-    # Eight epochs, not more: a classifier that fits 1297 images longer scores unseen ones as less precise (.76 at 40).
+    # Eight epochs, not more: one that fits 1297 images for 40 gives unseen real ones a precision of .81, not .95.
     "digits": Training(epochs=8, width=20, strides=(1, 2, 2), batch=64),
     "mnist": Training(epochs=3, images=50_000),
     "fashion-mnist": Training(epochs=3, images=50_000),

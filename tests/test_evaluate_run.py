@@ -20,6 +20,11 @@ from shortflow.evaluate import (
 )
 
 
+def order(n, seed):
+    """The declared order of reference (0) and samples (1)."""
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+
+
 @pytest.fixture(scope="module")
 def classifier():
     return load_classifier("digits")
@@ -53,7 +58,7 @@ def test_real_row_is_the_declared_composition(classifier, train, held_out, real)
     assert real["fd"] == pytest.approx(fd)
     assert real["fd_percent"] == pytest.approx(100 * fd / float(torch.cov(known.double().T).trace()))
     assert real["kid"] == pytest.approx(kernel_distance(fake, known))
-    scores = neighbour_scores(fake, known[:500], k=5)
+    scores = neighbour_scores(fake, known[order(1297, 0)[:500]], k=5)
     assert (real["precision"], real["recall"]) == (scores.precision, scores.recall)
     assert (real["density"], real["coverage"]) == (scores.density, scores.coverage)
     assert (real["n"], real["neighbours_n"], real["neighbours_chunks"], real["k"]) == (500, 500, 1, 5)
@@ -122,8 +127,8 @@ def test_batches_equal_the_whole_array(classifier, held_out, reference, real):
 def test_more_samples_are_scored_in_disjoint_runs(classifier, train, held_out, reference):
     features, n = classifier.features(train.samples), 200
     record = evaluate_images(held_out.samples, reference=reference, classifier=classifier, neighbours=n)
-    generated = classifier.features(held_out.samples)
-    runs = [neighbour_scores(generated[i : i + n], features[:n]) for i in (0, n)]
+    generated = classifier.features(held_out.samples)[order(500, 1)]
+    runs = [neighbour_scores(generated[i : i + n], features[order(1297, 0)[:n]]) for i in (0, n)]
     assert (record["neighbours_n"], record["neighbours_chunks"]) == (n, 2)
     assert record["recall"] == pytest.approx(np.mean([run.recall for run in runs]))
     assert record["coverage"] == pytest.approx(np.mean([run.coverage for run in runs]))
@@ -136,12 +141,25 @@ def test_counts_are_equal_on_all_sides(classifier, train, held_out, reference):
     assert (few["n"], few["neighbours_n"]) == (120, 120)
     beside = real_row(reference=reference, classifier=classifier, count=120)
     assert (beside["n"], beside["neighbours_n"]) == (120, 120)
-    assert beside["fd"] == pytest.approx(few["fd"], abs=1e-6)
+    same = evaluate_images(held_out.samples[order(500, 1)[:120]], reference=reference, classifier=classifier)
+    assert beside["fd"] == pytest.approx(same["fd"], abs=1e-6)
     # 700 generated, 1297 reference, 500 held out.
     record = evaluate_images(train.samples[:700], reference=reference, classifier=classifier)
     assert (record["n"], record["neighbours_n"], record["neighbours_chunks"]) == (700, 500, 1)
     record = evaluate_images(train.samples[:700], reference=train.samples, classifier=classifier)
     assert record["neighbours_n"] == 700
+
+
+def test_sorting_the_images_hardly_moves_the_scores(classifier, held_out, reference, real):
+    # In the order given, runs of 100 images sorted by class would hold two classes each.
+    ordered = held_out.samples[held_out.labels.argsort(kind="stable")]
+    records = [
+        evaluate_images(images, reference=reference, classifier=classifier, neighbours=100)
+        for images in (held_out.samples, ordered)
+    ]
+    for key in ("recall", "coverage"):
+        assert records[1][key] == pytest.approx(records[0][key], abs=0.06)
+        assert records[1][key] > 0.8
 
 
 def test_arrays_and_prepared_reference_agree(classifier, train, held_out, real):

@@ -1,1 +1,44 @@
-"""shortflow."""
+"""shortflow: one-step generative models trained from scratch, with every part exchangeable.
+
+    prediction   X_{t,r}(x_t)                one jump of the network
+    target       X_{s,r} ∘ X_{t,s}(x_t)      two jumps, without gradient
+    loss         weighting(metric(prediction, target))
+
+Names are loaded when they are first used, so importing the package is fast.
+"""
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "shortflow.paths": ("Cosine", "CustomPath", "Linear", "Path", "VarianceExploding"),
+    "shortflow.times": ("Diagonal", "Dyadic", "Gradual", "GridPairs", "GroupedJumps", "Independent", "LogitNormal")
+    + ("Sorted", "TimeSampler", "ToData", "TrigLogNormal", "Uniform"),
+    "shortflow.flowmap": ("AverageVelocity", "EDMSkip", "FlowMap", "Transfer", "TrigFlow"),
+    "shortflow.velocity": ("Conditional", "Mixture", "PlugIn", "Velocity"),
+    "shortflow.guidance": ("Guided", "guide"),
+    "shortflow.targets": ("Direct", "Split", "Tangent", "Target", "TwoStep"),
+    "shortflow.losses": ("Adaptive", "ByTime", "KernelMMD", "Metric", "Product", "PseudoHuber", "SquaredError")
+    + ("Unweighted", "Variational", "Weighting"),
+    "shortflow.objective": ("Objective", "Optimizer", "Recipe"),
+    "shortflow.recipes": ("RECIPES",),
+    "shortflow.sample": ("PushForward", "ReNoise", "sample"),
+    "shortflow.hub": ("load",),
+    "shortflow.runs": ("configure", "generate", "score", "training"),
+    "shortflow.config": ("register",),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = ["__version__", *sorted(_HOME_OF)]  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME_OF:
+        return getattr(importlib.import_module(_HOME_OF[name]), name)
+    raise AttributeError(f"module 'shortflow' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -46,7 +46,8 @@ class Parameterization(ABC):
     """How the output F of a network becomes a jump: X_{t,r}(x) = a x + b F with a = 1 and b = 0 at r = t."""
 
     def check(self, path: Path, sigma_data: float) -> None:
-        """Raise `IncompatibleParts` if this parameterisation is not defined on `path`."""
+        """Raise `IncompatibleParts` if it is not defined on `path`; by default every path will do."""
+        return
 
     def input_scale(self, path: Path, sigma_data: float, t: Time) -> Time | None:
         """c_in, the factor on the network's input; None for 1."""
@@ -63,9 +64,9 @@ class Parameterization(ABC):
     def coefficient_rates(self, path: Path, sigma_data: float, t: Time, r: Time) -> tuple[Time, Time]:
         """(∂_t a, ∂_t b) at fixed r."""
         with torch.no_grad():
-            _, rates = torch.func.jvp(
+            rates = torch.func.jvp(
                 lambda time: self.coefficients(path, sigma_data, time, r), (t,), (torch.ones_like(t),)
-            )
+            )[1]
         return rates
 
 
@@ -97,7 +98,10 @@ class AverageVelocity(Parameterization):
 
 @dataclass(frozen=True, kw_only=True)
 class Transfer(Parameterization):
-    """F = v and a DDIM step: X_{t,r}(x) = ā x + b̄ F with the path's transfer coefficients. Linear path: AverageVelocity."""
+    """F = v and a DDIM step: X_{t,r}(x) = ā x + b̄ F with the path's transfer coefficients.
+
+    On the linear path this is `AverageVelocity`.
+    """
 
     def coefficients(self, path: Path, sigma_data: float, t: Time, r: Time) -> tuple[Time, Time]:
         return path.transfer(t, r)
@@ -108,9 +112,10 @@ class Transfer(Parameterization):
 
 @dataclass(frozen=True, kw_only=True)
 class TrigFlow(Parameterization):
-    """X_{t,r}(x) = cos(θ_t − θ_r) x − sin(θ_t − θ_r) σ_data F(x/σ_data), θ = πt/2, on the cosine path with noise scale σ_data.
+    """X_{t,r}(x) = cos(θ_t − θ_r) x − sin(θ_t − θ_r) σ_data F(x/σ_data), with the angle θ = πt/2.
 
-    The velocity per unit of t is v = (π/2) σ_data F. Source: sCM (arXiv 2410.11081), equation (5).
+    Needs the cosine path with noise scale σ_data. The velocity per unit of t is v = (π/2) σ_data F.
+    Source: sCM (arXiv 2410.11081), equation (5).
     """
 
     def check(self, path: Path, sigma_data: float) -> None:
@@ -157,7 +162,7 @@ class EDMSkip(Parameterization):
         return torch.zeros_like(t), -out
 
 
-# ----------------------------------------------------------------------------------------------- what the network is told
+# --------------------------------------------------------------------------------------------- what the network is told
 
 
 class Conditioning(ABC):
@@ -209,7 +214,8 @@ class LogSigma(Conditioning):
     second: ClassVar[bool] = False
 
     def inputs(self, path: Path, t: Time, r: Time) -> tuple[Time, Time | None]:
-        return 0.25 * torch.log(path.sigma(t)), None
+        # Finite at σ = 0 too, so that X_{0,0} stays the identity.
+        return 0.25 * torch.log(path.sigma(t).clamp(min=torch.finfo(t.dtype).tiny)), None
 
 
 # ----------------------------------------------------------------------------------------------------- the flow map
@@ -245,13 +251,14 @@ class FlowMap(nn.Module):
         guided: str | None = None,
     ) -> None:
         super().__init__()
-        if not sigma_data > 0:
-            raise IncompatibleParts(f"sigma_data must be positive, got {sigma_data}")
+        if not (sigma_data > 0 and math.isfinite(sigma_data)):
+            raise IncompatibleParts(f"sigma_data must be a positive finite number, got {sigma_data}")
         parameterization.check(path, sigma_data)
         self.network = network
         self.path, self.parameterization = path, parameterization
         self.conditioning = conditioning or StartAndGap()
-        self.sigma_data, self.ends, self.span, self.guided = sigma_data, ends, span, guided
+        self.sigma_data, self.span, self.guided = sigma_data, span, guided
+        self.ends: Literal["diagonal", "zero", "any", "dyadic"] = ends
 
     @property
     def num_classes(self) -> int:

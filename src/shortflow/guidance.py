@@ -70,10 +70,13 @@ class Guided(Velocity):
 
     def __post_init__(self) -> None:
         check_window("Guided", self.window)
-        if not self.kappa < 1:
+        if not abs(self.kappa) < 1:
             raise ShortflowError(
-                f"Guided: kappa must be below 1 (the effective scale is omega/(1 − kappa)), got {self.kappa}"
+                f"Guided: kappa must be between −1 and 1, where its fixed point (scale omega/(1 − kappa)) attracts, "
+                f"got {self.kappa}"
             )
+        if isinstance(self.base, Guided):
+            raise IncompatibleParts("Guided: the base velocity is guided already; guide once, with one omega and kappa")
 
     @property
     def effective_scale(self) -> float:
@@ -89,7 +92,8 @@ class Guided(Velocity):
         if len(rows) == 0:
             return v
         x, time, label = draw.x_t[rows], t[rows], draw.label[rows]
-        own, rest = self.kappa, 1 - self.omega - self.kappa
+        # Rounded, because 1 − 0.7 − 0.3 is 5e-17, which would cost a pass.
+        own, rest = self.kappa, round(1 - self.omega - self.kappa, 12)
         mixed = self.omega * v[rows]
         with torch.no_grad(), no_dropout():
             if own != 0 and rest != 0:
@@ -124,6 +128,8 @@ class GuidedFlowMap(FlowMap):
         if label is None:
             raise SamplerError("guidance needs a class for every image; pass classes, or sample without guidance")
         inside = (t >= self.window[0]) & (t <= self.window[1])
+        if not bool(inside.any()):
+            return self.flow.predict(x_t, t, r, label)
         scale = torch.where(inside, torch.full_like(t, self.scale), torch.ones_like(t))
         return guided_output(self.flow, x_t, t, r, label, scale)
 
@@ -142,7 +148,7 @@ def guide(flow: FlowMap, scale: float, window: tuple[float, float] = (0.0, 1.0))
     check_window("guide", window)
     if flow.guided is not None:
         raise SamplerError(
-            f"this model already carries {flow.guided}; guiding it again would apply guidance twice. Sample with scale 1"
+            f"this model already carries {flow.guided}; guiding it again would apply it twice. Sample with scale 1"
         )
     _null(flow)
     return GuidedFlowMap(flow, scale, window)

@@ -7,7 +7,7 @@ error would silently broadcast to (b, b).
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
@@ -109,15 +109,15 @@ def grouped_mmd(
 
 @dataclass(frozen=True, kw_only=True)
 class KernelMMD(Metric):
-    """Maximum mean discrepancy of groups of `group` consecutive rows, in state space; every row carries its group's value.
+    """Maximum mean discrepancy of groups of `group` consecutive rows, in state space; each row has its group's value.
 
     The kernel is exp(−w̃ max(‖x − y‖, ε)/D) with w̃ = 1/|b(t, r)|. Source: IMM (arXiv 2503.07565), section 4.3.
     """
 
     group: int = 4
-    epsilon: float = 1e-6
+    epsilon: float = 1e-4
     unbiased: bool = False
-    space: ClassVar[Space] = "state"
+    space: Space = field(default="state", init=False)
 
     def __post_init__(self) -> None:
         if self.group < (2 if self.unbiased else 1):
@@ -162,7 +162,7 @@ class Unweighted(Weighting):
 
 @dataclass(frozen=True, kw_only=True)
 class Adaptive(Weighting):
-    """error/sg(error + c)^power. With power 1 the loss sits near 1 and its gradient is that of log(error + c); 0: plain.
+    """error/sg(error + c)^power: with power 1 the loss is near 1 and its gradient that of log(error + c); 0 is plain.
 
     Source: MeanFlow (arXiv 2505.13447), equation (22).
     """
@@ -182,7 +182,7 @@ class Adaptive(Weighting):
 
 @dataclass(frozen=True, kw_only=True)
 class Variational(Weighting):
-    """e^{−ℓ} · error + ℓ with the learned log-variance ℓ(t); at its optimum ℓ = log E[error | t] every t counts alike."""
+    """e^{−ℓ} · error + ℓ with a learned log-variance ℓ(t); at the optimum ℓ = log E[error | t] every t counts alike."""
 
     learned: ClassVar[bool] = True
 
@@ -199,41 +199,37 @@ class Variational(Weighting):
 class ByTime(Weighting):
     """A fixed weight of the times.
 
-    kind:
+    rule:
         "inverse-step"  1/(t − s) in units of σ (iCT's 1/(σ_t − σ_s)); needs s < t;
         "inverse-gap"   1/(t − r)², the output-space weight of a state error;
         "imm"           ½ sigmoid(bias − λ) (−λ') α^power/(α² + σ²), λ the log-SNR at unit data variance
                         (IMM, arXiv 2503.07565, section 4.4).
     """
 
-    kind: Literal["inverse-step", "inverse-gap", "imm"]
+    rule: Literal["inverse-step", "inverse-gap", "imm"]
     bias: float = 4.0
     power: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.kind not in ("inverse-step", "inverse-gap", "imm"):
-            raise ShortflowError(f"ByTime: kind must be 'inverse-step', 'inverse-gap' or 'imm', got {self.kind!r}")
+        if self.rule not in ("inverse-step", "inverse-gap", "imm"):
+            raise ShortflowError(f"ByTime: rule must be 'inverse-step', 'inverse-gap' or 'imm', got {self.rule!r}")
 
     def __call__(self, error: Rows, flow: FlowMap, draw: Draw) -> Rows:
         t, s, r = draw.times
-        if self.kind == "inverse-step":
+        if self.rule == "inverse-step":
             return error / (flow.path.sigma(t) - flow.path.sigma(s))
-        if self.kind == "inverse-gap":
+        if self.rule == "inverse-gap":
             return error / (t - r) ** 2
         return error * self.imm(t, flow)
 
     def imm(self, t: Rows, flow: FlowMap) -> Rows:
         """IMM's weight at t, for data and noise in units of the data's standard deviation."""
         t = t.clamp(min=1e-5)
-        alpha, sigma = flow.path.alpha(t), flow.path.sigma(t) / flow.sigma_data
+        alpha, sigma = flow.path.alpha(t).clamp(min=0), flow.path.sigma(t) / flow.sigma_data
         log_snr = 2 * torch.log(alpha / sigma)
-        return (
-            0.5
-            * torch.sigmoid(self.bias - log_snr)
-            * -flow.path.d_log_snr(t)
-            * alpha**self.power
-            / (alpha**2 + sigma**2)
-        )
+        # −λ' α^power with λ' = −2W/(ασ), so that α = 0 at t = 1 is no 0/0
+        rate = 2 * flow.path.wronskian(t) / flow.path.sigma(t) * alpha ** (self.power - 1)
+        return 0.5 * torch.sigmoid(self.bias - log_snr) * rate / (alpha**2 + sigma**2)
 
 
 @dataclass(frozen=True, kw_only=True)

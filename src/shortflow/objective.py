@@ -19,11 +19,22 @@ from shortflow.dropout import shared_dropout
 from shortflow.errors import IncompatibleParts, ShortflowError
 from shortflow.flowmap import AverageVelocity, Conditioning, FlowMap, LogStep, Parameterization, StartAndGap
 from shortflow.guidance import Guided
-from shortflow.losses import Adaptive, Metric, Product, SquaredError, Unweighted, Weighting
+from shortflow.losses import Adaptive, ByTime, Metric, Product, SquaredError, Unweighted, Weighting
 from shortflow.paths import Linear, Path, VarianceExploding
 from shortflow.streams import Streams
 from shortflow.targets import Direct, Split, Tangent, Target, TwoStep
-from shortflow.times import Diagonal, Dyadic, GridPairs, SquareRootCount, TimeSampler
+from shortflow.times import (
+    Diagonal,
+    Dyadic,
+    Gradual,
+    GridPairs,
+    GroupedJumps,
+    Independent,
+    Sorted,
+    SquareRootCount,
+    TimeSampler,
+    ToData,
+)
 from shortflow.typing import Batch, Draw, LossTerms, Progress
 from shortflow.velocity import Velocity
 
@@ -70,11 +81,28 @@ class ScheduledEma(Teacher):
     mu0: float = 0.9
     count: SquareRootCount = field(default_factory=SquareRootCount)
 
+    def __post_init__(self) -> None:
+        if not 0 < self.mu0 < 1:
+            raise ShortflowError(f"ScheduledEma: mu0 must be between 0 and 1, got {self.mu0}")
+
     def decay(self, progress: Progress) -> float:
         return self.mu0 ** (self.count.s0 / self.count(progress))
 
 
 # ---------------------------------------------------------------------------------------------------------- objective
+
+
+def _fits(target: Target | type[Target], law: TimeSampler | type[TimeSampler]) -> bool:
+    """Whether the target is defined for the jumps that the law draws."""
+    return law.gap in target.gaps and target.continuous in (None, law.continuous)
+
+
+def _fitting(target: Target, law: TimeSampler) -> str:
+    """The laws that would fit the target, and the targets that would fit the law, in words."""
+    laws = (Diagonal, Sorted, Gradual, Independent, ToData, Dyadic, GridPairs, GroupedJumps)
+    times = [other.__name__ for other in laws if _fits(target, other)]
+    targets = [other.__name__ for other in (Direct, TwoStep, Tangent, Split) if _fits(other, law)]
+    return f"use {' or '.join(times)} times, or the target {' or '.join(targets)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,49 +139,72 @@ class Objective:
         self._check_guidance()
 
     def _check_times(self) -> None:
-        law, target = self.times, self.target
-        names = f"{type(target).__name__} with {type(law).__name__}"
-        if law.gap not in target.gaps:
-            remedy = {
-                "zero": "use a law with jumps such as Sorted, or the Direct target",
-                "positive": "use a law that never has r = t such as ToData or GridPairs, or the TwoStep target alone",
-                "mixed": "wrap it in Split(direct=…, bootstrap=…), which sends rows with r = t to Direct",
-            }[law.gap]
+        law, target, metric = self.times, self.target, self.metric
+        name = type(law).__name__
+        if not _fits(target, law):
+            steps = {None: "any", True: "continuous (s = t)", False: "two-step (s < t)"}
             raise IncompatibleParts(
-                f"{names}: the target is defined for {' or '.join(target.gaps)} gaps, the law has {law.gap} gaps; {remedy}"
+                f"{type(target).__name__} with {name}: the target is for {steps[target.continuous]} times with "
+                f"{' or '.join(target.gaps)} gaps t − r, the law has {steps[law.continuous]} times with {law.gap} gaps; "
+                + _fitting(target, law)
             )
-        if target.continuous is not None and target.continuous != law.continuous:
-            kind = ("a continuous target needs a law with s = t", "a two-step target needs a law with s < t")
-            remedy = ("use Sorted, Gradual, Independent or ToData", "use Dyadic, GridPairs or GroupedJumps")
-            which = 0 if target.continuous else 1
-            raise IncompatibleParts(f"{names}: {kind[which]}; {remedy[which]}")
-        if self.metric.space == "state" and law.gap != "positive":
+        if metric.space == "state" and law.gap != "positive":
             raise IncompatibleParts(
-                f"{type(self.metric).__name__} compares states, and states are equal by construction where r = t, which "
-                f"{type(law).__name__} draws; use space='output' or a law that never has r = t"
+                f"{type(metric).__name__} compares states, and states are equal by construction where r = t, "
+                f"which {name} draws; use space='output' or a law that never has r = t"
             )
-        if self.metric.group > 1 and law.group != self.metric.group:
+        if metric.group > 1 and law.group != metric.group:
             raise IncompatibleParts(
-                f"{type(self.metric).__name__} compares groups of {self.metric.group} rows at the same times, but "
-                f"{type(law).__name__} draws groups of {law.group}; use GroupedJumps(group={self.metric.group})"
+                f"{type(metric).__name__} compares groups of {metric.group} rows at the same times, but "
+                f"{name} draws groups of {law.group}; use GroupedJumps(group={metric.group})"
             )
+        for rule in (part.rule for part in self.weightings if isinstance(part, ByTime)):
+            step = rule == "inverse-step"
+            if rule != "imm" and (law.gap != "positive" or (step and law.continuous)):
+                raise IncompatibleParts(
+                    f"ByTime(rule={rule!r}) divides by {'t − s' if step else 't − r'}, which is 0 on rows that {name} "
+                    "draws; use GridPairs or GroupedJumps times, or another weighting"
+                )
 
     def _check_guidance(self) -> None:
+        law, step = self.times, self._two_step
         if self.label_dropout == 0 and self.guided is not None:
             raise IncompatibleParts(
-                f"{self.guided} needs the unconditional velocity, but label_dropout is 0, so the null class would never be "
-                "trained; set label_dropout to 0.1 or remove the guidance"
+                f"{self.guided} needs the unconditional velocity, but label_dropout is 0, so the null class would "
+                "never be trained; set label_dropout to 0.1 or remove the guidance"
             )
+        if self.label_dropout > 0 and self.dropped_rows == "diagonal" and law.gap == "positive":
+            raise IncompatibleParts(
+                f"dropped_rows='diagonal' hides classes where r = t only, which {type(law).__name__} never draws, so "
+                "the null class would never be trained; use dropped_rows='all' or label_dropout=0"
+            )
+        smallest = 2 / law.steps if isinstance(law, Dyadic) else None
+        if step is not None and step.guidance != 1 and step.guided_gap != smallest:
+            remedy = "use Dyadic times" if smallest is None else f"set guided_gap to {smallest:g}, the smallest one"
+            raise IncompatibleParts(
+                f"TwoStep guides jumps of length {step.guided_gap:g}, but {law} does not start from those; "
+                f"{remedy}, or set guidance to 1"
+            )
+
+    @property
+    def _two_step(self) -> TwoStep | None:
+        step = self.target.bootstrap if isinstance(self.target, Split) else self.target
+        return step if isinstance(step, TwoStep) else None
+
+    @property
+    def weightings(self) -> tuple[Weighting, ...]:
+        """The parts of the weighting, in order."""
+        return self.weighting.parts if isinstance(self.weighting, Product) else (self.weighting,)
 
     @property
     def guided(self) -> str | None:
         """The guidance that training bakes into the weights, in words; None if there is none."""
         for velocity in self.target.velocities():
             if isinstance(velocity, Guided) and not (velocity.omega == 1 and velocity.kappa == 0):
-                low, high = velocity.window
-                return f"training guidance (omega {velocity.omega:g}, kappa {velocity.kappa:g}, window [{low:g}, {high:g}])"
-        step = self.target.bootstrap if isinstance(self.target, Split) else self.target
-        if isinstance(step, TwoStep) and step.guidance != 1:
+                mix = f"omega {velocity.omega:g}, kappa {velocity.kappa:g}"
+                return f"training guidance ({mix}, window [{velocity.window[0]:g}, {velocity.window[1]:g}])"
+        step = self._two_step
+        if step is not None and step.guidance != 1:
             return f"training guidance (scale {step.guidance:g} at the smallest step)"
         return None
 
@@ -165,7 +216,16 @@ class Objective:
         progress: Progress = Progress(),
         null_label: int | None = None,
     ) -> Draw:
-        """Every random number of one step: label dropout, times, noise and the coin of a mixture, each from its own stream."""
+        """Every random number of one step: hidden labels, times, noise and coins, each from its own stream.
+
+        Raises:
+            IncompatibleParts: if labels are to be hidden and there is no null label to hide them behind.
+        """
+        if batch.label is not None and self.label_dropout > 0 and null_label is None:
+            raise IncompatibleParts(
+                f"label_dropout = {self.label_dropout:g} hides classes, but the network has no null class; "
+                "build it with null_class=True, or set label_dropout to 0"
+            )
         x = batch.x
         n, device = len(x), x.device
         times = self.times(n, progress, streams.generator("times"), x.dtype)
@@ -310,13 +370,13 @@ class Recipe:
         ):
             steps = law.steps if isinstance(law, Dyadic) else 128
             raise IncompatibleParts(
-                f"{type(law).__name__} with {self.conditioning}: jumps of dyadic length and LogStep conditioning go together; "
-                f"use Dyadic times with LogStep(steps={steps})"
+                f"{type(law).__name__} with {self.conditioning}: jumps of dyadic length and LogStep conditioning go "
+                f"together; use Dyadic times with LogStep(steps={steps})"
             )
         if not self.conditioning.second and ends == "any":
             raise IncompatibleParts(
-                f"{type(law).__name__} draws many ends r, but {type(self.conditioning).__name__} tells the network t only; "
-                "use StartAndGap"
+                f"{type(law).__name__} draws many ends r, but {type(self.conditioning).__name__} tells the network t "
+                "only; use StartAndGap"
             )
 
     @property
@@ -348,10 +408,9 @@ class Recipe:
 
     def notes(self) -> Sequence[str]:
         """Remarks on choices that are allowed but seldom meant."""
-        weighting = self.objective.weighting
-        parts = weighting.parts if isinstance(weighting, Product) else (weighting,)
+        parts = self.objective.weightings
         remarks = []
-        if weighting.learned and any(isinstance(part, Adaptive) and part.power == 1 for part in parts):
+        if self.log_variance and any(isinstance(part, Adaptive) and part.power == 1 for part in parts):
             remarks.append(
                 "the adaptive weight with power 1 brings every loss to about 1, so the variational weight after it "
                 "has little left to do (its optimum is near 0)"

@@ -11,6 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float, Int
@@ -89,7 +90,7 @@ def _at(x: State, time: float) -> Float[Tensor, "b"]:
 
 def _check_grid(flow: FlowMap, times: Sequence[float]) -> None:
     low, high = flow.span
-    if len(times) < 2 or any(b >= a for a, b in zip(times, times[1:], strict=False)):
+    if len(times) < 2 or any(b >= a for a, b in pairwise(times)):
         raise SamplerError(f"the times of a grid must decrease and be at least two, got {list(times)}")
     if times[0] > high + 1e-9 or times[-1] < low - 1e-9:
         raise SamplerError(
@@ -109,7 +110,7 @@ class PushForward(Sampler):
                 f"{len(times) - 1} steps would ask it for jumps in between. Use the re-noise sampler"
             )
         if flow.ends == "dyadic":
-            for a, b in zip(times, times[1:], strict=False):
+            for a, b in pairwise(times):
                 level = math.log2(1 / (a - b))
                 if abs(level - round(level)) > 1e-3 or abs(a / (a - b) - round(a / (a - b))) > 1e-3:
                     raise SamplerError(
@@ -119,7 +120,7 @@ class PushForward(Sampler):
 
     def run(self, flow: FlowMap, eps: Float[Tensor, "n b ..."], times: Sequence[float], label: Label) -> State:
         x = eps[0] * flow.path.sigma(_at(eps[0], times[0])[:1])
-        for a, b in zip(times, times[1:], strict=False):
+        for a, b in pairwise(times):
             x = flow(x, _at(x, a), _at(x, b), label)
         return x
 

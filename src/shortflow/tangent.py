@@ -33,13 +33,13 @@ class ForwardMode(Derivative):
 
     def __call__(self, f: Function, x: Tensor, t: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            value, derivative = torch.func.jvp(f, (x, t), (v.to(x.dtype), torch.ones_like(t)))
-        return value, derivative
+            result = torch.func.jvp(f, (x, t), (v.to(x.dtype), torch.ones_like(t)))
+        return result[0], result[1]
 
 
 @dataclass(frozen=True, kw_only=True)
 class CentralDifference(Derivative):
-    """(f(x + h v, t + h) − f(x − h v, t − h))/2h: three plain passes, error O(h²). In fp32 use h between 1e-3 and 1e-2."""
+    """(f(x + h v, t + h) − f(x − h v, t − h))/2h: three plain passes, error O(h²). In fp32 use h from 1e-3 to 1e-2."""
 
     step: float = 5e-3
 

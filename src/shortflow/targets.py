@@ -5,7 +5,7 @@ This is the only module that knows the template. Three kinds:
 - `Direct`: r = t, the target output is a velocity (flow matching);
 - `TwoStep`: s < t, the first step by a velocity (a DDIM step) or by the network, the second by the network;
 - `Tangent`: the limit s → t. With D_t = ∂_t + v·∇ at fixed r, the exact map has D_t X_{t,r}(x_t) = 0, so the network's
-  output is moved along w · D_t X, where
+  output is moved along w · D_t X (against it where b > 0, so that the state always moves against it), where
 
       D_t X = [a v + ∂_t b F] + [∂_t a x + b D_t F].
 
@@ -109,7 +109,7 @@ class Direct(Target):
 
 @dataclass(frozen=True, kw_only=True)
 class TwoStep(Target):
-    """X_{s,r} ∘ X_{t,s}(x_t): first step by `first` (a DDIM step along that velocity) or, if None, by the network itself.
+    """X_{s,r} ∘ X_{t,s}(x_t), the first step by `first` (a DDIM step along that velocity) or, if None, by the network.
 
     Args:
         first: Conditional() lands exactly on the path, x_s = α_s x + σ_s ε (CT, IMM); None: the network (shortcut).
@@ -268,7 +268,7 @@ class Tangent(Target):
         output, rate = self.derivative(network, x, t, v)
         a, b = teacher.coefficients(t, r)
         a_t, b_t = teacher.parameterization.coefficient_rates(teacher.path, teacher.sigma_data, t, r)
-        w = self.weight(t)
+        w = -self.weight(t) * torch.sign(b)  # b < 0 for all parameterisations but EDM's
         ramp = draw.progress.along(self.warmup)
         propagated = expand(w * a_t, x) * x + expand(w * b, x) * rate
         if self.normalize is None:

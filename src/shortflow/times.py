@@ -112,7 +112,8 @@ class LogitNormal(Law):
         return torch.special.ndtr((torch.logit(t) - self.mu) / self.sigma)
 
     def pdf(self, t: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-        return _normal_pdf((torch.logit(t) - self.mu) / self.sigma) / (self.sigma * t * (1 - t))
+        density = _normal_pdf((torch.logit(t) - self.mu) / self.sigma) / (self.sigma * t * (1 - t))
+        return torch.where((t > 0) & (t < 1), density, 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,14 +133,18 @@ class TrigLogNormal(Law):
         return (2 / math.pi) * torch.atan(sigma / self.sigma_data)
 
     def _z(self, t: Tensor) -> Tensor:
-        return (torch.log(self.sigma_data * torch.tan(t * (math.pi / 2))) - self.mean) / self.std
+        # The cosine of π/2 is slightly negative in fp32; there z is +∞.
+        angle = t * (math.pi / 2)
+        ratio = torch.sin(angle) / torch.cos(angle).clamp(min=0)
+        return (torch.log(self.sigma_data * ratio) - self.mean) / self.std
 
     def cdf(self, t: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
         return torch.special.ndtr(self._z(t))
 
     def pdf(self, t: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
         # d log tan(πt/2)/dt = π/sin(πt)
-        return _normal_pdf(self._z(t)) * math.pi / (self.std * torch.sin(math.pi * t))
+        density = _normal_pdf(self._z(t)) * math.pi / (self.std * torch.sin(math.pi * t))
+        return torch.where((t > 0) & (t < 1), density, 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,7 +243,8 @@ class Diagonal(TimeSampler):
 class Sorted(TimeSampler):
     """t and r are the larger and the smaller of two draws of `law`; r := t except on a share `ratio` of the rows.
 
-    Note the naming: here `ratio` = P(r < t). The density of t is 2 f(t) F(t), that of r given r < t is 2 f(r)(1 − F(r)).
+    Note the naming: here `ratio` = P(r < t). The density of t is 2 f(t) F(t), that of r given r < t is
+    2 f(r)(1 − F(r)), with f and F the density and the distribution function of `law`.
     Source: MeanFlow (arXiv 2505.13447), section 4.3.
     """
 
@@ -387,7 +393,9 @@ class KarrasGrid:
         """The n noise levels in float64, decreasing."""
         _check(n >= 2, f"KarrasGrid needs at least 2 levels, got {n}")
         high, low = self.sigma_max ** (1 / self.rho), self.sigma_min ** (1 / self.rho)
-        return (high + torch.linspace(0, 1, n, dtype=torch.float64) * (low - high)) ** self.rho
+        sigma = (high + torch.linspace(0, 1, n, dtype=torch.float64) * (low - high)) ** self.rho
+        sigma[0], sigma[-1] = self.sigma_max, self.sigma_min  # without the rounding of the powers: t = 1 exactly
+        return sigma
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -396,6 +404,9 @@ class SquareRootCount:
 
     s0: int = 2
     s1: int = 150
+
+    def __post_init__(self) -> None:
+        _check(2 <= self.s0 <= self.s1, f"SquareRootCount needs 2 ≤ s0 ≤ s1, got {self.s0} and {self.s1}")
 
     def __call__(self, progress: Progress) -> int:
         return math.ceil(math.sqrt(progress.share * ((self.s1 + 1) ** 2 - self.s0**2) + self.s0**2) - 1) + 1
@@ -407,6 +418,9 @@ class DoublingCount:
 
     s0: int = 10
     s1: int = 1280
+
+    def __post_init__(self) -> None:
+        _check(1 <= self.s0 <= self.s1, f"DoublingCount needs 1 ≤ s0 ≤ s1, got {self.s0} and {self.s1}")
 
     def __call__(self, progress: Progress) -> int:
         stages = math.floor(math.log2(self.s1 // self.s0)) + 1
@@ -427,6 +441,9 @@ class LogNormalIndex:
 
     mean: float = -1.1
     std: float = 2.0
+
+    def __post_init__(self) -> None:
+        _check(self.std > 0, f"LogNormalIndex needs std > 0, got {self.std}")
 
     def probabilities(self, sigma: Float[Tensor, "n"]) -> Float[Tensor, "m"]:
         erf = torch.special.erf((torch.log(sigma) - self.mean) / (math.sqrt(2) * self.std))
@@ -464,7 +481,8 @@ class GridPairs(TimeSampler):
 class GroupedJumps(TimeSampler):
     """IMM: one (t, s, r) per group of rows; t ~ U(low, high), r ~ U(low, t), s a fixed step of η = t/(1−t) below t.
 
-    s = max(r, η⁻¹(η_t − Δη)), Δη = η_max 2⁻ᵏ. Source: inductive moment matching (arXiv 2503.07565), section 4.
+    s = max(r, η⁻¹(η_t − Δη)), Δη = (η_high − η_low) 2⁻ᵏ.
+    Source: inductive moment matching (arXiv 2503.07565), section 4.
     """
 
     low: float = 0.0
@@ -485,8 +503,10 @@ class GroupedJumps(TimeSampler):
         return self.low, self.high
 
     def intermediate(self, t: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-        """η⁻¹(η_t − Δη), not yet cut at r; negative values mean "below the data end"."""
-        eta = t / (1 - t) - self.high / (1 - self.high) * 2.0**-self.k
+        """η⁻¹(max(0, η_t − Δη)), not yet cut at r."""
+        spread = self.high / (1 - self.high) - self.low / (1 - self.low)
+        # Below the data end η⁻¹ has a pole at −1, beyond which it would come out above 1.
+        eta = (t / (1 - t) - spread * 2.0**-self.k).clamp(min=0)
         return eta / (1 + eta)
 
     def times(self, u: Float[Tensor, "b k"], progress: Progress) -> Times:
@@ -497,5 +517,6 @@ class GroupedJumps(TimeSampler):
             )
         first = u[:: self.group].repeat_interleave(self.group, 0)
         t = (self.low + (self.high - self.low) * first[:, 0]).clamp(min=self.low + 1e-6)
-        r = self.low + (t - self.low) * first[:, 1]
+        # A gap that fp32 can represent: the loss divides by it.
+        r = torch.minimum(self.low + (t - self.low) * first[:, 1], t - 1e-6)
         return Times(t, torch.maximum(r, self.intermediate(t)), r)

@@ -1,8 +1,12 @@
 """The real side of a comparison: features of reference and held-out images, computed once and used for many rows.
 
-The reference is what the generator learned from (the train split): its moments enter the Fréchet distance, and its
-first n features the neighbour scores. The held-out images are what a perfect generator would look like: the row to
-read every other row against.
+The reference is what the generator learned from (the train split): its moments enter the Fréchet distance, and n of
+its features the neighbour scores. The held-out images are what a perfect generator would look like: the row to read
+every other row against.
+
+Whatever uses a part of a set uses its first rows in a fixed random order, never in the order of the file: published
+sets are not in random order. Consecutive MNIST images share their writers, and the first 2500 of test against the
+first 2500 of train have a coverage of .82, where a random 2500 of each have .97.
 """
 
 import hashlib
@@ -20,6 +24,9 @@ from shortflow.evaluate.classifier import LoadedClassifier
 from shortflow.evaluate.frechet import Moments
 
 __all__ = ["Features", "Reference"]
+
+# Two orders, so that a sample made from the i-th reference image does not meet just that image in a part of both.
+REFERENCE_ORDER, SAMPLE_ORDER = 0, 1
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -79,6 +86,14 @@ class Features:
             values=self.values[:n], predicted=self.predicted[:n], labels=labels, fingerprint=self.fingerprint
         )
 
+    def shuffled(self, seed: int) -> "Features":
+        """The rows in a random order that is a function of (n, seed) only; the fingerprint stays."""
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        labels = None if self.labels is None else self.labels[order]
+        return Features(
+            values=self.values[order], predicted=self.predicted[order], labels=labels, fingerprint=self.fingerprint
+        )
+
     @property
     def correct(self) -> Bool[Tensor, "n"] | None:
         """Rows whose predicted class is their label; None without labels."""
@@ -108,8 +123,8 @@ class Reference:
 
     Attributes:
         classifier: who looked.
-        train: features of the reference images, or None if only stored moments are known.
-        held_out: features of held-out real images, or None.
+        train: features of the reference images in a fixed random order, or None if only stored moments are known.
+        held_out: features of held-out real images in a fixed random order, or None.
         moments: moments of `train`, or those stored with the classifier.
     """
 
@@ -134,8 +149,11 @@ class Reference:
         Raises:
             MetricError: if an array has the wrong type or shape, is empty, or labels do not fit.
         """
-        train = None if images is None else Features.of(images, labels, classifier, "reference images")
-        real = None if held_out is None else Features.of(held_out, held_out_labels, classifier, "held-out images")
+        train = real = None
+        if images is not None:
+            train = Features.of(images, labels, classifier, "reference images").shuffled(REFERENCE_ORDER)
+        if held_out is not None:
+            real = Features.of(held_out, held_out_labels, classifier, "held-out images").shuffled(SAMPLE_ORDER)
         moments = classifier.moments if train is None else Moments.of(train.values)
         return cls(classifier=classifier, train=train, held_out=real, moments=moments)
 

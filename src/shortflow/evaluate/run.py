@@ -5,9 +5,9 @@ comparable at equal N and equal weights only. The neighbour scores are taken at 
 
     n = min(N, n_reference, n_held_out, limit),
 
-the first n of each side; if N ≥ 2n, the scores are means over the first min(⌊N/n⌋, 5) disjoint runs of n
-samples against the same n reference images. Images sorted by class would make the first n unrepresentative: shuffle
-them (the same way every time) first.
+the first n of each side in a fixed random order (see `shortflow.evaluate.reference`); if N ≥ 2n, the scores are means
+over the first min(⌊N/n⌋, 5) disjoint runs of n samples against the same n reference images. The kernel distance cuts
+its blocks in the same orders. Values depend on the order of the images within that noise, and on nothing random else.
 """
 
 from typing import Any
@@ -23,7 +23,7 @@ from shortflow.evaluate.frechet import Moments, frechet_distance
 from shortflow.evaluate.kernel import kernel_distance
 from shortflow.evaluate.neighbours import neighbour_radii, neighbour_scores
 from shortflow.evaluate.points import energy_distance, sliced_wasserstein
-from shortflow.evaluate.reference import Features, Reference
+from shortflow.evaluate.reference import SAMPLE_ORDER, Features, Reference
 
 __all__ = ["NEIGHBOUR_LIMIT", "compare_points", "evaluate_images", "real_row"]
 
@@ -75,7 +75,8 @@ def evaluate_images(
     """
     known = _reference(reference, reference_labels, held_out, held_out_labels, classifier)
     _check_counts(_length(images), known, k, neighbours)
-    return _evaluate(Features.of(images, labels, classifier), known, k, neighbours)
+    generated = Features.of(images, labels, classifier).shuffled(SAMPLE_ORDER)
+    return _evaluate(generated, known, k, neighbours)
 
 
 def real_row(
@@ -92,8 +93,8 @@ def real_row(
     """The record of the held-out real images: the floor to read a generator's record against.
 
     Args:
-        count: number N of generated images beside; the first `count` held-out images are taken, so that N and n
-            agree (as far as there are that many). All of them if None.
+        count: number N of generated images beside; as many held-out images are taken (in the fixed order), so that
+            N and n agree, as far as there are that many. All of them if None.
 
     Raises:
         MetricError: as `evaluate_images`; and if there are no held-out images.

@@ -12,10 +12,10 @@
 Published settings (p, ω, κ, window): B/2 (0.5, 1, 0.5, [0, 1]); XL/2 (0.2, 0.2, 0.92, [0, 0.75]).
 
 Where the authors' code differs, and what is done here:
-- the log-variance has the shape (B, 1) there and is broadcast against (B,) losses, which makes it one global number; here
-  every row has its own ℓ(t);
-- their plug-in averages over all images of the batch; here over those of the row's class (`mask="none"` for theirs), which
-  keeps a conditional network unbiased when a batch holds several classes;
+- the log-variance has the shape (B, 1) there and is broadcast against (B,) losses, which makes it one global number;
+  here every row has its own ℓ(t);
+- their plug-in averages over all images of the batch; here over those of the row's class (`mask="none"` for theirs),
+  which keeps a conditional network unbiased when a batch holds several classes;
 - their class-consistent sampler draws fixed batches in a fixed order and fails for many class sizes; here each class is
   shuffled, drawn without replacement, and remainders are carried over;
 - a batch without a guided row, unconditional data and a warm-up of length 0 fail there; all work here;

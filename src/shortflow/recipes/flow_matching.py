@@ -7,8 +7,8 @@
 | v_θ(x_t, t) | `conditioning` StartOnly: the network is told t only |
 | ‖v_θ − (ε − x_0)‖² | `objective.target` Direct(Conditional), `metric` SquaredError(mean) |
 
-Sampling: Euler steps on any grid; one step lands on the mean of the data. Published code often keeps a residual noise of
-1e-5 at the data end (α = 1 − (1 − 1e-5) t reversed); here the ends are exact.
+Sampling: Euler steps on any grid; one step lands on the mean of the data. Published code often keeps a residual noise
+of 1e-5 at the data end (α = 1 − (1 − 1e-5) t reversed); here the ends are exact.
 """
 
 from shortflow.flowmap import AverageVelocity, StartOnly

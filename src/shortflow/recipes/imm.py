@@ -3,8 +3,8 @@
 | symbol in the paper | field |
 |---|---|
 | x_t = (1 − t) x + t ε, ε ~ N(0, σ_d² I) | `path` Linear(noise_scale=σ_d), `sigma_data` σ_d = 0.5 |
-| t, its end s, the step between them r(s, t), k | `objective.times` GroupedJumps(k); our r is the end, our s the middle |
-| f_{s,t}(x) = x − (t − s) σ_d F (Euler form), c_in = 1/(σ_d √(α² + σ²)) | `parameterization` AverageVelocity(normalize=True) |
+| t, its end s, the step between them r(s, t), k | `objective.times` GroupedJumps(k); r is the end here, s the middle |
+| f_{s,t}(x) = x − (t − s) σ_d F, c_in = 1/(σ_d √(α² + σ²)) | `parameterization` AverageVelocity(normalize=True) |
 | c_noise = 1000 t, 1000 (t − s) | `conditioning` StartAndGap(scale=1000) |
 | x_r by DDIM with the same (x, ε) | `objective.target` TwoStep(first=Conditional) |
 | k(x, y), w̃ = 1/c_out, M particles | `objective.metric` KernelMMD(group=M) |
@@ -46,7 +46,7 @@ def imm(k: int = 12, group: int = 4, bias: float = 4.0, power: float = 2.0, sigm
             times=GroupedJumps(k=k, group=group),
             target=TwoStep(first=Conditional()),
             metric=KernelMMD(group=group),
-            weighting=ByTime(kind="imm", bias=bias, power=power),
+            weighting=ByTime(rule="imm", bias=bias, power=power),
             label_dropout=0.1,
         ),
         optimizer=Optimizer(lr=1e-4, betas=(0.9, 0.999), clip=None, ema=0.9999),

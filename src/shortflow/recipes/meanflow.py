@@ -9,8 +9,8 @@
 | ω, κ, the window of t | `objective.target.velocity` Guided(omega, kappa, window) |
 | ‖Δ‖²/sg(‖Δ‖² + c)^p | `objective.metric` SquaredError(sum), `objective.weighting` Adaptive(power=p, c) |
 
-Published settings (ω, κ, window): B/4 (1, 0.5, [0, 1]) or (2, 0, [0, 1]); B/2 (1, 0.5, [0, 1]); M and L (0.2, 0.92, [0, 0.8]);
-XL (0.2, 0.92, [0, 0.75]).
+Published settings (ω, κ, window): B/4 (1, 0.5, [0, 1]) or (2, 0, [0, 1]); B/2 (1, 0.5, [0, 1]);
+M and L (0.2, 0.92, [0, 0.8]); XL (0.2, 0.92, [0, 0.75]).
 
 Where published code differs, and what is done here:
 - the ImageNet code has c = 0.01, the paper 1e-3; here 1e-3;

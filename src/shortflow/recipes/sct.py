@@ -2,7 +2,8 @@
 
 | symbol in the paper | field |
 |---|---|
-| x_t = cos(t) x_0 + sin(t) z, z ~ N(0, σ_d² I) | `path` Cosine(noise_scale=σ_d), `sigma_data` σ_d = 0.5; our t is 2/π times theirs |
+| x_t = cos(t) x_0 + sin(t) z, z ~ N(0, σ_d² I) | `path` Cosine(noise_scale=σ_d), `sigma_data` σ_d = 0.5 |
+| t ∈ [0, π/2] | π/2 times the t here, which is also what the network is told (`conditioning` StartOnly) |
 | f_θ = cos(t) x − sin(t) σ_d F_θ(x/σ_d, t) | `parameterization` TrigFlow |
 | t = arctan(e^τ/σ_d), τ ~ N(P_mean, P_std²) | `objective.times` ToData(TrigLogNormal(mean, std)) |
 | dx_t/dt = cos(t) z − sin(t) x_0 | `objective.target.velocity` Conditional |
@@ -11,8 +12,8 @@
 | g/(‖g‖ + c), c = 0.1 | `objective.target.normalize` |
 | e^{w(t)}/D ‖F − F⁻ − g‖² − w(t) | `objective.metric` SquaredError(mean), `objective.weighting` Variational (ℓ = −w) |
 
-Where published code differs: ports divide by the warm-up length (an error for length 0), lose σ_d in the tangent, and use
-the root mean square for ‖·‖ (`norm="rms"` here). Sampling: one jump, or several with new noise in between.
+Where published code differs: ports divide by the warm-up length (an error for length 0), lose σ_d in the tangent, and
+use the root mean square for ‖·‖ (`norm="rms"` here). Sampling: one jump, or several with new noise in between.
 """
 
 from shortflow.flowmap import StartOnly, TrigFlow

@@ -1,4 +1,4 @@
-"""Shortcut models (SCD): one network for jumps of length 1, 1/2, …, 1/128; a jump is taught by two jumps of half its length.
+"""Shortcut models (SCD): one network for jumps of length 1, 1/2, …, 1/128, each taught by two of half its length.
 
 | symbol in the paper | field |
 |---|---|
@@ -12,8 +12,8 @@
 | CFG scale w at the smallest bootstrapped step | `objective.target.bootstrap.guidance` |
 
 Where the authors' code differs, and what is done here:
-- the published code uses the first B − B_b images again for flow matching, bootstrap images included, and never the last
-  ones; here the rows are disjoint and all used;
+- the published code uses the first B − B_b images again for flow matching, bootstrap images included, and never the
+  last ones; here the rows are disjoint and all used;
 - bootstrap and flow-matching noise share a key there; here all rows have their own noise;
 - the published default bootstraps 1/8 of the batch, the paper says 1/4; here 1/4 (`share=0.125` for the other);
 - with fewer bootstrap rows than levels the published rule trains d = 1 alone; here each row then takes a random level.

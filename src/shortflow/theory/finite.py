@@ -24,6 +24,8 @@ Time = Float[Tensor, "b"]
 State = Float[Tensor, "b ..."]
 Label = Int[Tensor, "b"]
 
+EARLIEST = 1e-8  # The time whose σ replaces σ_0 = 0 in a division; its inverse square fits into single precision.
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FiniteData(Law):
@@ -34,8 +36,7 @@ class FiniteData(Law):
         weights: positive, shape (n,), divided by their sum; None: all equal.
         labels: class 0..C−1 of each point, every class with at least one point; None: no classes. With classes,
             every method takes a `label` of shape (b,) and answers for the points of that class; C means no class.
-        floor: a time. Below it σ_t is replaced by σ_floor where it divides, and the flow goes straight: there the
-            posterior has long settled on one point.
+        floor: a time. Below it the flow goes straight: the posterior has long settled on one point.
 
     Raises:
         ShortflowError: if a weight is not positive, or sizes or labels do not fit the points.
@@ -73,8 +74,8 @@ class FiniteData(Law):
         return weights / weights.sum()
 
     def _divisor(self, t: Time) -> Time:
-        """σ_t, at least σ_floor."""
-        return torch.maximum(self.path.sigma(t), self.path.sigma(torch.full_like(t, self.floor)))
+        """σ_t, or a value next to zero at t = 0: there only the data points themselves have a posterior."""
+        return torch.maximum(self.path.sigma(t), self.path.sigma(torch.full_like(t, EARLIEST)))
 
     def _visible(self, label: Label) -> Tensor:
         """Which points each row may see, (b, n)."""
@@ -125,7 +126,7 @@ class FiniteData(Law):
         return (self.path.wronskian(t) / self._divisor(t)) ** 2 * variance
 
     def log_density(self, x: State, t: Time, label: Label | None = None) -> Time:
-        """log p_t(x) in nats; needs t ≥ `floor`. With a label, of the class: log p_t(x | label)."""
+        """log p_t(x) in nats; needs t > 0. With a label, of the class: log p_t(x | label)."""
         logits, common = self._log_joint(x, t, label)
         log_p = self._probabilities(x).log().expand_as(logits)
         if label is not None:

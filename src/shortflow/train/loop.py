@@ -1,0 +1,131 @@
+"""The training loop: a generator of step records. Whatever looks at a run (logs, previews, checkpoints) consumes it."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from shortflow.errors import ShortflowError
+from shortflow.objective import Optimizer
+from shortflow.streams import Streams
+from shortflow.train.ema import Average
+from shortflow.train.engine import Engine
+from shortflow.train.settings import TrainSettings
+from shortflow.train.step import TrainStep
+from shortflow.typing import Batch, LossTerms, Progress
+
+__all__ = ["BINS", "StepRecord", "build_optimizer", "learning_rate", "train"]
+
+BINS = 8  # of the time axis, for the loss by time
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRecord:
+    """What one step did. `step` counts from 1; `images` is the clock after the step.
+
+    Attributes:
+        loss, grad_norm, lr: of the step (the norm before clipping).
+        logs: mean over the rows that have the quantity.
+        by_time: mean error per bin of t (BINS equal bins of [0, 1]), None where a bin is empty.
+        seconds: wall time of the step.
+    """
+
+    step: int
+    images: int
+    loss: float
+    grad_norm: float
+    lr: float
+    logs: Mapping[str, float]
+    by_time: tuple[float | None, ...]
+    seconds: float
+
+
+def learning_rate(optimizer: Optimizer, share: float) -> float:
+    """lr, after a linear warm-up over the first `warmup` share of the run."""
+    return optimizer.lr * (1.0 if optimizer.warmup == 0 else min(1.0, share / optimizer.warmup))
+
+
+def build_optimizer(step: TrainStep, settings: Optimizer) -> torch.optim.Optimizer:
+    """AdamW in its fused form."""
+    return torch.optim.AdamW(
+        [p for p in step.flow.parameters() if p.requires_grad],
+        lr=settings.lr,
+        betas=settings.betas,
+        weight_decay=settings.weight_decay,
+        fused=True,
+    )
+
+
+def train(
+    module: TrainStep,
+    settings: TrainSettings,
+    optimizer_settings: Optimizer,
+    batch_of: Callable[[int], Batch],
+    *,
+    engine: Engine,
+    optimizer: torch.optim.Optimizer,
+    averages: tuple[Average, ...] = (),
+    start: int = 0,
+) -> Iterator[StepRecord]:
+    """Train from step `start` to the end of the budget, yielding a record after every step.
+
+    After the yield of step k all weights, averages and the teacher are those after k steps, so a consumer may save,
+    sample or stop at any record.
+
+    Raises:
+        ShortflowError: if the loss is not finite; nothing has been updated with it then.
+    """
+    wrapped, wrapped_optimizer = engine.prepare(module, optimizer)
+    total = settings.steps
+    module.train()
+    for k in range(start, total):
+        began = time.perf_counter()
+        images = k * settings.batch
+        progress = Progress(images=images, total=total * settings.batch)
+        batch = batch_of(k)
+        label = None if batch.label is None else batch.label.to(engine.device)
+        loss, terms, t = wrapped(batch.x.to(engine.device), label, Streams(seed=settings.seed, images=images), progress)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise ShortflowError(
+                f"the loss is {value} at step {k + 1} ({images} images); the weights are those of step {k}. "
+                "Try a smaller learning rate, gradient clipping (optimizer.clip) or a tangent warm-up"
+            )
+        lr = learning_rate(optimizer_settings, (k + 1) / total)
+        for group in wrapped_optimizer.param_groups:
+            group["lr"] = lr
+        engine.backward(loss)
+        norm = engine.clip(module.flow.parameters(), optimizer_settings.clip)
+        wrapped_optimizer.step()
+        wrapped_optimizer.zero_grad(set_to_none=True)
+        after = Progress(images=images + settings.batch, total=progress.total)
+        module.update_teacher(k, after)
+        for average in averages:
+            average.update(module.flow, k)
+        yield StepRecord(
+            step=k + 1,
+            images=after.images,
+            loss=value,
+            grad_norm=norm,
+            lr=lr,
+            logs=_means(terms),
+            by_time=_by_time(terms.logs["error"], t),
+            seconds=time.perf_counter() - began,
+        )
+
+
+def _means(terms: LossTerms) -> dict[str, float]:
+    """The mean of each logged quantity over the rows that have it; quantities that no row has are left out."""
+    means = {name: float(values.detach().float().nanmean()) for name, values in terms.logs.items()}
+    return {name: value for name, value in means.items() if not math.isnan(value)}
+
+
+def _by_time(error: Tensor, t: Tensor) -> tuple[float | None, ...]:
+    index = (t * BINS).long().clamp(0, BINS - 1)
+    error = error.float()
+    sums = torch.zeros(BINS, device=t.device).index_add(0, index, error).tolist()
+    counts = torch.bincount(index, minlength=BINS).tolist()
+    return tuple(s / c if c else None for s, c in zip(sums, counts, strict=True))

@@ -1,0 +1,56 @@
+"""How long to train, on how much at a time, and how often to look and to save."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from shortflow.errors import ShortflowError
+
+__all__ = ["TrainSettings"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """The budget and rhythm of a run. The clock is images seen.
+
+    Args:
+        images: the budget, in images.
+        batch: images a step, over all processes.
+        group: in class-consistent batches, how many consecutive rows share a class; None: the whole batch.
+        seed: of the weights, the order of the data and every draw.
+        precision: "fp32", or "bf16" for autocast (time and derivatives stay in fp32).
+        log_every, preview_every, save_every: in steps; 0 turns previews off.
+        keep: how many training states to keep.
+    """
+
+    images: int = 256_000
+    batch: int = 128
+    group: int | None = None
+    seed: int = 0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    log_every: int = 50
+    preview_every: int = 500
+    save_every: int = 500
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        for name, least in {
+            "images": 1,
+            "batch": 1,
+            "log_every": 1,
+            "preview_every": 0,
+            "save_every": 1,
+            "keep": 1,
+            "seed": 0,
+        }.items():
+            value = getattr(self, name)
+            if value < least:
+                raise ShortflowError(f"train.{name} must be at least {least}, got {value}")
+        if self.group is not None and not 1 <= self.group <= self.batch:
+            raise ShortflowError(f"train.group must be between 1 and the batch of {self.batch}, got {self.group}")
+        if self.precision not in ("fp32", "bf16"):
+            raise ShortflowError(f"train.precision must be 'fp32' or 'bf16', got {self.precision!r}")
+
+    @property
+    def steps(self) -> int:
+        """The number of optimiser steps: the budget over the batch, rounded up."""
+        return -(-self.images // self.batch)
