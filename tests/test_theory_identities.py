@@ -27,23 +27,25 @@ PATHS: dict[str, Path] = {
 LAWS: dict[str, tuple[Callable[[Path], Law], float]] = {
     # The solved maps get the few steps that the tolerance needs.
     "gaussian": (gaussian, 1e-9),
-    "mixture": (lambda path: mixture(path, 24), 1e-5),
-    "finite": (lambda path: finite(path, 24), 1e-5),
+    "mixture": (lambda path: mixture(path, 32), 1e-5),
+    "finite": (lambda path: finite(path, 32), 1e-5),
 }
 X, T, S, R = column(1.1, 0.25, -0.6), f64(0.7, 0.9, 0.5), f64(0.45, 0.6, 0.4), f64(0.2, 0.35, 0.3)
 
 
-@pytest.fixture(params=[f"{law} {path}" for law in LAWS for path in ("linear", "cosine")])
+# Forward derivatives through a solver are slow: one path for each of the solved maps, the other paths below.
+@pytest.fixture(params=["gaussian linear", "gaussian cosine", "mixture cosine", "finite linear"])
 def case(request: pytest.FixtureRequest) -> tuple[Law, float]:
     name, path = request.param.split()
     build, tolerance = LAWS[name]
     return build(PATHS[path]), tolerance
 
 
-@pytest.fixture(params=[f"{law} {path}" for law in LAWS for path in PATHS])
-def law(request: pytest.FixtureRequest) -> Law:
-    name, path = request.param.split()
-    return LAWS[name][0](PATHS[path])
+@pytest.fixture(params=["gaussian", "mixture", "finite"])
+def rough(request: pytest.FixtureRequest) -> Law:
+    """A law whose solver takes two steps, for what holds whatever the number of steps."""
+    build = {"gaussian": gaussian, "mixture": lambda p: mixture(p, 2), "finite": lambda p: finite(p, 2)}
+    return build[request.param](Cosine(noise_scale=0.7))
 
 
 def vanishes(residual: Tensor, tolerance: float) -> None:
@@ -66,23 +68,18 @@ def test_eulerian(case: tuple[Law, float]) -> None:
 
 
 def test_lagrangian(case: tuple[Law, float]) -> None:
-    """∂_r X_{t,r}(x) = v_r(X_{t,r}(x)), and the same through (r − t) u."""
+    """d/dr X_{t,r}(x) = d/dr [(r − t) u_{t,r}(x)] = v_r(X_{t,r}(x))."""
     law, tolerance = case
-    arrival = law.velocity(law.flow_map(X, T, R), R)
-    slope = derivative(lambda r: law.flow_map(X, T, r), (R,), (torch.ones_like(R),))
-    vanishes(slope - arrival, tolerance)
     slope = derivative(lambda r: gap(r, T) * law.average_velocity(X, T, r), (R,), (torch.ones_like(R),))
-    vanishes(slope - arrival, tolerance)
+    vanishes(slope - law.velocity(law.flow_map(X, T, R), R), tolerance)
 
 
 def test_meanflow(case: tuple[Law, float]) -> None:
-    """u = v − (t − r) D_t u; with (x, t, h = t − r) as arguments the tangents are (v, 1, 1)."""
+    """u = v − (t − r) D_t u, and v = u + (t − r) D_t u."""
     law, tolerance = case
-    u, v, one = law.average_velocity(X, T, R), law.velocity(X, T), torch.ones_like(T)
-    slope = derivative(law.average_velocity, (X, T, R), (v, one, 0 * one))
+    u, v = law.average_velocity(X, T, R), law.velocity(X, T)
+    slope = along_flow(law, lambda x, t: law.average_velocity(x, t, R), X, T)
     vanishes(v - gap(T, R) * slope - u, tolerance)
-    by_gap = derivative(lambda x, t, h: law.average_velocity(x, t, t - h), (X, T, T - R), (v, one, one))
-    vanishes(by_gap - slope, tolerance)
 
 
 def test_two_jumps_average_to_one(case: tuple[Law, float]) -> None:
@@ -94,16 +91,15 @@ def test_two_jumps_average_to_one(case: tuple[Law, float]) -> None:
         vanishes(mean - law.average_velocity(X, T, R), tolerance)
 
 
-def test_zero_jump(case: tuple[Law, float]) -> None:
-    law, _ = case
-    vanishes(law.flow_map(X, T, T) - X, 1e-15)
-    vanishes(law.average_velocity(X, T, T) - law.velocity(X, T), 1e-14)
-    vanishes(law.transfer_velocity(X, T, T) - law.velocity(X, T), 1e-14)
+def test_zero_jump(rough: Law) -> None:
+    vanishes(rough.flow_map(X, T, T) - X, 1e-15)
+    vanishes(rough.average_velocity(X, T, T) - rough.velocity(X, T), 1e-14)
+    vanishes(rough.transfer_velocity(X, T, T) - rough.velocity(X, T), 1e-14)
 
 
-def test_derivative_at_zero_gap_is_half_the_acceleration(case: tuple[Law, float]) -> None:
-    law, _ = case
-    vanishes(along_flow(law, lambda x, t: law.average_velocity(x, t, T), X, T) - 0.5 * law.acceleration(X, T), 1e-12)
+def test_derivative_at_zero_gap_is_half_the_acceleration(rough: Law) -> None:
+    slope = along_flow(rough, lambda x, t: rough.average_velocity(x, t, T), X, T)
+    vanishes(slope - 0.5 * rough.acceleration(X, T), 1e-12)
 
 
 def test_inverse(case: tuple[Law, float]) -> None:
@@ -114,38 +110,37 @@ def test_inverse(case: tuple[Law, float]) -> None:
 def test_volume_changes_by_the_divergence(case: tuple[Law, float]) -> None:
     """det ∇X_{t,r}(x) = exp ∫_t^r div v_s(X_{t,s}(x)) ds, by Simpson's rule in s."""
     law, tolerance = case
-    n = 17
-    share = torch.linspace(0, 1, n, dtype=torch.float64)
+    n = 65
     weight = torch.ones(n, dtype=torch.float64)
     weight[1:-1:2], weight[2:-1:2] = 4, 2
-    for row in range(len(T)):
-        x, t, r = X[row : row + 1], T[row : row + 1], R[row : row + 1]
-        s = t + (r - t) * share
-        along = law.flow_map(x.expand(n, 1), t.expand(n), s)
-        change = (weight * divergence(lambda x, s=s: law.velocity(x, s), along)).sum() / (3 * (n - 1)) * (r - t)
-        volume = torch.linalg.det(jacobian(lambda x, t=t, r=r: law.flow_map(x, t, r), x))
-        vanishes(volume.log() - change, max(tolerance, 1e-5))
+    nodes = (T + torch.linspace(0, 1, n, dtype=torch.float64)[:, None] * (R - T)).flatten()
+    along = law.flow_map(X.repeat(n, 1), T.repeat(n), nodes)
+    rate = divergence(lambda x: law.velocity(x, nodes), along).reshape(n, len(T))
+    change = (weight @ rate) / (3 * (n - 1)) * (R - T)
+    volume = torch.linalg.det(jacobian(lambda x: law.flow_map(x, T, R), X))
+    vanishes(volume.log() - change, max(tolerance, 1e-6))
 
 
-def test_transfer_velocity_is_the_jump_in_ddim_form(law: Law) -> None:
-    """X = ā x + b̄ F on every path."""
-    a, b = law.path.transfer(T, R)
-    jump = a[:, None] * X + b[:, None] * law.transfer_velocity(X, T, R)
-    vanishes(jump - law.flow_map(X, T, R), 1e-12)
+@pytest.mark.parametrize("path", list(PATHS))
+@pytest.mark.parametrize("build", [gaussian, lambda path: mixture(path, 2)])
+def test_both_velocities_are_the_jump(build: Callable[[Path], Law], path: str) -> None:
+    """X = x + (r − t) u = ā x + b̄ F on every path."""
+    law = build(PATHS[path])
+    end, (a, b) = law.flow_map(X, T, R), law.path.transfer(T, R)
+    vanishes(X - gap(T, R) * law.average_velocity(X, T, R) - end, 1e-12)
+    vanishes(a[:, None] * X + b[:, None] * law.transfer_velocity(X, T, R) - end, 1e-12)
 
 
-def test_average_velocity_is_the_jump_in_euler_form(law: Law) -> None:
-    vanishes(X - gap(T, R) * law.average_velocity(X, T, R) - law.flow_map(X, T, R), 1e-12)
-
-
-def test_the_flow_of_every_path_solves_its_own_equation(law: Law) -> None:
+@pytest.mark.parametrize("path", list(PATHS))
+def test_the_flow_of_every_path_solves_its_own_equation(path: str) -> None:
     """The solver works on the linear path; along any other, ∂_r X = v_r(X) must still hold."""
-    slope = derivative(lambda r: law.flow_map(X, T, r), (R,), (torch.ones_like(R),))
-    vanishes(slope - law.velocity(law.flow_map(X, T, R), R), 1e-5)
+    law, h = mixture(PATHS[path], 32), 1e-5
+    ends = law.flow_map(X.repeat(3, 1), T.repeat(3), torch.cat([R - h, R, R + h]))
+    below, end, above = ends.split(len(T))
+    vanishes((above - below) / (2 * h) - law.velocity(end, R), 1e-5)
 
 
-@pytest.mark.parametrize("noise_scale", [1.0, 0.5])
-@pytest.mark.parametrize("name", list(LAWS))
+@pytest.mark.parametrize(("name", "noise_scale"), [("gaussian", 1.0), ("gaussian", 0.5), ("mixture", 0.5)])
 def test_trigflow_tangent_vanishes(name: str, noise_scale: float) -> None:
     """f = cosθ x − sinθ F̃: df/dθ = −cosθ(F̃ − x') − sinθ(x + F̃') = 0, ' = d/dθ along the flow, F̃ = (2/π) F."""
     build, tolerance = LAWS[name]

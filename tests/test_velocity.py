@@ -237,9 +237,8 @@ def test_only_the_class_mask_is_unbiased_for_a_conditional_network(mask: bool) -
         for function in (torch.ones_like(x_t), x_t, torch.tanh(x_t)):
             assert in_bands((v_plug - marginal) * function) < 5
         assert in_bands((v_plug - by_class) * side) > 20
-        bias = float(((v_plug - by_class) * side).mean())
-        # Independent of side given x_t, up to the own image: at least half of the way to the marginal velocity.
-        assert bias * float(((marginal - by_class) * side).mean()) > 0
+        bias, whole = (float(((v - by_class) * side).mean()) for v in (v_plug, marginal))
+        assert 0.5 < bias / whole < 1  # the way to the marginal velocity, less the weight of the own image
 
 
 # -------------------------------------------------------------------------------------------------------- invariances
@@ -281,7 +280,7 @@ def images(kind: str) -> Tensor:
 @pytest.mark.parametrize("kind", ["independent", "clusters"])
 @pytest.mark.parametrize("path", [Linear(), Cosine()], ids=repr)
 def test_single_precision_products_agree_with_double_precision_pairs(kind: str, path: Path) -> None:
-    """At D = 4096 to 1e-5, on a grid of times that covers weights from one-hot to uniform."""
+    """At D = 4096 to 1e-5 of the velocity, at times that cover weights from one-hot to uniform."""
     x = images(kind)
     eps = torch.randn(32, 4096, generator=torch.Generator().manual_seed(6))
     own = []
@@ -291,7 +290,9 @@ def test_single_precision_products_agree_with_double_precision_pairs(kind: str, 
         own.append(float(gamma.diagonal().mean()))
         got = plug_in_velocity(path, x, eps, t)
         assert got.dtype == torch.float32
-        assert float((got - v).abs().max()) < 1e-5
+        assert float((got - v).norm() / v.norm()) < 1e-5
+        if kind == "independent":
+            assert float((got - v).abs().max()) < 2e-5
     assert own[0] > 0.999
     assert own[-1] == pytest.approx(1 / 32)
     assert any(0.1 < weight < 0.9 for weight in own)
@@ -329,10 +330,9 @@ def test_half_precision_images_are_weighed_in_single_precision() -> None:
     low, noise = x.bfloat16(), eps.bfloat16()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         got = plug_in_velocity(Linear(), low, noise, t)
-        gamma = plug_in_weights(Linear(), low.float(), noise.float(), t)
+    gamma = plug_in_weights(Linear(), low, noise, t)
     want, v = pairwise(Linear(), low, noise, t)
-    assert got.dtype == torch.bfloat16
-    assert gamma.dtype == torch.float32
+    torch.testing.assert_close(gamma.double(), want, rtol=0, atol=1e-5)
     torch.testing.assert_close(got.double(), v, rtol=0, atol=0.05)
 
 

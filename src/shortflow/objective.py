@@ -145,7 +145,7 @@ class Objective:
             steps = {None: "any", True: "continuous (s = t)", False: "two-step (s < t)"}
             raise IncompatibleParts(
                 f"{type(target).__name__} with {name}: the target is for {steps[target.continuous]} times with "
-                f"{' or '.join(target.gaps)} gaps t − r, the law has {steps[law.continuous]} times with {law.gap} gaps; "
+                f"{' or '.join(target.gaps)} gaps t − r, the law has {steps[law.continuous]} ones with {law.gap} gaps; "
                 + _fitting(target, law)
             )
         if metric.space == "state" and law.gap != "positive":

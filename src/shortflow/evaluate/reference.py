@@ -5,8 +5,8 @@ its features the neighbour scores. The held-out images are what a perfect genera
 every other row against.
 
 Whatever uses a part of a set uses its first rows in a fixed random order, never in the order of the file: published
-sets are not in random order. Consecutive MNIST images share their writers, and the first 2500 of test against the
-first 2500 of train have a coverage of .82, where a random 2500 of each have .97.
+sets are not in random order. The first 2500 MNIST images of test against the first 2500 of train have a coverage of
+.82, a random 2500 of each have .97.
 """
 
 import hashlib

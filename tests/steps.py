@@ -1,0 +1,100 @@
+"""What several tests of training steps share: small networks, hand-made draws, exact velocities, losses with gradients.
+
+Everything is float64.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from shortflow.flowmap import FlowMap
+from shortflow.nn import MLP
+from shortflow.objective import Objective, Recipe
+from shortflow.paths import Path
+from shortflow.theory import Law
+from shortflow.typing import Draw, Progress, Times
+from shortflow.velocity import Velocity
+
+
+@dataclass(frozen=True, kw_only=True)
+class Marginal(Velocity):
+    """The exact marginal velocity of a law."""
+
+    law: Law
+
+    def __call__(self, teacher: FlowMap, draw: Draw) -> Tensor:
+        return self.law.velocity(draw.x_t, draw.times.t, draw.condition if self.law.num_classes else None)
+
+
+def draw_at(
+    path: Path,
+    x: Tensor,
+    eps: Tensor,
+    t: Tensor,
+    r: Tensor,
+    s: Tensor | None = None,
+    *,
+    x_t: Tensor | None = None,
+    label: Tensor | None = None,
+    dropped: Tensor | None = None,
+    null_label: int | None = None,
+    progress: Progress = Progress(images=1),
+) -> Draw:
+    """A draw with everything given; s = t where it is left out, and any x_t where only the marginal matters."""
+    return Draw(
+        x=x,
+        eps=eps,
+        x_t=path.interpolate(x, eps, t) if x_t is None else x_t,
+        times=Times(t, t if s is None else s, r),
+        label=label,
+        dropped=torch.zeros(len(x), dtype=torch.bool) if dropped is None else dropped,
+        coin=torch.zeros(len(x)),
+        null_label=null_label,
+        progress=progress,
+    )
+
+
+def randomize(network: nn.Module, seed: int = 1) -> nn.Module:
+    """The network in float64 with all weights drawn anew: networks start as the zero function, which tests nothing."""
+    generator = torch.Generator().manual_seed(seed)
+    network = network.double()
+    with torch.no_grad():
+        for weight in network.parameters():
+            fan = weight.shape[-1] if weight.ndim > 1 else 4
+            weight.copy_(torch.randn(weight.shape, generator=generator, dtype=torch.float64) / fan**0.5)
+    return network
+
+
+def mlp(d: int = 3, seed: int = 1, width: int = 16, depth: int = 2, **settings: object) -> nn.Module:
+    return randomize(MLP(shape=(d,), width=width, depth=depth, **settings), seed)  # pyright: ignore[reportArgumentType]
+
+
+def network_for(recipe: Recipe, classes: int = 4, d: int = 3, seed: int = 1, dropout: float = 0.0) -> nn.Module:
+    """The small network that a recipe needs."""
+    return mlp(
+        d,
+        seed,
+        num_classes=classes,
+        null_class=recipe.null_class and classes > 0,
+        second_time=recipe.conditioning.second,
+        log_variance=recipe.log_variance,
+        dropout=dropout,
+    )
+
+
+def gradient(loss: Tensor, module: nn.Module) -> Tensor:
+    """The gradient of a number with respect to all weights, in one vector; zeros where there is none."""
+    weights = list(module.parameters())
+    found = torch.autograd.grad(loss, weights, allow_unused=True)
+    return torch.cat([
+        (torch.zeros_like(weight) if g is None else g).flatten() for weight, g in zip(weights, found, strict=True)
+    ])
+
+
+def loss_and_gradient(
+    objective: Objective, flow: FlowMap, draw: Draw, teacher: FlowMap | None = None
+) -> tuple[Tensor, Tensor]:
+    """(loss of every row, gradient of their mean)."""
+    loss = objective.evaluate(flow, teacher or flow, draw).loss
+    return loss.detach(), gradient(loss.mean(), flow.network)
