@@ -87,9 +87,9 @@ def gradient(loss: Tensor, module: nn.Module) -> Tensor:
     """The gradient of a number with respect to all weights, in one vector; zeros where there is none."""
     weights = list(module.parameters())
     found = torch.autograd.grad(loss, weights, allow_unused=True)
-    return torch.cat([
-        (torch.zeros_like(weight) if g is None else g).flatten() for weight, g in zip(weights, found, strict=True)
-    ])
+    return torch.cat(
+        [(torch.zeros_like(weight) if g is None else g).flatten() for weight, g in zip(weights, found, strict=True)]
+    )
 
 
 def loss_and_gradient(

@@ -1,5 +1,6 @@
 import math
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 from oracles import column, f64
 from shortflow.dropout import Dropout, shared_dropout
 from shortflow.errors import IncompatibleParts, SamplerError, ShortflowError
-from shortflow.flowmap import AverageVelocity, FlowMap, Transfer
+from shortflow.flowmap import AverageVelocity, FlowMap, Transfer, TrigFlow
 from shortflow.guidance import Guided, GuidedFlowMap, guide, guided_output
 from shortflow.nn import MLP
 from shortflow.paths import Cosine, Linear
@@ -20,7 +21,7 @@ NULL = CLASSES
 
 
 class Table(nn.Module):
-    """F(x, t, label) = values[label], one row a class and the last for "no class"; remembers the labels it was asked."""
+    """F(x, t, label) = values[label], the last row for "no class"; remembers the labels it was asked."""
 
     num_classes = CLASSES
     null_label: int | None = NULL
@@ -71,8 +72,8 @@ def trained() -> FlowMap:
     """A class-conditional network with weights that are not zero, and two-dimensional points."""
     torch.manual_seed(0)
     net = MLP(shape=(2,), width=16, depth=1, num_classes=CLASSES, null_class=True, dropout=0.5).double()
-    nn.init.normal_(net.last.weight)
-    nn.init.normal_(net.classes.weight) if hasattr(net, "classes") else None
+    for weight in net.parameters():
+        nn.init.normal_(weight, std=0.3)
     return FlowMap(net, Cosine(), Transfer())
 
 
@@ -102,7 +103,7 @@ def test_fixed_point_and_its_rate(omega: float, kappa: float, scale: float) -> N
         flow = FlowMap(Table(u), Linear(), AverageVelocity())
         u = torch.cat([guided(flow, draw_of(f64(0.2, 0.5, 0.9), label)), column(null)])
         errors.append(u[:CLASSES] - fixed)
-    for before, after in zip(errors, errors[1:], strict=False):
+    for before, after in pairwise(errors):
         torch.testing.assert_close(after, kappa * before, rtol=1e-9, atol=1e-12)
     at_fixed = FlowMap(Table(torch.cat([fixed, column(null)])), Linear(), AverageVelocity())
     torch.testing.assert_close(guided(at_fixed, draw_of(f64(0.2, 0.5, 0.9), label)), fixed)
@@ -121,8 +122,6 @@ def test_mix_of_velocities_by_hand() -> None:
 def test_outputs_are_mixed_as_velocities() -> None:
     """On a path whose output is not the velocity, u_{t,t} is the velocity the output stands for."""
     path = Cosine(noise_scale=0.5)
-    from shortflow.flowmap import TrigFlow
-
     flow = FlowMap(Table(column(1.0, 2.0, 3.0, 4.0)), path, TrigFlow(), sigma_data=0.5)
     got = Guided(base=Given(), omega=2.0, kappa=0.25)(flow, draw_of(f64(0.3), torch.tensor([1])))
     unit = math.pi / 2 * 0.5
@@ -262,7 +261,7 @@ def test_sampling_extrapolates_from_no_class_to_the_class(scale: float) -> None:
     x, t, r, label = points()
     null = torch.full_like(label, NULL)
     conditional, unconditional = flow.predict(x, t, r, label), flow.predict(x, t, r, null)
-    assert float((conditional - unconditional).abs().max()) > 0.01
+    assert (conditional - unconditional).abs().max().item() > 0.01
     guided = guide(flow, scale)
     want = unconditional + scale * (conditional - unconditional)
     torch.testing.assert_close(guided.predict(x, t, r, label), want)
@@ -278,7 +277,7 @@ def test_scale_zero_is_the_unconditional_model() -> None:
 
 def test_scale_one_is_the_same_object() -> None:
     flow = table(1.0, 2.0, 3.0, 4.0)
-    assert guide(flow, 1) is flow
+    assert guide(flow, 1.0) is flow
     assert guide(flow, 1.0, (0.2, 0.3)) is flow
     flow.guided = "training guidance"
     assert guide(flow, 1.0) is flow

@@ -1,7 +1,8 @@
 """Files that are either whole or not there: written beside their place, flushed to disk, then renamed."""
 
 import os
-import tempfile
+import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,17 +12,21 @@ __all__ = ["atomic_path", "write_atomic"]
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path to write to; on success it replaces `path`, on an error it is removed and `path` stays as it was."""
+    """A new, empty file beside `path` to write to. On success it replaces `path`; on an error it is removed.
+
+    Folders on the way are made. Permissions are those of any new file: what the umask leaves of 0666.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.stem}-{secrets.token_hex(4)}{path.suffix}")
+    # `tempfile` makes files that only their owner can read; opened like this, the system applies the umask.
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    permissions = stat.S_IMODE(temporary.stat().st_mode)
     try:
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
+        os.chmod(temporary, permissions)  # safetensors puts a file of its own in its place
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -84,7 +84,7 @@ class Path(ABC):
         return -self.noise(x_t, v, t)
 
     def score(self, x_t: State, v: State, t: Time) -> State:
-        """∇log p_t(x_t) = −ε̂/σ_t. The one conversion that divides by σ: it has no value at t = 0 (use `scaled_score`)."""
+        """∇log p_t(x_t) = −ε̂/σ_t. It divides by σ, so it has no value at t = 0 (use `scaled_score`)."""
         return self.scaled_score(x_t, v, t) / expand(self.sigma(t), x_t)
 
     def velocity_from_score(self, x_t: State, score: State, t: Time) -> State:

@@ -1,15 +1,16 @@
 """Samples from a flow map: a grid of times and a rule for what happens between two of them. One step is simply N = 1.
 
-- `PushForward`: x ← X_{t_i, t_{i+1}}(x). For networks trained for many ends (and Euler steps of flow matching).
+- `PushForward`: x ← X_{t_i, t_{i+1}}(x). For networks trained for many ends, and as Euler steps for flow matching.
 - `ReNoise`: x̂ ← X_{t_i, 0}(x), then new noise up to t_{i+1}. For networks trained only to jump to the data.
 
-A sampler refuses a network that was not trained for the jumps it would make. Every image has its own noise, a function of
-(seed, index): image k is the same for any number of images and any batch size.
+A sampler refuses a network that was not trained for the jumps it would make. Every image has its own noise, a function
+of (seed, index): image k is the same for any number of images, of steps and of images a batch.
 """
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -21,6 +22,7 @@ from shortflow.errors import SamplerError
 from shortflow.flowmap import FlowMap
 from shortflow.paths import VarianceExploding
 from shortflow.streams import Streams
+from shortflow.typing import expand
 
 __all__ = [
     "PushForward",
@@ -35,7 +37,10 @@ __all__ = [
 ]
 
 State = Float[Tensor, "b ..."]
+Noise = Float[Tensor, "n b ..."]
 Label = Int[Tensor, "b"] | None
+
+CLOSE = 1e-9  # two times that differ by less are the same
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,10 +52,15 @@ class Samples:
     label: Int[Tensor, "b"] | None
 
 
+# --------------------------------------------------------------------------------------------------------------- grids
+
+
 def grid_times(flow: FlowMap, steps: int, kind: str | None = None) -> tuple[float, ...]:
     """steps + 1 decreasing times over the span of the flow map.
 
-    kind: "uniform" in t, or "karras" (ρ = 7 in the noise level, for the variance-exploding path); None picks by path.
+    Args:
+        kind: "uniform" in t, or "karras", uniform in σ^{1/7} (arXiv 2206.00364, equation 5, for σ proportional to t);
+            by default the one that is usual for the path.
 
     Raises:
         SamplerError: if steps < 1, or the kind is unknown.
@@ -59,12 +69,50 @@ def grid_times(flow: FlowMap, steps: int, kind: str | None = None) -> tuple[floa
         raise SamplerError(f"steps must be at least 1, got {steps}")
     low, high = flow.span
     kind = kind or ("karras" if isinstance(flow.path, VarianceExploding) else "uniform")
-    if kind == "uniform":
-        return tuple(high + (low - high) * i / steps for i in range(steps + 1))
-    if kind == "karras":
-        a, b = high ** (1 / 7), low ** (1 / 7)
-        return tuple((a + (b - a) * i / steps) ** 7 for i in range(steps + 1))
-    raise SamplerError(f"there is no grid called {kind!r}; there are 'uniform' and 'karras', or give the times")
+    if kind not in ("uniform", "karras"):
+        raise SamplerError(f"there is no grid called {kind!r}; there are 'uniform' and 'karras', or give the times")
+    power = 1 if kind == "uniform" else 7
+    a, b = high ** (1 / power), low ** (1 / power)
+    # The ends are written out, because rounding would miss them.
+    return (high, *((a + (b - a) * i / steps) ** power for i in range(1, steps)), low)
+
+
+def _check_grid(flow: FlowMap, times: Sequence[float]) -> None:
+    low, high = flow.span
+    # `not (b < a)` refuses NaN too.
+    if len(times) < 2 or any(not b < a for a, b in pairwise(times)):
+        raise SamplerError(f"the times of a grid must decrease and be at least two, got {list(times)}")
+    if times[0] > high + CLOSE or times[-1] < low - CLOSE:
+        raise SamplerError(
+            f"this model knows times from {high:g} down to {low:g}, the grid goes from {times[0]:g} to {times[-1]:g}"
+        )
+    if times[0] < high - CLOSE:
+        raise SamplerError(
+            f"samples start as pure noise, which is what this model knows at time {high:g}; "
+            f"the grid starts at {times[0]:g}. Put {high:g} in front of it"
+        )
+
+
+def _check_data_end(flow: FlowMap, times: Sequence[float]) -> None:
+    if times[-1] > flow.span[0] + CLOSE:
+        raise SamplerError(
+            f"the jumps of this sampler and model end at the data, which are at time {flow.span[0]:g}; "
+            f"the grid ends at {times[-1]:g}. Put {flow.span[0]:g} at its end"
+        )
+
+
+def _at(x: State, time: float) -> Float[Tensor, "b"]:
+    """`time` for every row of x, in single precision at least."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return torch.full((len(x),), time, dtype=dtype, device=x.device)
+
+
+def _start(flow: FlowMap, eps: State, time: float) -> State:
+    """The noise end σ_t ε."""
+    return expand(flow.path.sigma(_at(eps, time)), eps) * eps
+
+
+# ------------------------------------------------------------------------------------------------------------ samplers
 
 
 class Sampler(ABC):
@@ -75,62 +123,63 @@ class Sampler(ABC):
         """Raise `SamplerError` if the network was not trained for the jumps that would be made."""
 
     @abstractmethod
-    def run(self, flow: FlowMap, eps: Float[Tensor, "n b ..."], times: Sequence[float], label: Label) -> State:
-        """The samples from noise eps; eps[0] is the start, eps[i] the noise that is added before jump i."""
+    def run(self, flow: FlowMap, eps: Noise, times: Sequence[float], label: Label) -> State:
+        """The samples from standard normal noise: eps[0] is the start, eps[i] what is added before jump i."""
 
     def draws(self, steps: int) -> int:
-        """How many noise tensors a run of `steps` jumps uses."""
+        """How many noises an image of `steps` jumps takes."""
         return 1
-
-
-def _at(x: State, time: float) -> Float[Tensor, "b"]:
-    dtype = x.dtype if x.dtype == torch.float64 else torch.float32
-    return torch.full((len(x),), time, dtype=dtype, device=x.device)
-
-
-def _check_grid(flow: FlowMap, times: Sequence[float]) -> None:
-    low, high = flow.span
-    if len(times) < 2 or any(b >= a for a, b in pairwise(times)):
-        raise SamplerError(f"the times of a grid must decrease and be at least two, got {list(times)}")
-    if times[0] > high + 1e-9 or times[-1] < low - 1e-9:
-        raise SamplerError(
-            f"this model knows times from {low:g} to {high:g}, the grid goes from {times[-1]:g} to {times[0]:g}"
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class PushForward(Sampler):
-    """x ← X_{t_i, t_{i+1}}(x)."""
+    """x ← X_{t_i, t_{i+1}}(x).
+
+    A network trained at r = t only is asked for its velocity there, and the jump is the path's: x ← ā x + b̄ u_{t,t}(x)
+    with `Path.transfer` (on the linear path Euler's step), of first order in the step.
+    """
 
     def check(self, flow: FlowMap, times: Sequence[float]) -> None:
         _check_grid(flow, times)
-        if flow.ends == "zero" and len(times) > 2:
-            raise SamplerError(
-                "this model was trained only for jumps to the data (r = 0); a push-forward over "
-                f"{len(times) - 1} steps would ask it for jumps in between. Use the re-noise sampler"
-            )
+        if flow.ends == "zero":
+            if len(times) > 2:
+                raise SamplerError(
+                    "this model was trained only for jumps to the data (r = 0); a push-forward over "
+                    f"{len(times) - 1} steps would ask it for jumps in between. Use the re-noise sampler"
+                )
+            _check_data_end(flow, times)
         if flow.ends == "dyadic":
             for a, b in pairwise(times):
-                level = math.log2(1 / (a - b))
-                if abs(level - round(level)) > 1e-3 or abs(a / (a - b) - round(a / (a - b))) > 1e-3:
+                if not _dyadic(a, b):
                     raise SamplerError(
                         f"this model was trained for jumps of length 1, 1/2, 1/4, …, not from {a:g} to {b:g}; "
                         "use 1, 2, 4, 8, … steps on the uniform grid"
                     )
 
-    def run(self, flow: FlowMap, eps: Float[Tensor, "n b ..."], times: Sequence[float], label: Label) -> State:
-        x = eps[0] * flow.path.sigma(_at(eps[0], times[0])[:1])
+    def run(self, flow: FlowMap, eps: Noise, times: Sequence[float], label: Label) -> State:
+        x = _start(flow, eps[0], times[0])
         for a, b in pairwise(times):
-            x = flow(x, _at(x, a), _at(x, b), label)
+            t, r = _at(x, a), _at(x, b)
+            if flow.ends == "diagonal":
+                keep, move = flow.path.transfer(t, r)
+                x = expand(keep, x) * x + expand(move, x) * flow.velocity(x, t, label)
+            else:
+                x = flow(x, t, r, label)
         return x
+
+
+def _dyadic(a: float, b: float) -> bool:
+    """Whether the jump from a to b has a length 2⁻ʲ and starts at a multiple of it."""
+    level, multiple = -math.log2(a - b), a / (a - b)
+    return abs(level - round(level)) < 1e-3 and abs(multiple - round(multiple)) < 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReNoise(Sampler):
     """x̂ ← X_{t_i, end}(x), then x ← the path's point at t_{i+1} from x̂ and new noise (multistep consistency sampling).
 
-    With an end at noise level σ_0 > 0 the noise added is that which takes σ_0 to σ_{t}: for the variance-exploding path
-    √(σ² − σ_min²).
+    The end may hold noise already, σ_end > 0: with k = α_t/α_end the point is k x̂ + √(σ_t² − k² σ_end²) ε, on the
+    variance-exploding path x̂ + √(σ² − σ_min²) ε. Source: Song et al. 2023 (arXiv 2303.01469), algorithm 1.
     """
 
     def draws(self, steps: int) -> int:
@@ -140,23 +189,27 @@ class ReNoise(Sampler):
         _check_grid(flow, times)
         if flow.ends == "diagonal":
             raise SamplerError(
-                "this model was trained at r = t only (flow matching) and has no jump to the data; use the push-forward sampler"
+                "this model was trained at r = t only (flow matching) and has no jump to the data; "
+                "use the push-forward sampler"
             )
-        if flow.ends == "dyadic" and len(times) > 2:
+        if flow.ends == "dyadic" and not all(_dyadic(time, times[-1]) for time in times[:-1]):
             raise SamplerError(
-                "this model was trained for dyadic jumps, not for jumps to the data from every time; use the push-forward sampler"
+                "this model was trained for jumps to the data from 1, 1/2, 1/4, … only; "
+                "use such times, or the push-forward sampler"
             )
+        _check_data_end(flow, times)
 
-    def run(self, flow: FlowMap, eps: Float[Tensor, "n b ..."], times: Sequence[float], label: Label) -> State:
-        path, end = flow.path, _at(eps[0], times[-1])
-        x = eps[0] * path.sigma(_at(eps[0], times[0])[:1])
+    def run(self, flow: FlowMap, eps: Noise, times: Sequence[float], label: Label) -> State:
+        path, last = flow.path, len(times) - 2
+        x = _start(flow, eps[0], times[0])
+        end = _at(x, times[-1])
         for i, time in enumerate(times[:-1]):
             x = flow(x, _at(x, time), end, label)
-            if i + 1 < len(times) - 1:
+            if i < last:
                 up = _at(x, times[i + 1])
-                keep = (path.alpha(up) / path.alpha(end))[0]
-                add = (path.sigma(up)[0] ** 2 - (keep * path.sigma(end)[0]) ** 2).clamp(min=0).sqrt()
-                x = keep * x + add * eps[i + 1]
+                keep = path.alpha(up) / path.alpha(end)
+                add = (path.sigma(up) ** 2 - (keep * path.sigma(end)) ** 2).clamp(min=0).sqrt()
+                x = expand(keep, x) * x + expand(add, x) * eps[i + 1]
         return x
 
 
@@ -165,13 +218,58 @@ def default_sampler(flow: FlowMap) -> Sampler:
     return ReNoise() if flow.ends == "zero" else PushForward()
 
 
-def noise(seed: int, first: int, count: int, shape: Sequence[int], draws: int = 1) -> Float[Tensor, "n b ..."]:
-    """Standard normal noise (draws, count, *shape) in which image first + k depends on (seed, first + k) only."""
-    images = [
-        torch.randn(draws, *shape, generator=Streams(seed=seed, images=k).generator("sample"))
-        for k in range(first, first + count)
-    ]
-    return torch.stack(images, 1)
+# ------------------------------------------------------------------------------------------------------------- samples
+
+
+def noise(seed: int, first: int, count: int, shape: Sequence[int], draws: int = 1) -> Noise:
+    """Standard normal noise (draws, count, *shape), drawn on the CPU; [i, k] is a function of (seed, first + k, i)."""
+    size = tuple(shape)
+
+    def image(index: int) -> Float[Tensor, "n ..."]:
+        generator = Streams(seed=seed, images=index).generator("sample")
+        # One call a draw: the numbers of a single large call would depend on its size.
+        return torch.stack([torch.randn(size, generator=generator) for _ in range(draws)])
+
+    return torch.stack([image(first + k) for k in range(count)], 1)
+
+
+@contextmanager
+def _evaluating(flow: FlowMap) -> Iterator[None]:
+    """Within the context the network is in evaluation mode and no gradient is recorded; then all is as it was."""
+    training = [module for module in flow.modules() if module.training]
+    flow.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _placed(eps: Noise, flow: FlowMap) -> Noise:
+    """The noise on the device of the network, in double precision if the network is."""
+    like = next(flow.parameters(), torch.empty(0))
+    return eps.to(like.device, torch.promote_types(eps.dtype, like.dtype))
+
+
+def _labels(flow: FlowMap, n: int, label: Int[Tensor, "..."] | None) -> Int[Tensor, "n"] | None:
+    """The class of each of n images, checked; by default 0, 1, 2, … in turn."""
+    classes = flow.num_classes
+    if classes == 0:
+        if label is not None:
+            raise SamplerError("this model is unconditional; it takes no class")
+        return None
+    if label is None:
+        return torch.arange(n) % classes
+    if tuple(label.shape) != (n,):
+        raise SamplerError(f"there must be one class for each of the {n} images, got {label.numel()}")
+    top = classes - 1 if flow.null_label is None else flow.null_label
+    if int(label.min()) < 0 or int(label.max()) > top:
+        null = f", or {top} for no class" if top == classes else ""
+        raise SamplerError(
+            f"classes must be from 0 to {classes - 1}{null}; got {int(label.min())} to {int(label.max())}"
+        )
+    return label
 
 
 def sample(
@@ -186,7 +284,7 @@ def sample(
     seed: int = 0,
     batch_size: int = 256,
 ) -> Iterator[Samples]:
-    """n samples of the given shape, in batches, as an iterator.
+    """n samples of the given shape, in batches, as an iterator. The flow map's training mode is left as it was.
 
     Args:
         steps: number of jumps on the default grid, or `times`: the grid itself, decreasing.
@@ -195,55 +293,23 @@ def sample(
         seed: images are a function of (seed, index).
 
     Raises:
-        SamplerError: before any work, if sampler, grid, classes and network do not fit.
+        SamplerError: at once, before any network call, if sampler, grid, classes and network do not fit.
     """
+    if n < 1 or batch_size < 1:
+        raise SamplerError(f"n and batch_size must be at least 1, got {n} and {batch_size}")
     grid = tuple(times) if times is not None else grid_times(flow, steps)
     rule = sampler or default_sampler(flow)
     rule.check(flow, grid)
-    if n < 1 or batch_size < 1:
-        raise SamplerError(f"n and batch_size must be at least 1, got {n} and {batch_size}")
     labels = _labels(flow, n, label)
-    return _batches(flow, n, shape, grid, rule, labels, seed, batch_size)
 
+    def batch(first: int) -> Samples:
+        count = min(batch_size, n - first)
+        eps = _placed(noise(seed, first, count, shape, rule.draws(len(grid) - 1)), flow)
+        label = None if labels is None else labels[first : first + count].to(eps.device)
+        with _evaluating(flow):
+            return Samples(first=first, x=rule.run(flow, eps, grid, label), label=label)
 
-def _labels(flow: FlowMap, n: int, label: Int[Tensor, "n"] | None) -> Int[Tensor, "n"] | None:
-    classes = flow.num_classes
-    if classes == 0:
-        if label is not None:
-            raise SamplerError("this model is unconditional; it takes no class")
-        return None
-    if label is None:
-        return torch.arange(n) % classes
-    top = classes if flow.null_label is not None else classes - 1
-    if len(label) != n or int(label.min()) < 0 or int(label.max()) > top:
-        raise SamplerError(
-            f"classes must be {n} numbers from 0 to {classes - 1}, got {len(label)} from {int(label.min())} to {int(label.max())}"
-        )
-    return label
-
-
-def _batches(
-    flow: FlowMap,
-    n: int,
-    shape: Sequence[int],
-    grid: tuple[float, ...],
-    rule: Sampler,
-    labels: Int[Tensor, "n"] | None,
-    seed: int,
-    batch_size: int,
-) -> Iterator[Samples]:
-    device = next(flow.parameters(), torch.empty(0)).device
-    was_training = flow.training
-    flow.eval()
-    try:
-        for first in range(0, n, batch_size):
-            count = min(batch_size, n - first)
-            label = None if labels is None else labels[first : first + count].to(device)
-            eps = noise(seed, first, count, shape, rule.draws(len(grid) - 1)).to(device)
-            with torch.no_grad():
-                yield Samples(first=first, x=rule.run(flow, eps, grid, label), label=label)
-    finally:
-        flow.train(was_training)
+    return map(batch, range(0, n, batch_size))
 
 
 def interpolate(
@@ -255,30 +321,42 @@ def interpolate(
     steps: int = 1,
     label: int | None = None,
 ) -> State:
-    """Samples along the great circle between two noises: ε(w) = (sin((1−w)φ) ε₀ + sin(wφ) ε₁)/sin φ, φ their angle.
+    """Samples (points, *shape) from noises along the great circle between those of image 0 of two seeds.
 
-    Great circles keep the length of the noise, so every point on the way is a typical one (the latent interpolation of
-    the shortcut paper). Shape (points, *shape), the first and last from seeds[0] and seeds[1].
+    Between unit vectors a and b at the angle φ it is (sin((1 − w)φ) a + sin(wφ) b)/sin φ; lengths are interpolated
+    linearly. Straight lines would pass through noise that is too short, which the network has never seen; this is the
+    interpolation of the shortcut paper. The first and last point are the plain samples.
+
+    Args:
+        label: class of all points; by default 0.
+
+    Raises:
+        SamplerError: before any network call, if there are fewer than 2 points, or as for `sample`.
     """
     if points < 2:
         raise SamplerError(f"an interpolation needs at least 2 points, got {points}")
     grid = grid_times(flow, steps)
     rule = default_sampler(flow)
     rule.check(flow, grid)
-    draws = rule.draws(steps)
-    ends = [noise(seed, 0, 1, shape, draws) for seed in seeds]
-    device = next(flow.parameters(), torch.empty(0)).device
-    a, b = (end[0].flatten().double() for end in ends)
-    angle = torch.arccos((a @ b / (a.norm() * b.norm())).clamp(-1, 1))
-    weight = torch.linspace(0, 1, points, dtype=torch.float64).reshape(-1, *([1] * len(shape)))
-    start = (
-        torch.sin((1 - weight) * angle) * ends[0][0].double() + torch.sin(weight * angle) * ends[1][0].double()
-    ) / torch.sin(angle)
-    eps = ends[0].expand(draws, points, *shape).clone()
-    eps[0] = start.float()
+    if label is None and flow.num_classes > 0:
+        label = 0
     labels = _labels(flow, points, None if label is None else torch.full((points,), label))
-    if label is None and labels is not None:
-        labels = torch.zeros_like(labels)
-    flow.eval()
-    with torch.no_grad():
-        return rule.run(flow, eps.to(device), grid, None if labels is None else labels.to(device))
+    start, end = (noise(seed, 0, 1, shape, rule.draws(steps)).squeeze(1) for seed in seeds)
+    eps = _placed(_great_circle(start, end, torch.linspace(0, 1, points)), flow)
+    with _evaluating(flow):
+        return rule.run(flow, eps, grid, None if labels is None else labels.to(eps.device))
+
+
+def _great_circle(a: Float[Tensor, "n ..."], b: Float[Tensor, "n ..."], weight: Float[Tensor, "p"]) -> Noise:
+    """The points at `weight` of the arcs from a[i] to b[i], (n, p, ...)."""
+    x, y = (end.flatten(1).double()[:, None] for end in (a, b))
+    w = weight.double()[:, None]
+    x_length, y_length = (end.norm(dim=-1, keepdim=True) for end in (x, y))
+    angle = torch.arccos(((x * y).sum(-1, keepdim=True) / (x_length * y_length)).clamp(-1, 1))
+    # Parallel noises (one seed twice, or a single coordinate) have no great circle: a straight line there.
+    parallel = torch.sin(angle) < 1e-6
+    angle = torch.where(parallel, torch.ones_like(angle), angle)
+    direction = (torch.sin((1 - w) * angle) * x / x_length + torch.sin(w * angle) * y / y_length) / torch.sin(angle)
+    arc = torch.lerp(x_length, y_length, w) * direction
+    eps = torch.where(parallel, torch.lerp(x, y, w), arc)
+    return eps.reshape(len(a), len(weight), *a.shape[1:]).to(a.dtype)

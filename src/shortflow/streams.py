@@ -1,4 +1,4 @@
-"""Named random streams: each a function of (seed, images seen, process, name), so adding one does not shift the others."""
+"""Named random streams: each a function of (seed, images seen, process, name). Adding one does not shift the others."""
 
 import hashlib
 from dataclasses import dataclass

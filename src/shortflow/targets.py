@@ -113,7 +113,8 @@ class TwoStep(Target):
 
     Args:
         first: Conditional() lands exactly on the path, x_s = α_s x + σ_s ε (CT, IMM); None: the network (shortcut).
-        clip: bound on the coordinates of x_s and of the target output, as the shortcut models' code has it.
+        clip: bound on the coordinates of x_s as the network sees it and of the target output, as the shortcut models'
+            code has it: the target is clip((u_1 + u_2)/2) with u_2 at clip(x_s).
         guidance: with a network first step, both steps of the smallest jump (t − r = `guided_gap`) are guided with
             this scale; larger jumps inherit it. 1 means none.
     """
@@ -152,14 +153,13 @@ class TwoStep(Target):
         label = None if draw.condition is None else draw.condition[rows]
         with torch.no_grad():
             if self.first is None:
-                x_s = self._step(teacher, draw, rows, x_t, t, s, label)
+                x_s = self._step(teacher, draw, rows, x_t, x_t, t, s, label)
             else:
                 v = self.first(teacher, draw)[rows]
                 a, b = teacher.path.transfer(t, s)
                 x_s = expand(a, x_t) * x_t + expand(b, x_t) * v
-            if self.clip is not None:
-                x_s = x_s.clamp(-self.clip, self.clip)
-            return self._step(teacher, draw, rows, x_s, s, r, label)
+            seen = x_s if self.clip is None else x_s.clamp(-self.clip, self.clip)
+            return self._step(teacher, draw, rows, x_s, seen, s, r, label)
 
     def _step(
         self,
@@ -167,18 +167,19 @@ class TwoStep(Target):
         draw: Draw,
         rows: Int[Tensor, "k"],
         x: State,
+        seen: State,
         t: Time,
         r: Time,
         label: Int[Tensor, "k"] | None,
     ) -> State:
-        """One jump of the network, guided on the rows of the smallest jump."""
+        """One jump from x by the output at `seen`, guided on the rows of the smallest jump."""
         with _dropout(draw, rows):
-            output = teacher.predict(x, t, r, label)
+            output = teacher.predict(seen, t, r, label)
         smallest = (draw.times.t - draw.times.r)[rows] <= 1.5 * self.guided_gap
         if self.guidance != 1 and label is not None and bool(smallest.any()):
             some = (smallest & ~draw.dropped[rows]).nonzero()[:, 0]
             with _dropout(draw, torch.cat([rows[some], rows[some]])):
-                guided = guided_output(teacher, x[some], t[some], r[some], label[some], self.guidance)
+                guided = guided_output(teacher, seen[some], t[some], r[some], label[some], self.guidance)
             output = output.index_copy(0, some, guided)
         return teacher.move(x, output, t, r)
 

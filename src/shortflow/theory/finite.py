@@ -70,7 +70,11 @@ class FiniteData(Law):
         return 0 if self.labels is None else int(self.labels.max()) + 1
 
     def _probabilities(self, like: Tensor) -> Float[Tensor, "n"]:
-        weights = like.new_ones(len(self.points)) if self.weights is None else self.weights.to(like)
+        weights = (
+            torch.ones(len(self.points), dtype=like.dtype, device=like.device)
+            if self.weights is None
+            else self.weights.to(like.device, like.dtype)
+        )
         return weights / weights.sum()
 
     def _divisor(self, t: Time) -> Time:
@@ -91,7 +95,7 @@ class FiniteData(Law):
         """(log p_i − ‖x − α x_i‖²/(2σ²) + q of shape (b, n), q of shape (b,)), q common to the points of a row."""
         if tuple(x.shape[1:]) != self.shape:
             raise ShortflowError(f"points have the shape {self.shape}, x has the shape {tuple(x.shape)}")
-        points = self.points.to(x).flatten(1)
+        points = self.points.to(x.device, x.dtype).flatten(1)
         # Seen from their mean the points are as short as they can be, and so is what rounding takes from the product.
         centre = points.mean(0)
         points = points - centre
@@ -109,12 +113,12 @@ class FiniteData(Law):
 
     def posterior(self, x: State, t: Time, label: Label | None = None) -> tuple[State, State]:
         gamma = self.responsibilities(x, t, label)
-        data = (gamma @ self.points.to(x).flatten(1)).reshape(x.shape)
+        data = (gamma @ self.points.to(x.device, x.dtype).flatten(1)).reshape(x.shape)
         return data, (x - expand(self.path.alpha(t), x) * data) / expand(self._divisor(t), x)
 
     def velocity_variance(self, x: State, t: Time, label: Label | None = None) -> Time:
         gamma = self.responsibilities(x, t, label)
-        points = self.points.to(x).flatten(1)
+        points = self.points.to(x.device, x.dtype).flatten(1)
         # Moments about the likeliest point, which then takes no part: a variance of 1e-50 is not 1 − 1.
         top = gamma.argmax(-1, keepdim=True)
         nearest = points[top[:, 0]]

@@ -58,7 +58,7 @@ class GaussianMixture(Law):
         """(joint log-density of x and k (b, k), c² (k, d), C (b, k, d), (x − αμ)/C (b, k, d))."""
         if x.shape[1:] != self.means.shape[1:]:
             raise ShortflowError(f"means have dimension {self.means.shape[1]}, x has the shape {tuple(x.shape)}")
-        weights, means, stds = (value.to(x) for value in (self.weights, self.means, self.stds))
+        weights, means, stds = (value.to(x.device, x.dtype) for value in (self.weights, self.means, self.stds))
         variance = (stds if stds.ndim == 2 else stds[:, None]).expand_as(means).square()
         alpha, sigma = self.path.alpha(t)[:, None, None], self.path.sigma(t)[:, None, None]
         total = alpha**2 * variance + sigma**2
@@ -73,7 +73,7 @@ class GaussianMixture(Law):
     def posterior(self, x: Vector, t: Time, label: Label | None = None) -> tuple[Vector, Vector]:
         log_joint, variance, _, slope = self._components(x, t)
         gamma = log_joint.softmax(-1)[..., None]
-        data = self.means.to(x) + self.path.alpha(t)[:, None, None] * variance * slope
+        data = self.means.to(x.device, x.dtype) + self.path.alpha(t)[:, None, None] * variance * slope
         return (gamma * data).sum(1), self.path.sigma(t)[:, None] * (gamma * slope).sum(1)
 
     def score(self, x: Vector, t: Time, label: Label | None = None) -> Vector:
@@ -87,7 +87,7 @@ class GaussianMixture(Law):
         within = self.path.wronskian(t)[:, None, None] ** 2 * variance / total
         alpha, d_alpha = self.path.alpha(t)[:, None, None], self.path.d_alpha(t)[:, None, None]
         sigma, d_sigma = self.path.sigma(t)[:, None, None], self.path.d_sigma(t)[:, None, None]
-        v = d_alpha * (self.means.to(x) + alpha * variance * slope) + d_sigma * sigma * slope
+        v = d_alpha * (self.means.to(x.device, x.dtype) + alpha * variance * slope) + d_sigma * sigma * slope
         between = (v - (gamma[..., None] * v).sum(1, keepdim=True)).square()
         return (gamma * (within + between).sum(-1)).sum(-1)
 

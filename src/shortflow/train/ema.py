@@ -3,6 +3,8 @@
 import copy
 
 import torch
+from torch import Tensor
+
 from shortflow.flowmap import FlowMap
 
 __all__ = ["Average"]
@@ -11,23 +13,33 @@ __all__ = ["Average"]
 class Average:
     """A copy of a flow map whose weights follow it. Buffers are copied, not averaged.
 
-    With `warm` the decay of step k (from 0) is min(decay, (1 + k)/(10 + k)), so that a short run does not average over
-    its random start.
+    Args:
+        module: where it starts.
+        decay: d.
+        warm: the decay of step k (from 0) is min(decay, (1 + k)/(10 + k)), so that a short run does not average over
+            its random start.
+
+    Attributes:
+        module: the average, a flow map in evaluation mode without gradients.
     """
 
     def __init__(self, module: FlowMap, decay: float = 0.0, warm: bool = False) -> None:
-        self.module = copy.deepcopy(module).requires_grad_(False)
+        self.module = copy.deepcopy(module).requires_grad_(False).eval()
         self.decay, self.warm = decay, warm
 
     def rate(self, step: int) -> float:
         """The decay used after step `step`."""
         return min(self.decay, (1 + step) / (10 + step)) if self.warm else self.decay
 
+    def update(self, module: FlowMap, step: int) -> None:
+        """Move towards `module` after step `step`, with the average's own decay."""
+        self.follow(module, self.rate(step))
+
     @torch.no_grad()
-    def update(self, module: FlowMap, step: int, decay: float | None = None) -> None:
-        """Move towards `module` after step `step`, with the average's own decay or the one given."""
-        d = self.rate(step) if decay is None else decay
-        mine, theirs = list(self.module.parameters()), list(module.parameters())
-        torch._foreach_lerp_(mine, theirs, 1 - d)  # pyright: ignore[reportPrivateImportUsage]
+    def follow(self, module: FlowMap, decay: float) -> None:
+        """θ̄ ← decay · θ̄ + (1 − decay) · θ."""
+        mine: list[Tensor] = list(self.module.parameters())
+        theirs: list[Tensor] = list(module.parameters())
+        torch._foreach_lerp_(mine, theirs, 1 - decay)
         for buffer, source in zip(self.module.buffers(), module.buffers(), strict=True):
             buffer.copy_(source)

@@ -21,14 +21,15 @@ class Engine:
     """
 
     def __init__(self, directory: Path | None = None) -> None:
-        boards = directory is not None and importlib.util.find_spec("tensorboard") is not None
+        tracker = "tensorboard" if directory is not None and importlib.util.find_spec("tensorboard") else None
+        # accelerate reads the precision from its own settings unless told; here it is a matter of the step.
         self._accelerator = Accelerator(
             cpu=not torch.cuda.is_available(),
-            log_with="tensorboard" if boards else None,
-            project_dir=str(directory) if boards else None,
+            mixed_precision="no",
+            log_with=tracker,
+            project_dir=None if directory is None else str(directory),
         )
-        if boards:
-            self._accelerator.init_trackers("tensorboard")
+        self._tracker = tracker
 
     @property
     def device(self) -> torch.device:
@@ -43,11 +44,16 @@ class Engine:
 
     def clip(self, parameters: Iterable[Tensor], limit: float | None) -> float:
         """Clip the gradient's norm to `limit` (None: leave it) and return the norm before clipping."""
-        norm = self._accelerator.clip_grad_norm_(parameters, float("inf") if limit is None else limit)
-        return float(norm) if norm is not None else float("nan")
+        return float(self._accelerator.clip_grad_norm_(parameters, float("inf") if limit is None else limit))
 
     def log(self, values: Mapping[str, float], step: int) -> None:
+        """Hand the values to the tracker, which is opened with the first of them."""
+        if self._tracker is None:
+            return
+        if not self._accelerator.trackers:
+            self._accelerator.init_trackers(self._tracker)
         self._accelerator.log(dict(values), step=step)
 
     def finish(self) -> None:
+        """Close the tracker."""
         self._accelerator.end_training()

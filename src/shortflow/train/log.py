@@ -3,9 +3,12 @@
 import json
 import math
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from shortflow.errors import CheckpointError
 from shortflow.files import write_atomic
 from shortflow.train.loop import BINS, StepRecord
 
@@ -13,19 +16,27 @@ __all__ = ["StatsLog"]
 
 
 class StatsLog:
-    """Collects records and appends a line every `every` steps. Opening at `start` drops lines of later steps (resume)."""
+    """Collects records and appends a line after every `every` steps, counted from the beginning of the run.
 
-    def __init__(self, path: Path, every: int, start: int = 0) -> None:
+    Args:
+        path: the file. Lines of steps after `start` are dropped, with `start` = 0 all.
+        start: steps done before.
+        pending: what `pending` was at that time, so that a resumed run writes the lines of an uninterrupted one.
+
+    Raises:
+        CheckpointError: if the file holds something else.
+    """
+
+    def __init__(self, path: Path, every: int, start: int = 0, pending: Sequence[Mapping[str, Any]] = ()) -> None:
         self.path, self.every = path, every
-        self._window: list[StepRecord] = []
-        kept = [line for line in self._lines() if json.loads(line)["step"] <= start] if start else []
+        self._window = [StepRecord(**{**record, "by_time": tuple(record["by_time"])}) for record in pending]
+        kept = _lines_until(path, start) if start > 0 else []
         write_atomic(path, "".join(line + "\n" for line in kept))
 
-    def _lines(self) -> list[str]:
-        if not self.path.exists():
-            return []
-        whole = self.path.read_text().split("\n")[:-1]  # a last line without its newline was cut off
-        return [line for line in whole if line.strip()]
+    @property
+    def pending(self) -> list[dict[str, Any]]:
+        """The records since the last line, as JSON values."""
+        return [asdict(record) for record in self._window]
 
     def add(self, record: StepRecord, last: bool = False) -> dict[str, Any] | None:
         """Take a record; returns the line that was written, if one was due."""
@@ -34,12 +45,25 @@ class StatsLog:
             return None
         line = summary(self._window)
         self._window = []
-        with open(self.path, "a") as file:
+        with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         return line
 
 
-def summary(window: list[StepRecord]) -> dict[str, Any]:
+def _lines_until(path: Path, step: int) -> list[str]:
+    """The lines of steps up to `step`."""
+    if not path.exists():
+        return []
+    whole = path.read_text(encoding="utf-8").split("\n")[:-1]  # a last line without its newline was cut off
+    try:
+        return [line for line in whole if json.loads(line)["step"] <= step]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} is not the record of a run ({type(error).__name__}: {error}); move the file away to go on"
+        ) from error
+
+
+def summary(window: Sequence[StepRecord]) -> dict[str, Any]:
     """Means over a window of records, with the clock and learning rate of the last."""
     last = window[-1]
     quantities: dict[str, list[float]] = defaultdict(list)
@@ -47,15 +71,19 @@ def summary(window: list[StepRecord]) -> dict[str, Any]:
     for record in window:
         for name, value in {"loss": record.loss, "grad_norm": record.grad_norm, **record.logs}.items():
             quantities[name].append(value)
-        for bin_values, value in zip(bins, record.by_time, strict=True):
+        for values, value in zip(bins, record.by_time, strict=True):
             if value is not None:
-                bin_values.append(value)
+                values.append(value)
     seconds = math.fsum(record.seconds for record in window)
     return {
         "step": last.step,
         "images": last.images,
-        **{name: math.fsum(values) / len(values) for name, values in quantities.items()},
+        **{name: _mean(values) for name, values in quantities.items()},
         "lr": last.lr,
-        "error_by_time": [math.fsum(v) / len(v) if v else None for v in bins],
-        "images_per_second": (last.images - window[0].images + last.images // last.step) / max(seconds, 1e-9),
+        "error_by_time": [_mean(values) if values else None for values in bins],
+        "images_per_second": sum(record.batch for record in window) / max(seconds, 1e-9),
     }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)

@@ -44,8 +44,10 @@ class StepRecord:
 
 
 def learning_rate(optimizer: Optimizer, share: float) -> float:
-    """lr, after a linear warm-up over the first `warmup` share of the run."""
-    return optimizer.lr * (1.0 if optimizer.warmup == 0 else min(1.0, share / optimizer.warmup))
+    """The learning rate at a share of the run: lr, with a linear rise at the start and a linear fall at the end."""
+    rise = 1.0 if optimizer.warmup == 0 else min(1.0, share / optimizer.warmup)
+    fall = 1.0 if optimizer.cooldown == 0 else min(1.0, (1 - share) / optimizer.cooldown)
+    return optimizer.lr * rise * fall
 
 
 def build_optimizer(step: TrainStep, settings: Optimizer) -> torch.optim.Optimizer:
@@ -94,7 +96,7 @@ def train(
                 f"the loss is {value} at step {k + 1} ({images} images); the weights are those of step {k}. "
                 "Try a smaller learning rate, gradient clipping (optimizer.clip) or a tangent warm-up"
             )
-        lr = learning_rate(optimizer_settings, (k + 1) / total)
+        lr = learning_rate(optimizer_settings, (k + 0.5) / total)
         for group in wrapped_optimizer.param_groups:
             group["lr"] = lr
         engine.backward(loss)

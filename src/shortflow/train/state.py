@@ -1,6 +1,6 @@
 """Training state on disk: everything a resumed run needs, as safetensors and JSON, never pickle.
 
-    RUN/state/00000500/   network, average, teacher and optimiser tensors, state.json (written last)
+    RUN/state/00000500/   network, average, teacher and optimiser tensors, state.json
     RUN/model.safetensors the averaged weights, described by the file's own header
 
 A state is written under a temporary name and renamed when whole, so a folder with a step number is always complete.
@@ -25,6 +25,7 @@ from shortflow.files import atomic_path, write_atomic
 __all__ = ["latest_state", "load_state", "save_model", "save_state"]
 
 FORMAT = 1
+UNFINISHED = ".writing-"
 
 
 def save_model(module: nn.Module, path: Path, metadata: Mapping[str, Any]) -> None:
@@ -57,8 +58,9 @@ def save_state(
 ) -> Path:
     """Write the state after `step` steps to directory/<step> and remove all but the newest `keep`."""
     directory.mkdir(parents=True, exist_ok=True)
-    final, temporary = directory / f"{step:08d}", directory / f".writing-{step:08d}"
-    shutil.rmtree(temporary, ignore_errors=True)
+    for left in directory.glob(UNFINISHED + "*"):  # by a run that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    final, temporary = directory / f"{step:08d}", directory / f"{UNFINISHED}{step:08d}"
     temporary.mkdir()
     try:
         for name, module in modules.items():
@@ -76,13 +78,14 @@ def save_state(
 
 
 def _states(directory: Path) -> list[Path]:
+    """The states in `directory`, oldest first."""
     if not directory.is_dir():
         return []
-    return sorted(p for p in directory.iterdir() if re.fullmatch(r"\d{8,}", p.name) and (p / "state.json").is_file())
+    return sorted((p for p in directory.iterdir() if re.fullmatch(r"\d{8,}", p.name)), key=lambda p: int(p.name))
 
 
 def latest_state(directory: Path) -> Path | None:
-    """The newest complete state in `directory`, or None."""
+    """The newest state in `directory`, or None."""
     states = _states(directory)
     return states[-1] if states else None
 
@@ -91,19 +94,21 @@ def load_state(state: Path, modules: Mapping[str, nn.Module], optimizer: torch.o
     """Load a state into the given modules and optimiser and return its information.
 
     Raises:
-        CheckpointError: if a file is missing or damaged, or the tensors are not those of this run.
+        CheckpointError: if a file is missing or damaged, or the tensors are not those of these modules.
     """
     try:
-        info = json.loads((state / "state.json").read_text())
-        if info.get("format") != FORMAT:
-            raise CheckpointError(f"{state}: this version reads states of format {FORMAT}, not {info.get('format')}")
+        info = json.loads((state / "state.json").read_text(encoding="utf-8"))
+        found, _ = info["format"], info["step"]
+        tensors = {name: load_file(str(state / f"{name}.safetensors")) for name in modules}
+        moments = load_file(str(state / "optimizer.safetensors"))
         for name, module in modules.items():
-            module.load_state_dict(load_file(str(state / f"{name}.safetensors")))
-        _load_optimizer(optimizer, load_file(str(state / "optimizer.safetensors")))
-    except (OSError, SafetensorError, json.JSONDecodeError, RuntimeError, KeyError) as error:
-        if isinstance(error, CheckpointError):
-            raise
+            module.load_state_dict(tensors[name])
+        _load_optimizer(optimizer, moments)
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise CheckpointError(
-            f"{state} cannot be loaded ({error}); remove this folder to resume from the state before it"
+            f"the state {state} cannot be loaded ({type(error).__name__}: {error}). If it is damaged, remove this "
+            "folder: training then resumes from the state before it"
         ) from error
+    if found != FORMAT:
+        raise CheckpointError(f"the state {state} has format {found}; this version reads format {FORMAT}")
     return info

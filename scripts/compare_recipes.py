@@ -1,0 +1,125 @@
+"""Train every recipe on the same data with the same network and budget, and write docs/results.md.
+
+    python scripts/compare_recipes.py --out out/compare [--data digits,mixture] [--recipes esc,meanflow] [--set …]
+
+Finished runs are not repeated, interrupted ones are resumed, so the command can be given again until the table is whole.
+Several processes may work on the same folder with different --recipes; `--table` only writes the table.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import torch
+
+from shortflow import hub, runs
+from shortflow.evaluate import write_record
+from shortflow.recipes import RECIPES
+from shortflow.train.state import latest_state
+
+STEPS = (1, 2, 4, 8)
+
+
+def cell(recipe: str, data: str, out: Path, settings: list[str]) -> None:
+    """Train and score one recipe on one data set, unless its record is there."""
+    if (out / "evaluation.json").exists():
+        return
+    resume = latest_state(out / "state") is not None
+    run, dataset = runs.open_run(out) if resume else runs.configure(recipe, data, settings=settings)
+    began = time.perf_counter()
+    for record in runs.training(run, dataset, out, resume=resume):
+        if record.step % max(1, run.train.steps // 5) == 0:
+            print(f"{data:10s} {recipe:14s} step {record.step:6d}  loss {record.loss:.4f}", flush=True)
+    seconds = time.perf_counter() - began
+    model = hub.load(out)
+    scored = runs.score(model, STEPS, n=2000 if model.spec.image else 10_000)
+    write_record(out / "evaluation.json", {**scored, "training_seconds": seconds, "steps": run.train.steps, "batch": run.train.batch})
+
+
+def best(rows: dict, key: str) -> str:
+    """The few-step row with the smallest value of `key`."""
+    return min((name for name in rows if name not in ("1 step", "real (held out)")), key=lambda name: rows[name][key])
+
+
+def digits_table(records: dict[str, dict]) -> list[str]:
+    lines = [
+        "| recipe | 1 step: accuracy | FD % | recall | coverage | best few-step | accuracy | FD % | recall | coverage |",
+        "|---|---:|---:|---:|---:|---|---:|---:|---:|---:|",
+    ]
+
+    def figures(row: dict) -> str:
+        return f"{row['conditional_accuracy']:.3f} | {row['fd_percent']:.2f} | {row['recall']:.3f} | {row['coverage']:.3f}"
+
+    for name, record in records.items():
+        few = best(record["rows"], "fd")
+        lines.append(f"| {name} | {figures(record['rows']['1 step'])} | {few} | {figures(record['rows'][few])} |")
+    real = next(iter(records.values()))["rows"]["real (held out)"]
+    lines.append(f"| *real, held out* | {figures(real)} | | | | | |")
+    return lines
+
+
+def points_table(records: dict[str, dict]) -> list[str]:
+    lines = [
+        "| recipe | 1 step: energy distance | sliced W2 | best few-step | energy distance | sliced W2 |",
+        "|---|---:|---:|---|---:|---:|",
+    ]
+    for name, record in records.items():
+        rows = record["rows"]
+        few = best(rows, "energy_distance")
+        one, many = rows["1 step"], rows[few]
+        lines.append(
+            f"| {name} | {one['energy_distance']:.4f} | {one['sliced_w2']:.4f} | {few} "
+            f"| {many['energy_distance']:.4f} | {many['sliced_w2']:.4f} |"
+        )
+    real = next(iter(records.values()))["rows"]["real (held out)"]
+    lines.append(f"| *training points* | {real['energy_distance']:.4f} | {real['sliced_w2']:.4f} | | | |")
+    return lines
+
+
+def table(out: Path, data: list[str], recipes: list[str]) -> str:
+    """The Markdown of docs/results.md from the records in `out`."""
+    text = [
+        "# Seven recipes, one budget",
+        "",
+        "Every recipe with the same network, data, optimiser and number of images; only the name changes. Made by",
+        "",
+        "    python scripts/compare_recipes.py --out out/compare",
+        "",
+        "One seed, small networks, minutes of training on two CPU cores: the table shows that each recipe learns and what one",
+        "step costs it, not which method is best. Presets: no guidance, learning rate 1e-3 (`shortflow show RECIPE --data digits`).",
+        "N = 2,000 samples for images (scores at n = 500, see [evaluation](evaluation.md)), 10,000 points.",
+        "",
+    ]
+    for name in data:
+        records = {r: json.loads(p.read_text()) for r in recipes if (p := out / name / r / "evaluation.json").exists()}
+        if not records:
+            continue
+        first = next(iter(records.values()))
+        text += [f"## {name}: {first['steps']:,} steps of {first['batch']} ({first['images_seen']:,} samples seen)", ""]
+        text += (digits_table if "conditional_accuracy" in first["rows"]["1 step"] else points_table)(records)
+        text.append("")
+    return "\n".join(text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("out/compare"))
+    parser.add_argument("--data", default="digits,mixture")
+    parser.add_argument("--recipes", default=",".join(RECIPES))
+    parser.add_argument("--set", dest="settings", action="append", default=[])
+    parser.add_argument("--threads", type=int, default=0, help="torch threads; 0 leaves the default")
+    parser.add_argument("--table", action="store_true", help="only write the table")
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    data, recipes = options.data.split(","), options.recipes.split(",")
+    if not options.table:
+        for name in data:
+            for recipe in recipes:
+                cell(recipe, name, options.out / name / recipe, ["preview_every=0", *options.settings])
+    Path("docs/results.md").write_text(table(options.out, data, list(RECIPES)))
+
+
+if __name__ == "__main__":
+    main()
