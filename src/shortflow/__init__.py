@@ -13,23 +13,24 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "shortflow.paths": ("Cosine", "CustomPath", "Linear", "Path", "VarianceExploding"),
-    "shortflow.times": ("Diagonal", "Dyadic", "Gradual", "GridPairs", "GroupedJumps", "Independent", "LogitNormal")
-    + ("Sorted", "TimeSampler", "ToData", "TrigLogNormal", "Uniform"),
-    "shortflow.flowmap": ("AverageVelocity", "EDMSkip", "FlowMap", "Transfer", "TrigFlow"),
-    "shortflow.velocity": ("Conditional", "Mixture", "PlugIn", "Velocity"),
-    "shortflow.guidance": ("Guided", "guide"),
-    "shortflow.targets": ("Direct", "Split", "Tangent", "Target", "TwoStep"),
-    "shortflow.losses": ("Adaptive", "ByTime", "KernelMMD", "Metric", "Product", "PseudoHuber", "SquaredError")
-    + ("Unweighted", "Variational", "Weighting"),
-    "shortflow.objective": ("Objective", "Optimizer", "Recipe"),
-    "shortflow.recipes": ("RECIPES",),
-    "shortflow.sample": ("PushForward", "ReNoise", "sample"),
-    "shortflow.hub": ("load",),
-    "shortflow.runs": ("configure", "generate", "score", "training"),
-    "shortflow.config": ("register",),
+    "shortflow.paths": "Cosine CustomPath Linear Path VarianceExploding",
+    "shortflow.times": "Diagonal Dyadic Gradual GridPairs GroupedJumps Independent LogitNormal Sorted TimeSampler "
+    "ToData TrigLogNormal Uniform",
+    "shortflow.flowmap": "AverageVelocity EDMSkip FlowMap Transfer TrigFlow",
+    "shortflow.velocity": "Conditional Mixture PlugIn Velocity",
+    "shortflow.guidance": "Guided guide",
+    "shortflow.targets": "Direct Split Tangent Target TwoStep",
+    "shortflow.losses": "Adaptive ByTime KernelMMD Metric Product PseudoHuber SquaredError Unweighted "
+    "Variational Weighting",
+    "shortflow.objective": "Objective Optimizer Recipe",
+    "shortflow.recipes": "RECIPES",
+    # The function `sample` is left to its module, which has the same name; `generate` decodes, too.
+    "shortflow.sample": "PushForward ReNoise",
+    "shortflow.hub": "load",
+    "shortflow.runs": "configure generate open_run score training",
+    "shortflow.config": "register",
 }
-_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
 
 __all__ = ["__version__", *sorted(_HOME_OF)]  # pyright: ignore[reportUnsupportedDunderAll]
 

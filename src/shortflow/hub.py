@@ -5,20 +5,25 @@ rebuilt) and the data spec (shape, classes, scaling). No code is stored and none
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from shortflow.config import RunConfig, from_plain, to_plain
 from shortflow.data import DataSpec
-from shortflow.errors import CheckpointError, ConfigError
+from shortflow.errors import CheckpointError, ShortflowError
 from shortflow.flowmap import FlowMap
+from shortflow.nn.configs import SiTConfig
 
-__all__ = ["FORMAT", "Model", "build_flow", "describe", "load"]
+__all__ = ["FORMAT", "Model", "build_flow", "check", "describe", "load", "read_header"]
 
 FORMAT = 1
+_LARGEST_BUFFERS = 2**28  # numbers that a network holds beside its weights (positions): 1 GiB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +47,11 @@ class Model:
 
 
 def build_flow(run: RunConfig, spec: DataSpec) -> FlowMap:
-    """A new flow map for the run: the network with random weights under the recipe's parameterisation."""
+    """A new flow map for the run: the network with random weights under the recipe's parameterisation.
+
+    Raises:
+        ShortflowError: if the network is not one for data of this shape.
+    """
     network = run.network.build(
         spec.shape,
         num_classes=spec.num_classes,
@@ -51,6 +60,16 @@ def build_flow(run: RunConfig, spec: DataSpec) -> FlowMap:
         log_variance=run.recipe.log_variance,
     )
     return run.recipe.flow_map(network)
+
+
+def check(run: RunConfig, spec: DataSpec) -> FlowMap:
+    """The flow map of `build_flow` without memory for its weights, to see that network and data fit each other.
+
+    Raises:
+        ShortflowError: as `build_flow`.
+    """
+    with torch.device("meta"):
+        return build_flow(run, spec)
 
 
 def describe(run: RunConfig, spec: DataSpec) -> dict[str, Any]:
@@ -64,27 +83,95 @@ def load(path: str | Path) -> Model:
     Raises:
         CheckpointError: if there is no model, the file is damaged, or its weights do not fit its description.
     """
-    file = Path(path)
+    file = _file(path)
+    header = read_header(file)
+    try:
+        with safe_open(str(file), "pt") as opened:
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file} is damaged: {error}; copy or download it again") from error
+    try:
+        run = from_plain(RunConfig, header["run"])
+        spec = DataSpec.from_dict(header["data"])
+        images, step = int(header["images"]), int(header["step"])
+        _check_weights(run, spec, tensors)
+        flow = build_flow(run, spec)
+        flow.load_state_dict(tensors)
+    except KeyError as error:
+        raise CheckpointError(f"{file}: the description in the header lacks {error}") from error
+    except ShortflowError as error:
+        raise CheckpointError(f"{file}: the description in the header cannot be used:\n{error}") from error
+    except (ValueError, TypeError, AttributeError, OverflowError, RuntimeError) as error:
+        raise CheckpointError(f"{file}: the description in the header makes no sense: {error}") from error
+    flow.requires_grad_(False).eval()
+    return Model(flow=flow, spec=spec, run=run, images=images, step=step, path=file)
+
+
+def read_header(path: str | Path) -> dict[str, Any]:
+    """What the file at `path` (or the model of that run directory) says about itself: format, run, data, images, step.
+
+    Raises:
+        CheckpointError: if there is no such file, or it is damaged, something else, or of another format.
+    """
+    file = _file(path)
+    try:
+        with safe_open(str(file), "pt") as opened:
+            text = (opened.metadata() or {}).get("shortflow")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{file} is no safetensors file, or only a part of one ({error}); copy or download it again"
+        ) from error
+    if text is None:
+        raise CheckpointError(
+            f"{file} is a safetensors file, but no shortflow model: its header has no description. "
+            "Give a model.safetensors that training has written"
+        )
+    try:
+        header = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise CheckpointError(f"{file}: the description in the header is not JSON ({error})") from error
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        found = header.get("format") if isinstance(header, dict) else header
+        raise CheckpointError(
+            f"{file} has format {found!r}, this version of shortflow reads format {FORMAT}; "
+            "install the version that wrote it"
+        )
+    return header
+
+
+def _file(path: str | Path) -> Path:
+    file = Path(path).expanduser()
     file = file / "model.safetensors" if file.is_dir() else file
     if not file.is_file():
         raise CheckpointError(
             f"there is no model at {path}: expected a run directory with model.safetensors in it, or such a file "
             "(a run writes it with its first saved state)"
         )
-    try:
-        with safe_open(str(file), "pt") as opened:
-            header = json.loads((opened.metadata() or {})["shortflow"])
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except (SafetensorError, KeyError, json.JSONDecodeError, OSError) as error:
-        raise CheckpointError(f"{file} is not a shortflow model or is damaged: {error}") from error
-    if header.get("format") != FORMAT:
-        raise CheckpointError(f"{file} has format {header.get('format')}; this version reads format {FORMAT}")
-    try:
-        run = from_plain(RunConfig, header["run"])
-        spec = DataSpec.from_dict(header["data"])
-        flow = build_flow(run, spec)
-        flow.load_state_dict(tensors)
-    except (ConfigError, RuntimeError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{file}: the weights do not fit the description in the header: {error}") from error
-    flow.requires_grad_(False).eval()
-    return Model(flow=flow, spec=spec, run=run, images=int(header["images"]), step=int(header["step"]), path=file)
+    return file
+
+
+def _check_weights(run: RunConfig, spec: DataSpec, tensors: Mapping[str, Tensor]) -> None:
+    """Raise `CheckpointError` unless the tensors are those of the network described, before any is made.
+
+    A description is only believed as far as the weights bear it out, so a wrong one costs no time and no memory.
+    """
+    network = run.network
+    blocks = network.dimensions.depth if isinstance(network, SiTConfig) else network.depth
+    if blocks > len(tensors):
+        raise CheckpointError(f"the network described has {blocks} blocks, the file has {len(tensors)} tensors")
+    flow = check(run, spec)
+    if sum(buffer.numel() for buffer in flow.buffers()) > _LARGEST_BUFFERS:
+        raise CheckpointError(f"data of shape {spec.shape} are too large for this network")
+    expected = {name: tuple(value.shape) for name, value in flow.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in tensors.items()}
+    faults = [f"{name} is missing" for name in expected if name not in found]
+    faults += [f"{name} is not in the network" for name in found if name not in expected]
+    faults += [
+        f"{name} has the shape {found[name]}, the network wants {shape}"
+        for name, shape in expected.items()
+        if found.get(name, shape) != shape
+    ]
+    faults += [f"{name} holds {value.dtype}" for name, value in tensors.items() if not value.is_floating_point()]
+    if faults:
+        more = f", and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise CheckpointError(f"the weights are not those of the network described: {'; '.join(faults[:3])}{more}")

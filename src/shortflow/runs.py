@@ -1,6 +1,7 @@
 """Whole runs: configure, train, sample and score, as functions. The command line is a thin shell around them."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,15 @@ from shortflow import evaluate
 from shortflow.config import DataConfig, RunConfig, dump, load_run, nearest, override, recipe_named
 from shortflow.data import ClassConsistent, Dataset, DataSpec, Shuffled
 from shortflow.data import load as load_data
-from shortflow.errors import CheckpointError, ConfigError
+from shortflow.errors import CheckpointError, ConfigError, MetricError, SamplerError, ShortflowError
 from shortflow.flowmap import FlowMap
 from shortflow.guidance import guide
-from shortflow.hub import Model, build_flow, describe
+from shortflow.hub import Model, build_flow, check, describe, read_header
 from shortflow.pictures import comparison, image_grid, save_png, scatter
 from shortflow.presets import preset
-from shortflow.sample import PushForward, ReNoise, Sampler, interpolate, sample
+from shortflow.sample import PushForward, ReNoise, Sampler, default_sampler, grid_times, interpolate, sample
 from shortflow.train import StepRecord, fit
+from shortflow.train.state import latest_state
 from shortflow.typing import Batch
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "configure",
     "generate",
     "interpolation",
+    "notes",
     "open_run",
     "picture",
     "sampler_named",
@@ -40,28 +43,57 @@ Pixels = UInt8[np.ndarray, "n c h w"] | Float[np.ndarray, "n d"]
 
 
 def configure(
-    recipe: str, data: str = "digits", *, resolution: int | None = None, settings: Sequence[str] = ()
+    recipe: str, data: str | None = None, *, resolution: int | None = None, settings: Sequence[str] = ()
 ) -> tuple[RunConfig, Dataset]:
     """The resolved run of a recipe (by name, or a run file ending in .yaml) on data, and the training data.
+
+    `data` and `resolution` replace those of a run file; by default a recipe gets the built-in digits.
 
     Raises:
         ConfigError, DataError: naming everything that is wrong, before any training.
     """
     if recipe.endswith((".yaml", ".yml")):
         run = load_run(Path(recipe))
+        given = {} if data is None else {"source": data}
+        given |= {} if resolution is None else {"resolution": resolution}
+        run = override(replace(run, data=replace(run.data, **given)), settings)
         dataset = load_data(run.data.source, "train", resolution=run.data.resolution)
     else:
-        source = DataConfig(source=data, resolution=resolution)
         chosen = recipe_named(recipe)
-        dataset = load_data(data, "train", resolution=resolution)
-        run = preset(chosen, source, dataset)
-    run = override(run, settings)
-    if dataset.labels is None and (run.recipe.objective.label_dropout > 0 or run.recipe.batches == "class-consistent"):
-        run = RunConfig(recipe=run.recipe.unconditional(), network=run.network, data=run.data, train=run.train)
-    group = run.recipe.objective.metric.group
-    if run.train.batch % group:
-        raise ConfigError(f"train.batch = {run.train.batch} is not a multiple of the metric's groups of {group}")
+        source = DataConfig(source=data or "digits", resolution=resolution)
+        dataset = load_data(source.source, "train", resolution=source.resolution)
+        run = override(preset(chosen, source, dataset), settings)
+        if run.data != source:  # the settings name other data, which have other presets
+            return configure(recipe, run.data.source, resolution=run.data.resolution, settings=settings)
+    if dataset.labels is None:
+        run = replace(run, recipe=run.recipe.unconditional())
+    _check_batch(run)
+    try:
+        check(run, DataSpec.fit(dataset, run.recipe.sigma_data))
+    except ShortflowError as error:
+        raise ConfigError(f"network: {error} (data: {dataset.name}, shape {dataset.shape})") from error
     return run, dataset
+
+
+def _check_batch(run: RunConfig) -> None:
+    batch, group = run.train.batch, run.recipe.objective.times.group
+    if batch % group:
+        below, above = batch - batch % group, batch - batch % group + group
+        close = str(above) if below == 0 else f"{below} or {above}"
+        raise ConfigError(
+            f"train.batch = {batch} cannot be split into groups of {group}, which {run.recipe.name} compares; "
+            f"set train.batch to {close}"
+        )
+
+
+def notes(run: RunConfig, dataset: Dataset) -> list[str]:
+    """Remarks on a run that its user should know of before it starts."""
+    remarks = list(run.recipe.notes())
+    if dataset.labels is None:
+        remarks.insert(
+            0, f"{dataset.name} has no classes: guidance, label dropout and class-consistent batches are off"
+        )
+    return remarks
 
 
 def open_run(directory: Path) -> tuple[RunConfig, Dataset]:
@@ -69,6 +101,7 @@ def open_run(directory: Path) -> tuple[RunConfig, Dataset]:
 
     Raises:
         CheckpointError: if the directory holds no run.
+        ConfigError, DataError: if its run file or its data are not what they were.
     """
     file = directory / "run.yaml"
     if not file.is_file():
@@ -91,11 +124,23 @@ def _order(run: RunConfig, dataset: Dataset) -> Shuffled | ClassConsistent:
 def training(run: RunConfig, dataset: Dataset, directory: Path, *, resume: bool = False) -> Iterator[StepRecord]:
     """Train in `directory`, yielding the record of every step. Ends with RUN/model.safetensors in place.
 
+    The call itself checks everything and writes RUN/run.yaml, so that a run can be resumed from its first moment;
+    the steps are taken as the records are asked for. A run that was stopped before its first state starts again.
+
     Raises:
-        CheckpointError: if the directory holds a run and `resume` is False, or none and it is True.
-        Interrupted: after SIGINT or SIGTERM, with everything saved.
+        CheckpointError: if the directory holds a run and `resume` is False, or none and it is True, or the data are not
+            those that the run was started with.
+        Interrupted: from the iterator, after SIGINT or SIGTERM, with everything saved.
     """
+    if directory.exists() and not directory.is_dir():
+        raise CheckpointError(f"{directory} is a file; give the directory that the run shall have")
+    if resume and not (directory / "run.yaml").is_file():
+        raise CheckpointError(f"there is nothing to resume in {directory}: it holds no run.yaml; leave out --resume")
+    _check_batch(run)
     spec = DataSpec.fit(dataset, run.recipe.sigma_data)
+    started = latest_state(directory / "state") is not None
+    if resume and started and (directory / "model.safetensors").is_file():
+        _check_data(directory, spec)
     torch.manual_seed(run.train.seed)
     flow = build_flow(run, spec)
     order = _order(run, dataset)
@@ -106,7 +151,9 @@ def training(run: RunConfig, dataset: Dataset, directory: Path, *, resume: bool 
         return Batch(x=spec.encode(dataset.samples[rows]), label=label)
 
     def preview(averaged: FlowMap, path: Path) -> None:
-        pixels, _ = generate(averaged, spec, 100 if spec.image else 4096)
+        # One Euler step of flow matching is the mean of the data, whatever was learned.
+        steps = 32 if averaged.ends == "diagonal" else 1
+        pixels, _ = generate(averaged, spec, 100 if spec.image else 4096, steps=steps)
         save_png(picture(pixels), path)
 
     records = fit(
@@ -118,11 +165,22 @@ def training(run: RunConfig, dataset: Dataset, directory: Path, *, resume: bool 
         optimizer=run.recipe.optimizer,
         metadata=describe(run, spec),
         preview=preview,
-        resume=resume,
+        resume=resume and started,
     )
-    if not resume and not (directory / "state").exists():
+    if not resume:
         dump(run, directory / "run.yaml")
-    yield from records
+    return records
+
+
+def _check_data(directory: Path, spec: DataSpec) -> None:
+    """Raise `CheckpointError` if the model of a run that goes on was trained on data with another spec."""
+    before, now = read_header(directory).get("data"), spec.to_dict()
+    if isinstance(before, dict) and before != now:
+        changed = [f"{name} was {before.get(name)}, is {now[name]}" for name in now if before.get(name) != now[name]]
+        raise CheckpointError(
+            f"the data of {directory} have changed since the run was started ({'; '.join(changed)}); "
+            "give it back its data, or start a new run in another directory"
+        )
 
 
 def picture(pixels: Pixels, columns: int | None = None) -> Any:
@@ -143,7 +201,12 @@ def generate(
     batch_size: int = 256,
     guidance: float = 1.0,
 ) -> tuple[Pixels, np.ndarray | None]:
-    """n decoded samples (uint8 images or points) and their classes (None: unconditional), classes in turn by default."""
+    """n decoded samples (uint8 images or points) and their classes (None: unconditional).
+
+    `classes` are taken in turn, all of them by default.
+    """
+    if classes is not None and len(classes) == 0:
+        raise SamplerError("the list of classes is empty; leave it out for all classes in turn")
     label = None if classes is None else torch.tensor([classes[k % len(classes)] for k in range(n)])
     batches = list(
         sample(
@@ -172,15 +235,17 @@ def score(
     energy distance and sliced Wasserstein distance.
 
     Raises:
-        MetricError: if there is no classifier for the data.
+        MetricError: if there is no classifier for the data, or n is too small for its scores.
+        SamplerError: if the model cannot be sampled in one of the numbers of steps.
     """
-    source = model.run.data.source
+    source, spec = model.run.data.source, model.spec
+    _check_scoring(model, steps, n, guidance)
     train, held_out = (load_data(source, split, resolution=model.run.data.resolution) for split in ("train", "test"))
     rows: dict[str, Any] = {}
     record = {"model": str(model.path), "images_seen": model.images, "seed": seed, "guidance": guidance, "data": source}
-    if not model.spec.image:
+    if not spec.image:
         for count in steps:
-            points, _ = generate(model.flow, model.spec, n, steps=count, seed=seed, guidance=guidance)
+            points, _ = generate(model.flow, spec, n, steps=count, seed=seed, guidance=guidance)
             rows[_name(count)] = evaluate.compare_points(points, held_out.samples[:n])
         rows["real (held out)"] = evaluate.compare_points(train.samples[:n], held_out.samples[:n])
         return {**record, "rows": rows}
@@ -189,10 +254,35 @@ def score(
         train.samples, train.labels, held_out=held_out.samples, held_out_labels=held_out.labels, classifier=classifier
     )
     for count in steps:
-        pixels, labels = generate(model.flow, model.spec, n, steps=count, seed=seed, guidance=guidance)
+        pixels, labels = generate(model.flow, spec, n, steps=count, seed=seed, guidance=guidance)
         rows[_name(count)] = evaluate.evaluate_images(pixels, labels, reference=reference, classifier=classifier)
     rows["real (held out)"] = evaluate.real_row(reference=reference, classifier=classifier, count=n)
     return {**record, "rows": rows}
+
+
+def _check_scoring(model: Model, steps: Sequence[int], n: int, guidance: float) -> None:
+    """Raise before time is spent if the model cannot be scored so."""
+    source, spec = model.run.data.source, model.spec
+    if not steps:
+        raise MetricError("give at least one number of steps to score, such as 1,2,4")
+    if spec.image and source not in evaluate.classifier_names():
+        raise MetricError(
+            f"{source}: images are scored in the features of a classifier, and one is shipped for "
+            f"{', '.join(evaluate.classifier_names())} only. For other images train one "
+            "(scripts/train_classifiers.py) and call shortflow.evaluate.evaluate_images with it"
+        )
+    if spec.image:
+        wanted = evaluate.load_classifier(source).network.shape
+        if spec.shape != wanted:
+            raise MetricError(
+                f"this model makes images of shape {spec.shape}, the classifier for {source} takes {wanted}; "
+                "images are scored at the resolution of the data set only"
+            )
+    if n < (least := 6 if spec.image else 1):
+        raise MetricError(f"n = {n} samples are too few to score, at least {least} are needed (1,000 or more are wise)")
+    flow = guide(model.flow, guidance)
+    for count in steps:
+        default_sampler(flow).check(flow, grid_times(flow, count))
 
 
 def _name(steps: int) -> str:
@@ -223,34 +313,47 @@ def verdict(record: dict[str, Any]) -> list[str]:
 
 
 def comparison_picture(model: Model, steps: Sequence[int], path: Path, rows: int = 6, seed: int = 0) -> None:
-    """Real images beside samples by number of steps, one class a column, the same noise in every panel."""
-    source = model.run.data.source
+    """Real data beside samples by number of steps, the same noise in every panel; of images, one class a column."""
+    source, spec = model.run.data.source, model.spec
     held_out = load_data(source, "test", resolution=model.run.data.resolution)
-    columns = model.spec.num_classes or 10
-    if held_out.labels is None:
-        real = held_out.samples[: rows * columns]
+    columns = min(10, spec.num_classes or 10) if spec.image else 1
+    classes = range(columns) if spec.image and spec.num_classes else None
+    n = rows * columns if spec.image else 4096
+    if held_out.labels is None or classes is None:
+        real = held_out.samples[:n]
     else:
-        by_class = [np.flatnonzero(held_out.labels == c)[:rows] for c in range(columns)]
-        real = held_out.samples[np.stack(by_class, 1).ravel()]
+        by_class = [np.flatnonzero(held_out.labels == c) for c in classes]
+        rows = min(rows, *map(len, by_class))
+        n = rows * columns
+        real = held_out.samples[np.stack([members[:rows] for members in by_class], 1).ravel()]
     panels = [("real (held out)", real)]
     for count in steps:
-        pixels, _ = generate(model.flow, model.spec, rows * columns, steps=count, seed=seed)
+        pixels, _ = generate(model.flow, spec, n, steps=count, seed=seed, classes=classes)
         panels.append((_name(count), pixels))
+    if not spec.image:
+        panels = [(name, scatter(points[:, :2])[None]) for name, points in panels]
     title = f"{model.run.recipe.name} on {source}: {model.images:,} images seen"
     save_png(comparison(panels, columns, title), path)
 
 
 def interpolation(
-    model: Model, *, rows: int, points: int = 8, steps: int = 1, classes: Sequence[int] | None = None, seed: int = 0
+    model: Model,
+    *,
+    rows: int,
+    points: int = 8,
+    steps: int = 1,
+    classes: Sequence[int] | None = None,
+    seed: int = 0,
+    guidance: float = 1.0,
 ) -> tuple[Pixels, int]:
     """Rows of decoded samples between two noises, one class a row; and the number of columns."""
-    pixels = []
+    flow, pixels = guide(model.flow, guidance), []
     for row in range(rows):
         label = None
         if model.spec.num_classes:
             label = classes[row % len(classes)] if classes else row % model.spec.num_classes
         seeds = (seed + 2 * row, seed + 2 * row + 1)
-        x = interpolate(model.flow, model.spec.shape, seeds=seeds, points=points, steps=steps, label=label)
+        x = interpolate(flow, model.spec.shape, seeds=seeds, points=points, steps=steps, label=label)
         pixels.append(model.spec.decode(x))
     return np.concatenate(pixels), points
 

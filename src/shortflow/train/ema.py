@@ -40,6 +40,6 @@ class Average:
         """θ̄ ← decay · θ̄ + (1 − decay) · θ."""
         mine: list[Tensor] = list(self.module.parameters())
         theirs: list[Tensor] = list(module.parameters())
-        torch._foreach_lerp_(mine, theirs, 1 - decay)
+        torch._foreach_lerp_(mine, theirs, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
         for buffer, source in zip(self.module.buffers(), module.buffers(), strict=True):
             buffer.copy_(source)

@@ -44,7 +44,9 @@ class Engine:
 
     def clip(self, parameters: Iterable[Tensor], limit: float | None) -> float:
         """Clip the gradient's norm to `limit` (None: leave it) and return the norm before clipping."""
-        return float(self._accelerator.clip_grad_norm_(parameters, float("inf") if limit is None else limit))
+        norm = self._accelerator.clip_grad_norm_(parameters, float("inf") if limit is None else limit)
+        assert norm is not None  # it is with engines that clip by themselves
+        return float(norm)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Hand the values to the tracker, which is opened with the first of them."""

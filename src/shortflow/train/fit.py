@@ -2,6 +2,7 @@
 
 RUN/run.yaml            the resolved configuration (written by whoever starts the run)
 RUN/stats.jsonl         the record
+RUN/tensorboard/        the same for TensorBoard, if it is installed
 RUN/samples/*.png       previews
 RUN/state/<step>/       training states
 RUN/model.safetensors   the averaged weights, self-describing
@@ -11,9 +12,12 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
+
+import torch
 
 from shortflow.errors import CheckpointError
 from shortflow.flowmap import FlowMap
@@ -28,6 +32,8 @@ from shortflow.train.step import TrainStep
 from shortflow.typing import Batch
 
 __all__ = ["Interrupted", "fit"]
+
+STEERING = ("images", "batch", "group", "seed", "precision")  # the settings that change the weights
 
 
 class Interrupted(Exception):
@@ -45,20 +51,60 @@ def _stop_signals() -> Iterator[Callable[[], bool]]:
     if threading.current_thread() is not threading.main_thread():
         yield stopped.is_set
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) or signal.SIG_DFL for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
     def request(number: int, frame: FrameType | None) -> None:
         stopped.set()
-        for n, handler in before.items():
-            signal.signal(n, handler)
+        restore()
 
     for number in before:
         signal.signal(number, request)
     try:
         yield stopped.is_set
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        restore()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """What is saved and loaded together."""
+
+    directory: Path
+    settings: TrainSettings
+    metadata: Mapping[str, Any]
+    module: TrainStep
+    average: Average
+    adamw: torch.optim.Optimizer
+
+    @property
+    def _parts(self) -> dict[str, FlowMap]:
+        parts = {"network": self.module.flow, "average": self.average.module}
+        return parts if self.module.teacher is None else {**parts, "teacher": self.module.teacher.module}
+
+    @property
+    def _steering(self) -> dict[str, Any]:
+        return {name: getattr(self.settings, name) for name in STEERING}
+
+    def save(self, step: int, pending: list[dict[str, Any]]) -> None:
+        images = step * self.settings.batch
+        # The model first: where there is a state, there is its model.
+        header = {**self.metadata, "images": images, "step": step}
+        save_model(self.average.module, self.directory / "model.safetensors", header)
+        info = {"images": images, "settings": self._steering, "pending": pending}
+        save_state(self.directory / "state", step, self._parts, self.adamw, info, self.settings.keep)
+
+    def load(self, state: Path) -> dict[str, Any]:
+        info = load_state(state, self._parts, self.adamw)
+        if info.get("settings") != self._steering:
+            raise CheckpointError(
+                f"{state} was trained with {info.get('settings')}, which cannot go on with {self._steering}; resume "
+                "with the settings it had, or start a new run in another directory"
+            )
+        return info
 
 
 def fit(
@@ -75,6 +121,9 @@ def fit(
 ) -> Iterator[StepRecord]:
     """Train in `directory`, yielding every step's record; the run is saved at the end and when it is interrupted.
 
+    The call itself checks the directory and loads the state; nothing is written before the first record is asked for.
+    Closing the iterator early keeps what was saved last.
+
     Args:
         batch_of: the batch of step k, a pure function of k.
         metadata: JSON values that describe the model (run and data), written into the header of model.safetensors.
@@ -82,55 +131,78 @@ def fit(
         resume: go on from the newest state, exactly as if the run had not stopped.
 
     Raises:
-        CheckpointError: if there is a state already and `resume` is False, or none and `resume` is True.
-        Interrupted: after a SIGINT or SIGTERM, with everything saved.
+        CheckpointError: if the directory holds a run already and `resume` is False, or none and it is True, or its
+            state is damaged or was trained with other settings.
+        Interrupted: from the iterator, after a SIGINT or SIGTERM, with everything saved.
     """
-    states = directory / "state"
-    found = latest_state(states)
-    if found is None and resume:
+    found = _find(directory, resume)
+    engine = Engine(directory)
+    module = TrainStep(flow.to(engine.device), objective, bf16=settings.precision == "bf16")
+    run = _Run(
+        directory=directory,
+        settings=settings,
+        metadata=metadata,
+        module=module,
+        average=Average(flow, optimizer.ema, warm=True),
+        adamw=build_optimizer(module, optimizer),
+    )
+    start, pending = 0, []
+    if found is not None:
+        info = run.load(found)
+        start, pending = info["step"], info["pending"]
+    steps = train(
+        module, settings, optimizer, batch_of, engine=engine, adamw=run.adamw, averages=(run.average,), start=start
+    )
+    return _watch(run, steps, engine, start, pending, preview)
+
+
+def _watch(
+    run: _Run,
+    steps: Iterator[StepRecord],
+    engine: Engine,
+    start: int,
+    pending: list[dict[str, Any]],
+    preview: Callable[[FlowMap, Path], None] | None,
+) -> Iterator[StepRecord]:
+    """Pass the records on, and log, save and draw on the way."""
+    directory, settings = run.directory, run.settings
+    log = StatsLog(directory / "stats.jsonl", settings.log_every, start, pending)
+    with _stop_signals() as stopped:
+        try:
+            for record in steps:
+                last = record.step == settings.steps
+                line = log.add(record, last)
+                if line is not None:
+                    engine.log({k: v for k, v in line.items() if isinstance(v, int | float)}, record.step)
+                saved = last or record.step % settings.save_every == 0
+                if saved:
+                    run.save(record.step, log.pending)
+                every = settings.preview_every
+                if preview is not None and every and (last or record.step % every == 0):
+                    preview(run.average.module, directory / "samples" / f"step-{record.step:08d}.png")
+                yield record
+                if stopped() and not last:
+                    if not saved:
+                        run.save(record.step, log.pending)
+                    raise Interrupted(directory, record.step, settings.steps)
+        finally:
+            engine.finish()
+
+
+def _find(directory: Path, resume: bool) -> Path | None:
+    """The state to go on from, None for a new run."""
+    found = latest_state(directory / "state")
+    if resume and found is None:
         raise CheckpointError(
-            f"there is nothing to resume in {directory}: no training state in {states}; leave out --resume"
+            f"there is nothing to resume in {directory}: no training state in {directory / 'state'}; leave out --resume"
         )
-    if found is not None and not resume:
+    if not resume and found is not None:
         raise CheckpointError(
             f"{directory} already holds a run (up to step {int(found.name)}); use --resume or another directory"
         )
-    engine = Engine(directory)
-    module = TrainStep(flow.to(engine.device), objective, bf16=settings.precision == "bf16")
-    average = Average(flow, optimizer.ema, warm=True)
-    adam = build_optimizer(module, optimizer)
-    parts = {"network": flow, "average": average.module}
-    if module.teacher is not None:
-        parts["teacher"] = module.teacher.module
-    start = 0 if found is None else int(load_state(found, parts, adam)["step"])
-    total = settings.steps
-    log = StatsLog(directory / "stats.jsonl", settings.log_every, start)
-
-    def save(step: int) -> None:
-        save_state(states, step, parts, adam, {"images": step * settings.batch, "total": total}, settings.keep)
-        save_model(
-            average.module, directory / "model.safetensors", {**metadata, "images": step * settings.batch, "step": step}
+    if not resume and (directory / "model.safetensors").exists():
+        raise CheckpointError(
+            f"{directory} already holds a model, which training would overwrite; use another directory, or remove "
+            f"{directory / 'model.safetensors'}"
         )
-
-    saved = start
-    with _stop_signals() as stopped:
-        records = train(
-            module, settings, optimizer, batch_of, engine=engine, optimizer=adam, averages=(average,), start=start
-        )
-        for record in records:
-            last = record.step == total
-            line = log.add(record, last or stopped())
-            if line is not None:
-                engine.log({k: v for k, v in line.items() if isinstance(v, int | float)}, record.step)
-            if last or stopped() or record.step % settings.save_every == 0:
-                save(record.step)
-                saved = record.step
-            if preview is not None and settings.preview_every and (last or record.step % settings.preview_every == 0):
-                preview(average.module, directory / "samples" / f"step-{record.step:08d}.png")
-            yield record
-            if stopped() and not last:
-                if saved != record.step:
-                    save(record.step)
-                engine.finish()
-                raise Interrupted(directory, record.step, total)
-    engine.finish()
+    return found

@@ -27,6 +27,7 @@ class StepRecord:
     """What one step did. `step` counts from 1; `images` is the clock after the step.
 
     Attributes:
+        batch: images of the step.
         loss, grad_norm, lr: of the step (the norm before clipping).
         logs: mean over the rows that have the quantity.
         by_time: mean error per bin of t (BINS equal bins of [0, 1]), None where a bin is empty.
@@ -35,6 +36,7 @@ class StepRecord:
 
     step: int
     images: int
+    batch: int
     loss: float
     grad_norm: float
     lr: float
@@ -44,10 +46,8 @@ class StepRecord:
 
 
 def learning_rate(optimizer: Optimizer, share: float) -> float:
-    """The learning rate at a share of the run: lr, with a linear rise at the start and a linear fall at the end."""
-    rise = 1.0 if optimizer.warmup == 0 else min(1.0, share / optimizer.warmup)
-    fall = 1.0 if optimizer.cooldown == 0 else min(1.0, (1 - share) / optimizer.cooldown)
-    return optimizer.lr * rise * fall
+    """lr, after a linear warm-up over the first `warmup` share of the run."""
+    return optimizer.lr * (1.0 if optimizer.warmup == 0 else min(1.0, share / optimizer.warmup))
 
 
 def build_optimizer(step: TrainStep, settings: Optimizer) -> torch.optim.Optimizer:
@@ -64,58 +64,81 @@ def build_optimizer(step: TrainStep, settings: Optimizer) -> torch.optim.Optimiz
 def train(
     module: TrainStep,
     settings: TrainSettings,
-    optimizer_settings: Optimizer,
+    optimizer: Optimizer,
     batch_of: Callable[[int], Batch],
     *,
-    engine: Engine,
-    optimizer: torch.optim.Optimizer,
+    engine: Engine | None = None,
+    adamw: torch.optim.Optimizer | None = None,
     averages: tuple[Average, ...] = (),
     start: int = 0,
 ) -> Iterator[StepRecord]:
     """Train from step `start` to the end of the budget, yielding a record after every step.
 
-    After the yield of step k all weights, averages and the teacher are those after k steps, so a consumer may save,
+    At the yield of step k all weights, averages and the teacher are those after k steps, so a consumer may save,
     sample or stop at any record.
 
+    Args:
+        batch_of: the batch of step k (from 0), a pure function of k.
+        engine, adamw: a new one each, unless given (to resume).
+        averages: averages of the weights to keep up to date.
+
     Raises:
-        ShortflowError: if the loss is not finite; nothing has been updated with it then.
+        ShortflowError: if the loss or its gradient is not finite, or a batch has the wrong size; the weights, averages
+            and optimiser are those of the step before.
     """
-    wrapped, wrapped_optimizer = engine.prepare(module, optimizer)
+    engine = engine or Engine()
+    wrapped, stepper = engine.prepare(module, adamw or build_optimizer(module, optimizer))
+    for average in (*averages, *([] if module.teacher is None else [module.teacher])):
+        average.module.to(engine.device)
     total = settings.steps
-    module.train()
     for k in range(start, total):
         began = time.perf_counter()
-        images = k * settings.batch
-        progress = Progress(images=images, total=total * settings.batch)
-        batch = batch_of(k)
-        label = None if batch.label is None else batch.label.to(engine.device)
-        loss, terms, t = wrapped(batch.x.to(engine.device), label, Streams(seed=settings.seed, images=images), progress)
+        wrapped.train()  # a consumer may have looked at the network in evaluation mode
+        progress = Progress(images=k * settings.batch, total=total * settings.batch)
+        x, label = _batch(batch_of(k), settings.batch, k, engine.device)
+        loss, terms, t = wrapped(x, label, Streams(seed=settings.seed, images=progress.images), progress)
         value = float(loss.detach())
-        if not math.isfinite(value):
-            raise ShortflowError(
-                f"the loss is {value} at step {k + 1} ({images} images); the weights are those of step {k}. "
-                "Try a smaller learning rate, gradient clipping (optimizer.clip) or a tangent warm-up"
-            )
-        lr = learning_rate(optimizer_settings, (k + 0.5) / total)
-        for group in wrapped_optimizer.param_groups:
-            group["lr"] = lr
+        _check_finite("loss", value, k)
         engine.backward(loss)
-        norm = engine.clip(module.flow.parameters(), optimizer_settings.clip)
-        wrapped_optimizer.step()
-        wrapped_optimizer.zero_grad(set_to_none=True)
-        after = Progress(images=images + settings.batch, total=progress.total)
-        module.update_teacher(k, after)
+        norm = engine.clip(module.flow.parameters(), optimizer.clip)
+        _check_finite("norm of the gradient", norm, k)
+        lr = learning_rate(optimizer, (k + 1) / total)
+        for group in stepper.param_groups:
+            group["lr"] = lr
+        stepper.step()
+        stepper.zero_grad(set_to_none=True)
+        after = Progress(images=progress.images + settings.batch, total=progress.total)
+        module.update_teacher(after)
         for average in averages:
             average.update(module.flow, k)
         yield StepRecord(
             step=k + 1,
             images=after.images,
+            batch=settings.batch,
             loss=value,
             grad_norm=norm,
             lr=lr,
             logs=_means(terms),
             by_time=_by_time(terms.logs["error"], t),
             seconds=time.perf_counter() - began,
+        )
+
+
+def _batch(batch: Batch, size: int, step: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Points and classes on the device."""
+    if len(batch.x) != size:
+        raise ShortflowError(
+            f"the batch of step {step + 1} has {len(batch.x)} rows, but train.batch is {size}, by which images are "
+            "counted; make them equal"
+        )
+    return batch.x.to(device), None if batch.label is None else batch.label.to(device)
+
+
+def _check_finite(what: str, value: float, step: int) -> None:
+    if not math.isfinite(value):
+        raise ShortflowError(
+            f"the {what} is {value} at step {step + 1}; the weights are those after step {step}. "
+            "Try a smaller learning rate, gradient clipping (optimizer.clip) or a tangent warm-up"
         )
 
 
@@ -127,7 +150,6 @@ def _means(terms: LossTerms) -> dict[str, float]:
 
 def _by_time(error: Tensor, t: Tensor) -> tuple[float | None, ...]:
     index = (t * BINS).long().clamp(0, BINS - 1)
-    error = error.float()
-    sums = torch.zeros(BINS, device=t.device).index_add(0, index, error).tolist()
+    sums = torch.zeros(BINS, device=t.device).index_add(0, index, error.float()).tolist()
     counts = torch.bincount(index, minlength=BINS).tolist()
     return tuple(s / c if c else None for s, c in zip(sums, counts, strict=True))

@@ -98,7 +98,9 @@ def load_state(state: Path, modules: Mapping[str, nn.Module], optimizer: torch.o
     """
     try:
         info = json.loads((state / "state.json").read_text(encoding="utf-8"))
-        found, _ = info["format"], info["step"]
+        if info["format"] != FORMAT:
+            raise ValueError(f"it has format {info['format']}, this version reads format {FORMAT}")
+        int(info["step"])
         tensors = {name: load_file(str(state / f"{name}.safetensors")) for name in modules}
         moments = load_file(str(state / "optimizer.safetensors"))
         for name, module in modules.items():
@@ -109,6 +111,4 @@ def load_state(state: Path, modules: Mapping[str, nn.Module], optimizer: torch.o
             f"the state {state} cannot be loaded ({type(error).__name__}: {error}). If it is damaged, remove this "
             "folder: training then resumes from the state before it"
         ) from error
-    if found != FORMAT:
-        raise CheckpointError(f"the state {state} has format {found}; this version reads format {FORMAT}")
     return info

@@ -1,0 +1,136 @@
+"""`shortflow sample` and `shortflow evaluate`."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from shortflow.cli.common import Guidance, RunPath, count, numbers, say
+from shortflow.errors import ConfigError
+
+__all__ = ["evaluate", "sample"]
+
+
+def sample(
+    run: RunPath,
+    n: Annotated[int, typer.Option("--n", "-n", help="How many samples.")] = 64,
+    steps: Annotated[int, typer.Option(help="Jumps from noise to data.")] = 1,
+    times: Annotated[
+        str | None, typer.Option(help="The grid itself instead of --steps, decreasing: 1,0.7,0.3,0.")
+    ] = None,
+    classes: Annotated[
+        str | None, typer.Option("--class", help="Class names or indices, with commas; by default all in turn.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Sample k is a function of (seed, k), for any --n.")] = 0,
+    guidance: Guidance = 1.0,
+    sampler: Annotated[
+        str, typer.Option(help="push-forward, re-noise, or auto: the one that the recipe was made for.")
+    ] = "auto",
+    interpolate: Annotated[
+        bool, typer.Option("--interpolate", help="Rows of 8 that go from one noise to another, one class a row.")
+    ] = False,
+    single: Annotated[bool, typer.Option("--single", help="One PNG file a sample, into the folder --out.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="PNG file, or folder with --single. By default samples.png, or samples.")
+    ] = None,
+) -> None:
+    """Draw samples from a trained model into a PNG grid or single files."""
+    from shortflow import hub, runs
+    from shortflow.pictures import save_png
+
+    _check_sample(interpolate, single, times, sampler, out)
+    model = hub.load(run)
+    chosen = _classes(classes, model.spec.classes)
+    path = out or Path("samples" if single else "samples.png")
+    if interpolate:
+        pixels, columns = runs.interpolation(
+            model, rows=max(1, n // 8), steps=steps, classes=chosen, seed=seed, guidance=guidance
+        )
+        save_png(runs.picture(pixels, columns), path)
+        say(f"{count(len(pixels) // columns, 'row')} of {columns} samples, {count(steps, 'step')} → {path}")
+        return
+    grid = None if times is None else tuple(numbers(times, "--times", float))
+    pixels, labels = runs.generate(
+        model.flow,
+        model.spec,
+        n,
+        steps=steps,
+        times=grid,
+        sampler=runs.sampler_named(sampler),
+        classes=chosen,
+        seed=seed,
+        guidance=guidance,
+    )
+    if single:
+        _save_single(pixels, labels, model.spec, path)
+        say(f"{count(n, 'file')} → {path}/")
+        return
+    save_png(runs.picture(pixels), path)
+    say(f"{count(n, 'sample')}, {count(len(grid) - 1 if grid else steps, 'step')} → {path}")
+
+
+def _check_sample(interpolate: bool, single: bool, times: str | None, sampler: str, out: Path | None) -> None:
+    """Raise `ConfigError` for options that do not go together, before the model is opened."""
+    if interpolate and (times is not None or sampler != "auto" or single):
+        raise ConfigError("--interpolate goes with --steps only; leave out --times, --sampler and --single")
+    if not single and out is not None and out.suffix.lower() != ".png":
+        raise ConfigError(f"--out {out}: pictures are PNG files; give a name that ends in .png (or --single)")
+
+
+def _save_single(pixels: Any, labels: Any, spec: Any, folder: Path) -> None:
+    """One file a sample, named by its number and class. Class names may come from anywhere and are no paths."""
+    from shortflow.pictures import save_png
+
+    if not spec.image:
+        raise ConfigError("--single writes one image a file, but this model makes points; leave it out for a picture")
+    for k, image in enumerate(pixels):
+        name = "" if labels is None else "-" + re.sub(r"[^\w+-]+", "_", spec.classes[labels[k]])[:80]
+        save_png(image, folder / f"{k:06d}{name}.png")
+
+
+def _classes(text: str | None, names: tuple[str, ...]) -> list[int] | None:
+    from shortflow.config import nearest
+
+    if text is None:
+        return None
+    if not names:
+        raise ConfigError(f"--class {text}: this model is unconditional, it has no classes")
+    chosen = []
+    for part in (p.strip() for p in text.split(",") if p.strip()):
+        if part in names:
+            chosen.append(names.index(part))
+        elif part.isdecimal() and int(part) < len(names):
+            chosen.append(int(part))
+        else:
+            raise ConfigError(
+                f"--class: there is no class {part!r}, {nearest(part, names)} (or a number below {len(names)})"
+            )
+    if not chosen:
+        raise ConfigError(f"--class {text!r} names no class; leave it out for all in turn")
+    return chosen
+
+
+def evaluate(
+    run: RunPath,
+    steps: Annotated[str, typer.Option(help="Numbers of steps, with commas.")] = "1,2,4,8",
+    n: Annotated[
+        int, typer.Option("--n", "-n", help="Samples per number of steps. Scores are only comparable at equal n.")
+    ] = 1000,
+    seed: Annotated[int, typer.Option(help="Seed of the samples.")] = 0,
+    guidance: Guidance = 1.0,
+    out: Annotated[Path | None, typer.Option(help="JSON file; by default evaluation.json beside the model.")] = None,
+) -> None:
+    """Score a model by number of steps, next to held-out real data, and write evaluation.json."""
+    from shortflow import hub, runs
+    from shortflow.evaluate import write_record
+
+    counts = numbers(steps, "--steps")
+    model = hub.load(run)
+    record = runs.score(model, counts, n=n, seed=seed, guidance=guidance)
+    path = out or model.path.parent / "evaluation.json"
+    write_record(path, record)
+    say(runs.score_table(record))
+    for line in runs.verdict(record):
+        say(line)
+    say(f"→ {path}")

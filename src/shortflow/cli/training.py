@@ -1,0 +1,186 @@
+"""`shortflow train` and `shortflow demo`."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from shortflow.cli.common import Settings, count, say
+from shortflow.errors import ConfigError
+
+__all__ = ["demo", "train"]
+
+
+def train(
+    recipe: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[RECIPE]",
+            help="Name of a recipe (see `shortflow recipes`) or a run file ending in .yaml.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Directory of the run; made if it is not there.")] = Path("out/run"),
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="digits (built in), mnist, fashion-mnist, cifar10, a toy (such as mixture or moons), or a folder of "
+            "images, in which sub-folders are classes. By default digits, or what the run file says."
+        ),
+    ] = None,
+    resolution: Annotated[int | None, typer.Option(help="Crop and resize images to this side, in pixels.")] = None,
+    settings: Settings = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --out, exactly where it stopped.")
+    ] = False,
+) -> None:
+    """Train a recipe on data. The run directory holds the model, the log, previews and the state to resume from."""
+    from shortflow import runs
+
+    if resume:
+        if settings:
+            raise ConfigError(
+                "--resume goes on with the settings of the run; leave out --set, or start a new run in another --out"
+            )
+        run, dataset = runs.open_run(out)
+        _check_same(out, run, recipe, data, resolution)
+    elif recipe is None:
+        raise ConfigError(
+            "which recipe? For example: shortflow train esc --data digits --out out/esc "
+            "(`shortflow recipes` lists them; --resume goes on with a run)"
+        )
+    else:
+        run, dataset = runs.configure(recipe, data, resolution=resolution, settings=settings or ())
+    _train(run, dataset, out, resume)
+    say(f"Samples: shortflow sample {out} --out samples.png")
+    say(f"Scores:  shortflow evaluate {out}")
+
+
+def _check_same(out: Path, run: Any, recipe: str | None, data: str | None, resolution: int | None) -> None:
+    """Raise `ConfigError` if what is asked for is not what the run to resume is."""
+    asked = {"recipe": recipe, "--data": data, "--resolution": resolution}
+    found = {"recipe": run.recipe.name, "--data": run.data.source, "--resolution": run.data.resolution}
+    if recipe is not None and recipe.endswith((".yaml", ".yml")):
+        asked["recipe"] = None  # the run directory has its own copy
+    wrong = [f"{name} {found[name]}, not {value}" for name, value in asked.items() if value not in (None, found[name])]
+    if wrong:
+        raise ConfigError(
+            f"{out} is a run with {'; '.join(wrong)}. To go on with it: shortflow train --resume --out {out}"
+        )
+
+
+def _train(run: Any, dataset: Any, out: Path, resume: bool) -> None:
+    from shortflow import runs
+    from shortflow.train import Interrupted
+
+    records = runs.training(run, dataset, out, resume=resume)
+    kind = count(dataset.num_classes, "class", "classes") if dataset.num_classes else "unconditional"
+    total = run.train.steps
+    say(
+        f"{run.recipe.name} on {dataset.name} ({len(dataset):,} samples, {kind}): "
+        f"{count(total, 'step')} of {run.train.batch} → {out}"
+    )
+    for note in runs.notes(run, dataset):
+        say(f"note: {note}")
+    again = f"shortflow train --resume --out {out}"
+    done = 0
+    try:
+        with _progress(total) as update:
+            for record in records:
+                update(record)
+                done = record.step
+    except Interrupted as stopped:
+        say(f"\nStopped after step {stopped.step:,} of {stopped.total:,}; everything is saved. Go on with:\n  {again}")
+        raise typer.Exit(130) from None
+    except KeyboardInterrupt:
+        say(f"\nStopped at once, without saving. Go on from the last saved state with:\n  {again}")
+        raise typer.Exit(130) from None
+    say(f"Done: {out / 'model.safetensors'}" if done else f"This run is complete: all {count(total, 'step')} are done.")
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[Any], None]]:
+    """A progress bar with loss, velocity error, speed and time left; on a plain log, a line now and then."""
+    from rich.console import Console
+
+    console = Console()
+    yield from _bar(console, total) if console.is_terminal else _lines(total)
+
+
+def _lines(total: int) -> Iterator[Callable[[Any], None]]:
+    marks = {max(1, round(total * i / 10)) for i in range(1, 11)}
+
+    def line(record: Any) -> None:
+        if record.step in marks:
+            speed = record.images / record.step / max(record.seconds, 1e-9)
+            parts = (f"step {record.step:>7,}/{total:,}", f"loss {record.loss:.4f}", _error(record))
+            say("  ".join([*(part for part in parts if part), f"{speed:,.0f} images/s"]))
+
+    yield line
+
+
+def _bar(console: Any, total: int) -> Iterator[Callable[[Any], None]]:
+    from rich import progress
+
+    columns = (
+        progress.TextColumn("training"),
+        progress.BarColumn(bar_width=None),
+        progress.MofNCompleteColumn(),
+        progress.TextColumn("loss {task.fields[loss]:.4f}  {task.fields[error]}  {task.fields[speed]:,.0f} images/s"),
+        progress.TimeElapsedColumn(),
+        progress.TextColumn("left"),
+        progress.TimeRemainingColumn(),
+    )
+    with progress.Progress(*columns, console=console) as bar:
+        task = bar.add_task("", total=total, loss=float("nan"), error="", speed=0.0)
+        speed = 0.0
+
+        def update(record: Any) -> None:
+            nonlocal speed
+            now = record.images / record.step / max(record.seconds, 1e-9)
+            speed = now if speed == 0 else 0.95 * speed + 0.05 * now
+            bar.update(task, completed=record.step, loss=record.loss, error=_error(record), speed=speed)
+
+        yield update
+
+
+def _error(record: Any) -> str:
+    """The velocity error, which falls to its floor also where the loss sits at 1."""
+    error = record.logs.get("diagonal_error", record.logs.get("velocity_error"))
+    return "" if error is None else f"velocity error {error:.4f}"
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Directory of the demo.")] = Path("out/demo"),
+    recipe: Annotated[str, typer.Option(help="Recipe to train.")] = "esc",
+    settings: Settings = None,
+) -> None:
+    """Train one-step digits in minutes, then show them beside 2, 4, 8 and 128 steps, with their figures.
+
+    Given again, it goes on where it was stopped.
+    """
+    from shortflow import hub, runs
+    from shortflow.evaluate import write_record
+    from shortflow.train.state import latest_state
+
+    resume = (out / "run.yaml").is_file() and latest_state(out / "state") is not None
+    if resume:
+        run, dataset = runs.open_run(out)
+        _check_same(out, run, recipe, None, None)
+        say(f"{out} holds this demo already; going on with it as it was started.")
+    else:
+        run, dataset = runs.configure(recipe, "digits", settings=settings or ())
+    _train(run, dataset, out, resume)
+    model = hub.load(out)
+    steps = [1, 2, 4, 8, 128]
+    say("\nScoring 1,000 samples per number of steps …")
+    record = runs.score(model, steps)
+    write_record(out / "evaluation.json", record)
+    runs.comparison_picture(model, steps, out / "samples.png")
+    say(runs.score_table(record))
+    for line in runs.verdict(record):
+        say(line)
+    say(f"\nThe picture: {out / 'samples.png'}\nThe record:  {out / 'evaluation.json'}")
+    say(f"More:        shortflow sample {out} --steps 1 --class 3 --out threes.png")

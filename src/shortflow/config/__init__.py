@@ -1,0 +1,33 @@
+"""Runs as data: a closed table of parts, plain values (YAML, JSON) ⇄ objects, overrides, differences.
+
+A run is a recipe, a network, data and a budget. `to_plain` writes any of them as nested mappings in which `kind` names
+the part; `from_plain` reads them back, checks every value against its declared type and collects all errors at once,
+each with its path and, for a misspelled name, the nearest valid one. `register` adds a part of your own.
+
+    parts       the table of parts, `to_plain`          reading     `from_plain`
+    runfile     YAML files, without anything that YAML could execute or blow up
+    overrides   "field.path=value"                      differences `difference`
+"""
+
+from shortflow.config.differences import difference, flatten
+from shortflow.config.overrides import override
+from shortflow.config.parts import DataConfig, RunConfig, kinds, register, to_plain
+from shortflow.config.reading import from_plain, nearest
+from shortflow.config.runfile import dump, load_run, recipe_named, to_yaml
+
+__all__ = [
+    "DataConfig",
+    "RunConfig",
+    "difference",
+    "dump",
+    "flatten",
+    "from_plain",
+    "kinds",
+    "load_run",
+    "nearest",
+    "override",
+    "recipe_named",
+    "register",
+    "to_plain",
+    "to_yaml",
+]

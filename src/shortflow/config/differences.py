@@ -1,0 +1,33 @@
+"""What differs between two runs, recipes or parts, setting by setting."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from shortflow.config.parts import to_plain
+
+__all__ = ["difference", "flatten"]
+
+
+def flatten(plain: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted path, value) of every leaf of a plain value, in the form that `override` takes."""
+    if isinstance(plain, Mapping):
+        for name, value in plain.items():
+            yield from flatten(value, f"{path}.{name}".lstrip("."))
+    elif isinstance(plain, list) and any(isinstance(item, Mapping) for item in plain):
+        for i, value in enumerate(plain):
+            yield from flatten(value, f"{path}.{i}")
+    else:
+        yield path, plain
+
+
+def difference(a: Any, b: Any) -> list[tuple[str, Any, Any]]:
+    """(path, value in a, value in b) where two objects differ; "—" stands for "has no such setting"."""
+    left, right = dict(flatten(to_plain(a))), dict(flatten(to_plain(b)))
+    order = list(left)
+    before = -1
+    for path in right:  # a setting that only b has stands behind its neighbour in b
+        if path not in left:
+            order.insert(before + 1, path)
+        before = order.index(path)
+    rows = ((path, left.get(path, "—"), right.get(path, "—")) for path in order)
+    return [row for row in rows if row[1] != row[2]]

@@ -1,0 +1,204 @@
+"""The closed table of what a run file can name, and objects → plain values.
+
+A part is a frozen dataclass of one of the families below whose fields are numbers, texts, choices and other parts.
+"""
+
+import collections.abc
+import dataclasses
+import inspect
+import math
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any, get_args, get_origin, get_type_hints
+
+from shortflow import flowmap, guidance, losses, objective, paths, tangent, targets, times, velocity
+from shortflow.errors import ConfigError, ShortflowError
+from shortflow.nn.configs import MLPConfig, NetworkConfig, SiTConfig
+from shortflow.objective import Objective, Optimizer, Recipe
+from shortflow.train.settings import TrainSettings
+
+__all__ = ["DataConfig", "RunConfig", "defaults", "fields_of", "kinds", "part_named", "register", "to_plain"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where the data come from: a built-in name or a folder of images, and the side to crop and resize images to."""
+
+    source: str = "digits"
+    resolution: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.resolution is not None and self.resolution < 1:
+            raise ShortflowError(f"data.resolution must be positive, got {self.resolution}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that determines a run."""
+
+    recipe: Recipe
+    network: NetworkConfig = SiTConfig()
+    data: DataConfig = DataConfig()
+    train: TrainSettings = TrainSettings()
+
+
+# Groups of settings that come in one form only, so they are written without a kind.
+WHOLES: tuple[type, ...] = (RunConfig, Recipe, Objective, Optimizer, DataConfig, TrainSettings)
+
+FAMILIES: tuple[type, ...] = (
+    paths.Path,
+    tangent.Derivative,
+    flowmap.Parameterization,
+    flowmap.Conditioning,
+    times.Law,
+    times.TimeSampler,
+    times.KarrasGrid,
+    times.SquareRootCount,
+    times.DoublingCount,
+    times.UniformIndex,
+    times.LogNormalIndex,
+    velocity.Velocity,
+    targets.Target,
+    targets.TangentWeight,
+    losses.Metric,
+    losses.Weighting,
+    objective.Teacher,
+    SiTConfig,
+    MLPConfig,
+)
+
+_KINDS: dict[str, type] = {}
+
+
+# ------------------------------------------------------------------------------------------------------------ the table
+
+
+def register(part: type) -> type:
+    """Make a frozen dataclass of yours a part that run files can name by its class name. Usable as a decorator.
+
+    Whoever opens such a run file or model later has to register the part first.
+
+    Raises:
+        ConfigError: if it is not a complete frozen dataclass of a known family with plain fields, or the name is taken.
+    """
+    name = getattr(part, "__name__", repr(part))
+    fault = _fault(part)
+    if fault:
+        raise ConfigError(f"{name} cannot stand in a run file: {fault}")
+    if _KINDS.get(name, part) is not part:
+        raise ConfigError(f"there is already a part called {name}; choose another name")
+    _KINDS[name] = part
+    return part
+
+
+def _fault(part: Any) -> str | None:
+    """What keeps `part` from being a part, with the remedy."""
+    if not isinstance(part, type) or not dataclasses.is_dataclass(part) or "__dataclass_params__" not in vars(part):
+        return "it must be a dataclass; add @dataclass(frozen=True, kw_only=True)"
+    if not part.__dataclass_params__.frozen:  # pyright: ignore[reportAttributeAccessIssue]
+        return "it can be changed after it was checked; add @dataclass(frozen=True, kw_only=True)"
+    if not issubclass(part, FAMILIES):
+        names = ", ".join(f"{family.__module__.removeprefix('shortflow.')}.{family.__name__}" for family in FAMILIES)
+        return f"it belongs to no family of parts; make it a subclass of one of {names}"
+    if inspect.isabstract(part):
+        lacking = sorted(getattr(part, "__abstractmethods__", ()))
+        return f"it lacks {', '.join(lacking)}"
+    try:
+        hints = fields_of(part)
+    except (NameError, TypeError) as error:
+        return f"its field types cannot be read ({error}); write them as types that are imported where it is defined"
+    odd = [name for name, hint in hints.items() if not _plain_hint(hint)]
+    if odd:
+        return (
+            f"{', '.join(odd)} can be neither numbers, texts nor parts; "
+            "write the functions as methods of a frozen dataclass of your own and register() that"
+        )
+    return None
+
+
+def _plain_hint(hint: Any) -> bool:
+    """Whether values of the type can be written down."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is typing.Literal:
+        return True
+    if origin in (typing.Union, types.UnionType):
+        return all(_plain_hint(argument) for argument in arguments)
+    if origin in (tuple, collections.abc.Sequence):
+        return all(_plain_hint(argument) for argument in arguments if argument is not Ellipsis)
+    return isinstance(hint, type) and (hint in (bool, int, float, str, type(None)) or is_part(hint))
+
+
+def is_part(hint: Any) -> bool:
+    """Whether a field of this type holds a part or a whole."""
+    return isinstance(hint, type) and (hint in WHOLES or issubclass(hint, FAMILIES))
+
+
+def part_named(name: Any) -> type | None:
+    """The part of that name, or None."""
+    return _KINDS.get(name) if isinstance(name, str) else None
+
+
+def is_registered(part: Any) -> bool:
+    """Whether the class itself is in the table, not only those made from it."""
+    return part in _KINDS.values()
+
+
+def kinds(base: type) -> list[str]:
+    """Names of the parts that are a `base`."""
+    return sorted(name for name, part in _KINDS.items() if issubclass(part, base))
+
+
+def fields_of(part: type) -> dict[str, Any]:
+    """Name and type of every setting of a part or whole."""
+    hints = get_type_hints(part)
+    return {f.name: hints[f.name] for f in dataclasses.fields(part) if f.init}
+
+
+def defaults(part: type) -> dict[str, Any]:
+    """The default settings of a part or whole as plain values; settings without a default are left out."""
+    plain = {}
+    for f in dataclasses.fields(part):
+        if f.init and f.default is not dataclasses.MISSING:
+            plain[f.name] = to_plain(f.default)
+        elif f.init and f.default_factory is not dataclasses.MISSING:
+            plain[f.name] = to_plain(f.default_factory())
+    return plain
+
+
+for _module in (flowmap, guidance, losses, objective, paths, tangent, targets, times, velocity):
+    for _name in _module.__all__:
+        _part = getattr(_module, _name)
+        # CustomPath, made of functions, is the one part with a fault.
+        if isinstance(_part, type) and issubclass(_part, FAMILIES) and _fault(_part) is None:
+            register(_part)
+register(SiTConfig)
+register(MLPConfig)
+
+
+# -------------------------------------------------------------------------------------------------------------- writing
+
+
+def to_plain(value: Any) -> Any:
+    """The value as mappings, lists, finite numbers and strings, such that `from_plain` gives it back.
+
+    Raises:
+        ConfigError: for values that could not be read again: functions, parts that are not registered, NaN, infinity.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        part = type(value)
+        if part not in WHOLES and _KINDS.get(part.__name__) is not part:
+            fault = _fault(part) or "it is not registered; call shortflow.register on it"
+            raise ConfigError(f"{part.__name__} cannot stand in a run file: {fault}")
+        plain = {name: to_plain(getattr(value, name)) for name in fields_of(part)}
+        return plain if part in WHOLES else {"kind": part.__name__, **plain}
+    if isinstance(value, list | tuple):
+        return [to_plain(item) for item in value]
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{value} cannot stand in a run file: numbers must be finite (null stands for none)")
+    for kind in (int, float, str):
+        if isinstance(value, kind):
+            return kind(value)  # subclasses, such as NumPy's, would not survive YAML
+    raise ConfigError(f"{value!r} cannot stand in a run file: only numbers, texts and registered parts can")

@@ -1,0 +1,57 @@
+"""Runs small enough to be trained to the end inside a test: four clusters of points, an MLP, a dozen steps."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import nn
+
+from shortflow.data import ClassConsistent, Shuffled
+from shortflow.flowmap import FlowMap
+from shortflow.nn import MLP
+from shortflow.objective import Recipe
+from shortflow.train import TrainSettings
+from shortflow.typing import Batch
+
+CLASSES = 4
+LABELS = np.arange(96) % CLASSES
+POINTS = (np.random.default_rng(0).standard_normal((96, 2)) + LABELS[:, None]).astype(np.float32)
+
+
+def settings(steps: int = 12, batch: int = 16, **others: object) -> TrainSettings:
+    """`steps` steps, a line every 4, no previews, nothing saved before the end."""
+    defaults = {"log_every": 4, "preview_every": 0, "save_every": 1000}
+    return TrainSettings(images=steps * batch, batch=batch, **{**defaults, **others})  # type: ignore[arg-type]
+
+
+def flow_map(recipe: Recipe, dropout: float = 0.0, seed: int = 0) -> FlowMap:
+    """The recipe's flow map on an MLP whose last layer is not zero, so that derivatives are not."""
+    torch.manual_seed(seed)
+    conditional = recipe.null_class
+    network = MLP(
+        shape=(2,),
+        width=16,
+        depth=2,
+        num_classes=CLASSES if conditional else 0,
+        null_class=conditional,
+        second_time=recipe.conditioning.second,
+        log_variance=recipe.log_variance,
+        dropout=dropout,
+    )
+    nn.init.normal_(network.last.weight, std=0.2)
+    return recipe.flow_map(network)
+
+
+def batches(recipe: Recipe, batch: int = 16) -> Callable[[int], Batch]:
+    """The batch of a step, in the order that the recipe wants."""
+    if recipe.batches == "class-consistent":
+        order = ClassConsistent(labels=LABELS, batch_size=batch, seed=0)
+    else:
+        order = Shuffled(n=len(POINTS), batch_size=batch, seed=0)
+
+    def batch_of(step: int) -> Batch:
+        rows = order.indices(step)
+        label = torch.from_numpy(LABELS[rows]) if recipe.null_class else None
+        return Batch(x=torch.from_numpy(POINTS[rows]), label=label)
+
+    return batch_of
