@@ -12,9 +12,13 @@ from shortflow.flowmap import FlowMap
 from shortflow.nn import MLP
 from shortflow.objective import Objective, Recipe
 from shortflow.paths import Path
+from shortflow.streams import Streams
 from shortflow.theory import Law
-from shortflow.typing import Draw, Progress, Times
+from shortflow.typing import Batch, Draw, Progress, Times
 from shortflow.velocity import Velocity
+
+NULL = 4
+"""The label for no class in networks of four classes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,3 +102,26 @@ def loss_and_gradient(
     """(loss of every row, gradient of their mean)."""
     loss = objective.evaluate(flow, teacher or flow, draw).loss
     return loss.detach(), gradient(loss.mean(), flow.network)
+
+
+def close(got: Tensor, want: Tensor, tolerance: float = 1e-12) -> None:
+    torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance)
+
+
+def batch(n: int = 16, d: int = 3, labels: bool = True, seed: int = 0) -> Batch:
+    """n standard normal points, of four classes."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, d, generator=generator, dtype=torch.float64)
+    return Batch(x=x, label=torch.randint(0, 4, (n,), generator=generator) if labels else None)
+
+
+def drawn(recipe: Recipe, n: int = 16, labels: bool = True, streams: Streams = Streams(seed=3)) -> Draw:
+    """A draw of the recipe for `batch`, a little into the run."""
+    null = NULL if recipe.null_class and labels else None
+    progress = Progress(images=13, total=1000)
+    return recipe.objective.draw(batch(n, labels=labels), recipe.path, streams, progress, null)
+
+
+def flow_of(recipe: Recipe, classes: int = 4, seed: int = 1, dropout: float = 0.0) -> FlowMap:
+    """The flow map of the recipe with a small random network."""
+    return recipe.flow_map(network_for(recipe, classes, seed=seed, dropout=dropout))

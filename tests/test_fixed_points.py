@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from oracles import f64
-from shortflow.flowmap import AverageVelocity, FlowMap, StartOnly, Transfer
+from shortflow.flowmap import AverageVelocity, FlowMap, StartAndGap, StartOnly, Transfer
 from shortflow.guidance import Guided
 from shortflow.losses import Unweighted, grouped_mmd
 from shortflow.nn import MLP
@@ -374,7 +374,9 @@ def test_moment_matching_has_the_exact_map_as_its_fixed_point_and_not_an_euler_s
 def trained_spread(objective: Objective, steps: int, width: int, batch: int) -> float:
     """Std of one-step samples of a small network trained by the library's steps, over the true one (c = .5)."""
     torch.manual_seed(0)
-    flow = FlowMap(MLP(shape=(1,), width=width, depth=2), Linear(), AverageVelocity())
+    jumps = objective.times.ends != "diagonal"  # a network that never saw a gap must not be told one
+    network = MLP(shape=(1,), width=width, depth=2, second_time=jumps)
+    flow = FlowMap(network, Linear(), AverageVelocity(), StartAndGap() if jumps else StartOnly())
     optimizer = torch.optim.Adam(flow.parameters(), lr=2e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     generator = torch.Generator().manual_seed(1)
@@ -401,4 +403,4 @@ SPREADS: dict[str, tuple[Callable[[], Objective], float]] = {
 def test_a_network_trained_in_one_dimension(name: str) -> None:
     """MeanFlow reaches the spread of the data in one step; flow matching collapses to the mean."""
     build, want = SPREADS[name]
-    assert trained_spread(build(), 2500, 64, 512) == pytest.approx(want, abs=0.07)
+    assert trained_spread(build(), 1500, 64, 512) == pytest.approx(want, abs=0.12)

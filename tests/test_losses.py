@@ -26,11 +26,7 @@ from shortflow.losses import (
 )
 from shortflow.paths import Cosine, Linear, Path, VarianceExploding
 from shortflow.typing import Draw
-from steps import draw_at
-
-
-def close(got: Tensor, want: Tensor, tolerance: float = 1e-12) -> None:
-    torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance)
+from steps import close, draw_at
 
 
 class Head(nn.Module):

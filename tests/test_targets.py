@@ -31,15 +31,11 @@ from shortflow.targets import (
 from shortflow.theory import ExactNetwork, FiniteData, Gaussian, Law
 from shortflow.typing import Draw, Progress, expand
 from shortflow.velocity import Conditional, Mixture, PlugIn, Velocity
-from steps import Marginal, draw_at, gradient, mlp, randomize
+from steps import Marginal, close, draw_at, gradient, mlp, randomize
 
 X = column(1.1, 0.25, -0.6, 0.8, -1.3)
 T = f64(0.7, 0.9, 0.5, 0.4, 1.0)
 R = f64(0.2, 0.0, 0.2, 0.4, 0.0)  # the fourth row has r = t
-
-
-def close(got: Tensor, want: Tensor, tolerance: float) -> None:
-    torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance)
 
 
 def exact(law: Law, parameterization: Parameterization) -> FlowMap:

@@ -27,3 +27,9 @@ class SamplerError(ShortflowError):
 
 class MetricError(ShortflowError):
     """A metric cannot be computed from what was given."""
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise `ShortflowError(message)` unless the condition holds."""
+    if not condition:
+        raise ShortflowError(message)

@@ -1,4 +1,4 @@
-"""Laws of time: one-dimensional laws of t, and joint samplers of (t, s, r) with r ≤ s ≤ t.
+"""Joint samplers of (t, s, r) with r ≤ s ≤ t, built from laws of one time (`shortflow.laws`).
 
 Every law is a map from uniform numbers to times (its inverse distribution function), and every joint sampler a pure
 function `times(u, progress)` of a table of uniforms. Random draws, stratified grids and tests all use the same map.
@@ -19,7 +19,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from shortflow.errors import ShortflowError
+from shortflow.errors import ShortflowError, require
+from shortflow.grids import DoublingCount, KarrasGrid, LogNormalIndex, SquareRootCount, UniformIndex
+from shortflow.laws import GridLaw, Law, LogitNormal, TrigLogNormal, Uniform
 from shortflow.typing import Progress, Times
 
 __all__ = [
@@ -45,129 +47,6 @@ __all__ = [
 ]
 
 Count = Literal["bernoulli", "exact"]
-
-
-def _check(condition: bool, message: str) -> None:
-    if not condition:
-        raise ShortflowError(message)
-
-
-# ---------------------------------------------------------------------------------------------- laws of one time
-
-
-class Law(ABC):
-    """A law of one time in [0, 1], given by its inverse distribution function."""
-
-    @abstractmethod
-    def icdf(self, u: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-        """The u-quantile, u ∈ [0, 1]."""
-
-    @abstractmethod
-    def cdf(self, t: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-        """P(T ≤ t)."""
-
-    @abstractmethod
-    def pdf(self, t: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-        """The density at t (for a law on a grid: the probability of the grid point t)."""
-
-
-def _normal_pdf(z: Tensor) -> Tensor:
-    return torch.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Uniform(Law):
-    """t ~ U(low, high)."""
-
-    low: float = 0.0
-    high: float = 1.0
-
-    def __post_init__(self) -> None:
-        _check(0 <= self.low < self.high <= 1, f"Uniform needs 0 ≤ low < high ≤ 1, got {self.low} and {self.high}")
-
-    def icdf(self, u: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-        return self.low + (self.high - self.low) * u
-
-    def cdf(self, t: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-        return ((t - self.low) / (self.high - self.low)).clamp(0, 1)
-
-    def pdf(self, t: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-        return ((t >= self.low) & (t <= self.high)).to(t.dtype) / (self.high - self.low)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LogitNormal(Law):
-    """t = sigmoid(μ + σZ), Z standard normal."""
-
-    mu: float = 0.0
-    sigma: float = 1.0
-
-    def __post_init__(self) -> None:
-        _check(self.sigma > 0, f"LogitNormal needs sigma > 0, got {self.sigma}")
-
-    def icdf(self, u: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-        return torch.sigmoid(self.mu + self.sigma * torch.special.ndtri(u))
-
-    def cdf(self, t: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-        return torch.special.ndtr((torch.logit(t) - self.mu) / self.sigma)
-
-    def pdf(self, t: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-        density = _normal_pdf((torch.logit(t) - self.mu) / self.sigma) / (self.sigma * t * (1 - t))
-        return torch.where((t > 0) & (t < 1), density, 0.0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrigLogNormal(Law):
-    """t = (2/π) atan(exp(m + sZ)/σ_data): log-normal noise level seen through the TrigFlow angle θ = πt/2."""
-
-    mean: float = -1.0
-    std: float = 1.4
-    sigma_data: float = 0.5
-
-    def __post_init__(self) -> None:
-        _check(self.std > 0, f"TrigLogNormal needs std > 0, got {self.std}")
-        _check(self.sigma_data > 0, f"TrigLogNormal needs sigma_data > 0, got {self.sigma_data}")
-
-    def icdf(self, u: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-        sigma = torch.exp(self.mean + self.std * torch.special.ndtri(u))
-        return (2 / math.pi) * torch.atan(sigma / self.sigma_data)
-
-    def _z(self, t: Tensor) -> Tensor:
-        # The cosine of π/2 is slightly negative in fp32; there z is +∞.
-        angle = t * (math.pi / 2)
-        ratio = torch.sin(angle) / torch.cos(angle).clamp(min=0)
-        return (torch.log(self.sigma_data * ratio) - self.mean) / self.std
-
-    def cdf(self, t: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-        return torch.special.ndtr(self._z(t))
-
-    def pdf(self, t: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-        # d log tan(πt/2)/dt = π/sin(πt)
-        density = _normal_pdf(self._z(t)) * math.pi / (self.std * torch.sin(math.pi * t))
-        return torch.where((t > 0) & (t < 1), density, 0.0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class GridLaw(Law):
-    """t uniform on {1/n, 2/n, …, 1}."""
-
-    n: int = 128
-
-    def __post_init__(self) -> None:
-        _check(self.n >= 1, f"GridLaw needs n ≥ 1, got {self.n}")
-
-    def icdf(self, u: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-        return (torch.floor(u * self.n) + 1).clamp(max=self.n) / self.n
-
-    def cdf(self, t: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-        return (torch.floor(t * self.n + 1e-6) / self.n).clamp(0, 1)
-
-    def pdf(self, t: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-        on_grid = ((t * self.n - torch.round(t * self.n)).abs() < 1e-4) & (t > 0) & (t <= 1)
-        return on_grid.to(t.dtype) / self.n
-
-
-# ------------------------------------------------------------------------------------------------ joint samplers
 
 
 class TimeSampler(ABC):
@@ -221,8 +100,8 @@ def _chosen(u: Float[Tensor, "b"], share: float, count: Count) -> Bool[Tensor, "
 
 
 def _check_ratio(name: str, ratio: float, count: str) -> None:
-    _check(0 <= ratio <= 1, f"{name}: ratio is the share of rows with r < t and must be in [0, 1], got {ratio}")
-    _check(count in ("bernoulli", "exact"), f"{name}: count must be 'bernoulli' or 'exact', got {count!r}")
+    require(0 <= ratio <= 1, f"{name}: ratio is the share of rows with r < t and must be in [0, 1], got {ratio}")
+    require(count in ("bernoulli", "exact"), f"{name}: count must be 'bernoulli' or 'exact', got {count!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,7 +162,7 @@ class Gradual(TimeSampler):
 
     def __post_init__(self) -> None:
         _check_ratio("Gradual", self.ratio, self.count)
-        _check(0 <= self.ramp <= 1, f"Gradual: ramp is a share of the run and must be in [0, 1], got {self.ramp}")
+        require(0 <= self.ramp <= 1, f"Gradual: ramp is a share of the run and must be in [0, 1], got {self.ramp}")
 
     def probability(self, progress: Progress) -> float:
         """p, the probability that a jump ends at the data."""
@@ -352,8 +231,8 @@ class Dyadic(TimeSampler):
     continuous: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        _check(1 <= self.levels <= 20, f"Dyadic: levels must be between 1 and 20, got {self.levels}")
-        _check(0 <= self.share <= 1, f"Dyadic: share must be in [0, 1], got {self.share}")
+        require(1 <= self.levels <= 20, f"Dyadic: levels must be between 1 and 20, got {self.levels}")
+        require(0 <= self.share <= 1, f"Dyadic: share must be in [0, 1], got {self.share}")
 
     @property
     def steps(self) -> int:
@@ -372,82 +251,6 @@ class Dyadic(TimeSampler):
         boot = 1 - torch.floor(u[:rows, 0] / d) * d
         flow = GridLaw(n=self.steps).icdf(u[rows:, 0])
         return Times(torch.cat([boot, flow]), torch.cat([boot - d / 2, flow]), torch.cat([boot - d, flow]))
-
-
-@dataclass(frozen=True, kw_only=True)
-class KarrasGrid:
-    """Noise levels σ_i = (σ_max^{1/ρ} + i/(N−1)(σ_min^{1/ρ} − σ_max^{1/ρ}))^ρ, i = 0…N−1, from noisy to clean."""
-
-    sigma_min: float = 0.002
-    sigma_max: float = 80.0
-    rho: float = 7.0
-
-    def __post_init__(self) -> None:
-        _check(
-            0 < self.sigma_min < self.sigma_max,
-            f"KarrasGrid needs 0 < sigma_min < sigma_max, got {self.sigma_min}, {self.sigma_max}",
-        )
-        _check(self.rho > 0, f"KarrasGrid needs rho > 0, got {self.rho}")
-
-    def levels(self, n: int) -> Float[Tensor, "n"]:
-        """The n noise levels in float64, decreasing."""
-        _check(n >= 2, f"KarrasGrid needs at least 2 levels, got {n}")
-        high, low = self.sigma_max ** (1 / self.rho), self.sigma_min ** (1 / self.rho)
-        sigma = (high + torch.linspace(0, 1, n, dtype=torch.float64) * (low - high)) ** self.rho
-        sigma[0], sigma[-1] = self.sigma_max, self.sigma_min  # without the rounding of the powers: t = 1 exactly
-        return sigma
-
-
-@dataclass(frozen=True, kw_only=True)
-class SquareRootCount:
-    """N = ⌈√(k/K((s₁+1)² − s₀²) + s₀²) − 1⌉ + 1 grid points (consistency training, Song et al. 2023)."""
-
-    s0: int = 2
-    s1: int = 150
-
-    def __post_init__(self) -> None:
-        _check(2 <= self.s0 <= self.s1, f"SquareRootCount needs 2 ≤ s0 ≤ s1, got {self.s0} and {self.s1}")
-
-    def __call__(self, progress: Progress) -> int:
-        return math.ceil(math.sqrt(progress.share * ((self.s1 + 1) ** 2 - self.s0**2) + self.s0**2) - 1) + 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class DoublingCount:
-    """N = min(s₀ 2^⌊k/K'⌋, s₁) + 1 with K' = K/(log₂⌊s₁/s₀⌋ + 1) (improved consistency training)."""
-
-    s0: int = 10
-    s1: int = 1280
-
-    def __post_init__(self) -> None:
-        _check(1 <= self.s0 <= self.s1, f"DoublingCount needs 1 ≤ s0 ≤ s1, got {self.s0} and {self.s1}")
-
-    def __call__(self, progress: Progress) -> int:
-        stages = math.floor(math.log2(self.s1 // self.s0)) + 1
-        return min(self.s0 * 2 ** math.floor(progress.share * stages), self.s1) + 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class UniformIndex:
-    """Every pair of neighbours equally likely."""
-
-    def probabilities(self, sigma: Float[Tensor, "n"]) -> Float[Tensor, "m"]:
-        return torch.full((len(sigma) - 1,), 1 / (len(sigma) - 1), dtype=sigma.dtype)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LogNormalIndex:
-    """P(pair) ∝ erf((log σ_noisy − m)/(√2 s)) − erf((log σ_clean − m)/(√2 s)): a discretised log-normal law of σ."""
-
-    mean: float = -1.1
-    std: float = 2.0
-
-    def __post_init__(self) -> None:
-        _check(self.std > 0, f"LogNormalIndex needs std > 0, got {self.std}")
-
-    def probabilities(self, sigma: Float[Tensor, "n"]) -> Float[Tensor, "m"]:
-        erf = torch.special.erf((torch.log(sigma) - self.mean) / (math.sqrt(2) * self.std))
-        return (erf[:-1] - erf[1:]) / (erf[0] - erf[-1])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -495,8 +298,8 @@ class GroupedJumps(TimeSampler):
     continuous: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        _check(0 <= self.low < self.high < 1, f"GroupedJumps needs 0 ≤ low < high < 1, got {self.low} and {self.high}")
-        _check(self.group >= 1, f"GroupedJumps: group must be at least 1, got {self.group}")
+        require(0 <= self.low < self.high < 1, f"GroupedJumps needs 0 ≤ low < high < 1, got {self.low} and {self.high}")
+        require(self.group >= 1, f"GroupedJumps: group must be at least 1, got {self.group}")
 
     @property
     def span(self) -> tuple[float, float]:

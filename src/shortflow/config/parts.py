@@ -10,7 +10,7 @@ import math
 import types
 import typing
 from dataclasses import dataclass
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from shortflow import flowmap, guidance, losses, objective, paths, tangent, targets, times, velocity
 from shortflow.errors import ConfigError, ShortflowError
@@ -29,6 +29,8 @@ class DataConfig:
     resolution: int | None = None
 
     def __post_init__(self) -> None:
+        if not self.source.strip():
+            raise ShortflowError("data.source is empty; give a name such as digits, or a folder of images")
         if self.resolution is not None and self.resolution < 1:
             raise ShortflowError(f"data.resolution must be positive, got {self.resolution}")
 
@@ -70,11 +72,13 @@ FAMILIES: tuple[type, ...] = (
 
 _KINDS: dict[str, type] = {}
 
+Part = TypeVar("Part", bound=type)
+
 
 # ------------------------------------------------------------------------------------------------------------ the table
 
 
-def register(part: type) -> type:
+def register(part: Part) -> Part:
     """Make a frozen dataclass of yours a part that run files can name by its class name. Usable as a decorator.
 
     Whoever opens such a run file or model later has to register the part first.

@@ -86,7 +86,7 @@ class _Reader:
         except (ValidationError, TypeError):
             choices = [choice for choice in get_args(hint) if isinstance(choice, str)]
             meant = f", {nearest(plain, choices)}" if choices and len(choices) > 3 else ""
-            quotes = "; put it in quotes" if basic == {str} and not isinstance(plain, Mapping | list | None) else ""
+            quotes = "; put it in quotes" if basic == {str} and isinstance(plain, bool | int | float) else ""
             self.fail(path, f"expected {_describe(hint)}, got {_shown(plain)}{meant}{quotes}")
             return None
 
@@ -164,7 +164,7 @@ def _of_basic_types(value: Any, basic: set[type]) -> bool:
         return bool in basic
     if isinstance(value, int | float):
         return bool(basic & {int, float}) and (float in basic or abs(value) < 2**63)
-    return value is None or isinstance(value, str)
+    return value is None or (isinstance(value, str) and str in basic)
 
 
 def _describe(hint: Any) -> str:

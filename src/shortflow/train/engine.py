@@ -3,6 +3,7 @@
 import importlib.util
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -48,13 +49,14 @@ class Engine:
         assert norm is not None  # it is with engines that clip by themselves
         return float(norm)
 
-    def log(self, values: Mapping[str, float], step: int) -> None:
-        """Hand the values to the tracker, which is opened with the first of them."""
+    def log(self, values: Mapping[str, Any], step: int) -> None:
+        """Hand the numbers among the values to the tracker, which is opened with the first of them."""
         if self._tracker is None:
             return
         if not self._accelerator.trackers:
             self._accelerator.init_trackers(self._tracker)
-        self._accelerator.log(dict(values), step=step)
+        numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
+        self._accelerator.log(numbers, step=step)
 
     def finish(self) -> None:
         """Close the tracker."""

@@ -122,7 +122,7 @@ def fit(
     """Train in `directory`, yielding every step's record; the run is saved at the end and when it is interrupted.
 
     The call itself checks the directory and loads the state; nothing is written before the first record is asked for.
-    Closing the iterator early keeps what was saved last.
+    Closing the iterator early, or a second signal, which ends the step at once, leaves what was saved last.
 
     Args:
         batch_of: the batch of step k, a pure function of k.
@@ -173,7 +173,7 @@ def _watch(
                 last = record.step == settings.steps
                 line = log.add(record, last)
                 if line is not None:
-                    engine.log({k: v for k, v in line.items() if isinstance(v, int | float)}, record.step)
+                    engine.log(line, record.step)
                 saved = last or record.step % settings.save_every == 0
                 if saved:
                     run.save(record.step, log.pending)
