@@ -2,8 +2,7 @@
 
     python scripts/compare_recipes.py --out out/compare [--data digits,mixture] [--recipes esc,meanflow] [--set …]
 
-Finished runs are not repeated, interrupted ones are resumed, so the command can be given again until the table is whole.
-Several processes may work on the same folder with different --recipes; `--table` only writes the table.
+Finished runs are not repeated, interrupted ones are resumed: give the command again until the table is whole. Several processes may work on the same folder with different --recipes; `--table` only writes the table.
 """
 
 import argparse
@@ -34,7 +33,8 @@ def cell(recipe: str, data: str, out: Path, settings: list[str]) -> None:
     seconds = time.perf_counter() - began
     model = hub.load(out)
     scored = runs.score(model, STEPS, n=2000 if model.spec.image else 10_000)
-    write_record(out / "evaluation.json", {**scored, "training_seconds": seconds, "steps": run.train.steps, "batch": run.train.batch})
+    budget = {"training_seconds": seconds, "steps": run.train.steps, "batch": run.train.batch}
+    write_record(out / "evaluation.json", {**scored, **budget})
 
 
 def best(rows: dict, key: str) -> str:
@@ -44,12 +44,13 @@ def best(rows: dict, key: str) -> str:
 
 def digits_table(records: dict[str, dict]) -> list[str]:
     lines = [
-        "| recipe | 1 step: accuracy | FD % | recall | coverage | best few-step | accuracy | FD % | recall | coverage |",
+        "| recipe | 1 step: acc. | FD % | recall | coverage | best few-step | acc. | FD % | recall | coverage |",
         "|---|---:|---:|---:|---:|---|---:|---:|---:|---:|",
     ]
 
     def figures(row: dict) -> str:
-        return f"{row['conditional_accuracy']:.3f} | {row['fd_percent']:.2f} | {row['recall']:.3f} | {row['coverage']:.3f}"
+        keys = ("conditional_accuracy", "fd_percent", "recall", "coverage")
+        return " | ".join(f"{row[key]:.3f}" for key in keys)
 
     for name, record in records.items():
         few = best(record["rows"], "fd")
@@ -86,8 +87,9 @@ def table(out: Path, data: list[str], recipes: list[str]) -> str:
         "",
         "    python scripts/compare_recipes.py --out out/compare",
         "",
-        "One seed, small networks, minutes of training on two CPU cores: the table shows that each recipe learns and what one",
-        "step costs it, not which method is best. Presets: no guidance, learning rate 1e-3 (`shortflow show RECIPE --data digits`).",
+        "One seed, small networks, minutes of training on a CPU: the table shows that each recipe learns and what one step",
+        "costs it in quality, not which method is best. The settings are the presets, without guidance",
+        "(`shortflow show RECIPE --data digits`). FD % is the Fréchet distance in per cent of the data's variance.",
         "N = 2,000 samples for images (scores at n = 500, see [evaluation](evaluation.md)), 10,000 points.",
         "",
     ]

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from shortflow.flowmap import FlowMap
 from shortflow.nn import MLP
-from shortflow.objective import Objective, Recipe
+from shortflow.objective import Objective
 from shortflow.paths import Path
+from shortflow.recipe import Recipe
 from shortflow.streams import Streams
 from shortflow.theory import Law
 from shortflow.typing import Batch, Draw, Progress, Times

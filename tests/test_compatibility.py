@@ -24,8 +24,9 @@ from shortflow.losses import (
     SquaredError,
     Variational,
 )
-from shortflow.objective import Objective, Recipe
+from shortflow.objective import Objective
 from shortflow.paths import Cosine, CustomPath, Linear, Path, VarianceExploding
+from shortflow.recipe import Recipe
 from shortflow.recipes import RECIPES, imm, meanflow, sct, shortcut
 from shortflow.targets import Direct, Split, Tangent, TwoStep
 from shortflow.times import (

@@ -34,9 +34,10 @@ from shortflow.config.runfile import parse_yaml
 from shortflow.errors import ConfigError
 from shortflow.losses import Adaptive, ByTime, KernelMMD, Metric, Product, PseudoHuber, SquaredError, Variational
 from shortflow.nn.configs import MLPConfig, SiTConfig
-from shortflow.objective import Optimizer, Recipe
+from shortflow.optimizer import Optimizer
 from shortflow.paths import CustomPath, Linear
 from shortflow.paths import Path as NoisePath
+from shortflow.recipe import Recipe
 from shortflow.recipes import RECIPES
 from shortflow.times import KarrasGrid, LogitNormal, TimeSampler, ToData
 from shortflow.train import TrainSettings

@@ -14,7 +14,8 @@ from safetensors import safe_open
 import tiny
 from shortflow.errors import CheckpointError
 from shortflow.flowmap import FlowMap
-from shortflow.objective import Optimizer, Recipe
+from shortflow.optimizer import Optimizer
+from shortflow.recipe import Recipe
 from shortflow.recipes import consistency_training, esc, flow_matching, shortcut
 from shortflow.train import Interrupted, StepRecord, TrainSettings, fit
 from shortflow.train import engine as engine_module

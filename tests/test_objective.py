@@ -21,7 +21,8 @@ from shortflow.losses import (
     SquaredError,
     Unweighted,
 )
-from shortflow.objective import Ema, Objective, Online, Optimizer, ScheduledEma
+from shortflow.objective import Ema, Objective, Online, ScheduledEma
+from shortflow.optimizer import Optimizer
 from shortflow.paths import Cosine, Linear
 from shortflow.recipes import RECIPES, esc, flow_matching, imm, meanflow, sct, shortcut
 from shortflow.streams import Streams

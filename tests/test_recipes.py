@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from shortflow.flowmap import AverageVelocity, EDMSkip, LogSigma, LogStep, StartAndGap, StartOnly, TrigFlow
 from shortflow.guidance import Guided
 from shortflow.losses import Adaptive, ByTime, KernelMMD, Product, SquaredError, Unweighted, Variational
-from shortflow.objective import Ema, Objective, Online, Optimizer, Recipe, ScheduledEma
+from shortflow.objective import Ema, Objective, Online, ScheduledEma
+from shortflow.optimizer import Optimizer
 from shortflow.paths import Cosine, Linear, VarianceExploding
+from shortflow.recipe import Recipe
 from shortflow.recipes import RECIPES, consistency_training, esc, flow_matching, imm, meanflow, sct, shortcut
 from shortflow.streams import Streams
 from shortflow.targets import CosineWeight, Direct, Split, Tangent, TwoStep

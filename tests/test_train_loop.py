@@ -11,7 +11,8 @@ import tiny
 from shortflow.errors import CheckpointError, ShortflowError
 from shortflow.flowmap import AverageVelocity, FlowMap, StartAndGap
 from shortflow.nn import MLP, SiT
-from shortflow.objective import Ema, Objective, Online, Optimizer, ScheduledEma
+from shortflow.objective import Ema, Objective, Online, ScheduledEma
+from shortflow.optimizer import Optimizer
 from shortflow.paths import Linear
 from shortflow.recipes import consistency_training, esc, flow_matching, meanflow, shortcut
 from shortflow.streams import Streams

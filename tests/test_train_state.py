@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import tiny
 from shortflow.errors import CheckpointError
-from shortflow.objective import Optimizer
+from shortflow.optimizer import Optimizer
 from shortflow.recipes import shortcut
 from shortflow.train import Average, TrainStep, train
 from shortflow.train import state as state_module

@@ -9,7 +9,7 @@ from torch import nn
 from shortflow.data import ClassConsistent, Shuffled
 from shortflow.flowmap import FlowMap
 from shortflow.nn import MLP
-from shortflow.objective import Recipe
+from shortflow.recipe import Recipe
 from shortflow.train import TrainSettings
 from shortflow.typing import Batch
 

@@ -7,20 +7,19 @@ Combinations of parts that make no sense are refused at construction (`Incompati
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from shortflow.dropout import shared_dropout
 from shortflow.errors import IncompatibleParts, ShortflowError
-from shortflow.flowmap import AverageVelocity, Conditioning, FlowMap, LogStep, Parameterization, StartAndGap
+from shortflow.flowmap import FlowMap
 from shortflow.guidance import Guided
-from shortflow.losses import Adaptive, ByTime, Metric, Product, SquaredError, Unweighted, Weighting
-from shortflow.paths import Linear, Path, VarianceExploding
+from shortflow.losses import ByTime, Metric, Product, SquaredError, Unweighted, Weighting
+from shortflow.paths import Path
 from shortflow.streams import Streams
 from shortflow.targets import Direct, Split, Tangent, Target, TwoStep
 from shortflow.times import (
@@ -38,7 +37,7 @@ from shortflow.times import (
 from shortflow.typing import Batch, Draw, LossTerms, Progress
 from shortflow.velocity import Velocity
 
-__all__ = ["Ema", "Objective", "Online", "Optimizer", "Recipe", "ScheduledEma", "Streams", "Teacher"]
+__all__ = ["Ema", "Objective", "Online", "ScheduledEma", "Streams", "Teacher"]
 
 
 # ----------------------------------------------------------------------------------------------------------- teachers
@@ -296,132 +295,3 @@ def _without_guidance(target: Target) -> Target:
     if isinstance(target, Direct | Tangent):
         return replace(target, velocity=_plain(target.velocity))
     return target
-
-
-# ------------------------------------------------------------------------------------------------------------- recipe
-
-
-@dataclass(frozen=True, kw_only=True)
-class Optimizer:
-    """AdamW as published for the method.
-
-    Args:
-        lr, betas, weight_decay: of AdamW.
-        clip: bound on the norm of the gradient; None: no clipping.
-        warmup, cooldown: shares of the run over which the learning rate rises from 0 and falls to 0, linearly.
-        ema: decay of the average of the weights that is sampled and saved.
-    """
-
-    lr: float = 1e-4
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 0.0
-    clip: float | None = 1.0
-    warmup: float = 0.0
-    cooldown: float = 0.0
-    ema: float = 0.9999
-
-    def __post_init__(self) -> None:
-        for name, good in {
-            "lr": self.lr > 0,
-            "betas": all(0 <= beta < 1 for beta in self.betas),
-            "weight_decay": self.weight_decay >= 0,
-            "clip": self.clip is None or self.clip > 0,
-            "warmup": 0 <= self.warmup < 1,
-            "cooldown": 0 <= self.cooldown <= 1,
-            "ema": 0 <= self.ema < 1,
-        }.items():
-            if not good:
-                raise ShortflowError(f"optimizer.{name} = {getattr(self, name)} is impossible")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """A published method as a value.
-
-    Args:
-        name, title, year, arxiv: what it is called and where it stands.
-        path, parameterization, conditioning, objective: the parts.
-        sigma_data: standard deviation that data are scaled to; None leaves them as they are (images in [−1, 1]).
-        batches: "shuffled", or "class-consistent" (each group of rows shares one class).
-        optimizer: the published optimiser settings.
-
-    Raises:
-        IncompatibleParts: if parts do not fit together.
-    """
-
-    name: str
-    title: str = ""
-    year: int = 0
-    arxiv: str = ""
-    path: Path = Linear()
-    parameterization: Parameterization = AverageVelocity()
-    conditioning: Conditioning = StartAndGap()
-    sigma_data: float | None = None
-    objective: Objective = Objective()
-    batches: Literal["shuffled", "class-consistent"] = "shuffled"
-    optimizer: Optimizer = Optimizer()
-
-    def __post_init__(self) -> None:
-        self.parameterization.check(self.path, self.sigma_data or 1.0)
-        self._check_parts()
-
-    def _check_parts(self) -> None:
-        law, ends = self.objective.times, self.objective.times.ends
-        if isinstance(law, GridPairs) and (
-            not isinstance(self.path, VarianceExploding) or self.path.sigma_max != law.grid.sigma_max
-        ):
-            raise IncompatibleParts(
-                f"GridPairs draws noise levels up to {law.grid.sigma_max}, the path is {self.path}; "
-                f"use VarianceExploding(sigma_max={law.grid.sigma_max})"
-            )
-        if isinstance(self.conditioning, LogStep) != isinstance(law, Dyadic) or (
-            isinstance(self.conditioning, LogStep) and isinstance(law, Dyadic) and self.conditioning.steps != law.steps
-        ):
-            steps = law.steps if isinstance(law, Dyadic) else 128
-            raise IncompatibleParts(
-                f"{type(law).__name__} with {self.conditioning}: jumps of dyadic length and LogStep conditioning go "
-                f"together; use Dyadic times with LogStep(steps={steps})"
-            )
-        if not self.conditioning.second and ends == "any":
-            raise IncompatibleParts(
-                f"{type(law).__name__} draws many ends r, but {type(self.conditioning).__name__} tells the network t "
-                "only; use StartAndGap"
-            )
-
-    @property
-    def null_class(self) -> bool:
-        """Whether the network needs a row for "no class"."""
-        return self.objective.label_dropout > 0
-
-    @property
-    def log_variance(self) -> bool:
-        """Whether the network needs the log-variance head."""
-        return self.objective.weighting.learned
-
-    def flow_map(self, network: nn.Module) -> FlowMap:
-        """The network as the flow map that this recipe trains."""
-        return FlowMap(
-            network,
-            self.path,
-            self.parameterization,
-            self.conditioning,
-            sigma_data=self.sigma_data or 1.0,
-            ends=self.objective.times.ends,
-            span=self.objective.times.span,
-            guided=self.objective.guided,
-        )
-
-    def unconditional(self) -> "Recipe":
-        """The recipe for data without classes: no guidance, no label dropout, shuffled batches."""
-        return replace(self, objective=self.objective.unconditional(), batches="shuffled")
-
-    def notes(self) -> Sequence[str]:
-        """Remarks on choices that are allowed but seldom meant."""
-        parts = self.objective.weightings
-        remarks = []
-        if self.log_variance and any(isinstance(part, Adaptive) and part.power == 1 for part in parts):
-            remarks.append(
-                "the adaptive weight with power 1 brings every loss to about 1, so the variational weight after it "
-                "has little left to do (its optimum is near 0)"
-            )
-        return remarks

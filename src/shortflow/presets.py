@@ -8,7 +8,7 @@ from shortflow.config import DataConfig, RunConfig, override
 from shortflow.data import Dataset
 from shortflow.errors import ConfigError
 from shortflow.nn.configs import MLPConfig, SiTConfig
-from shortflow.objective import Recipe
+from shortflow.recipe import Recipe
 from shortflow.train.settings import TrainSettings
 
 __all__ = ["preset"]

@@ -15,7 +15,9 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 from shortflow import flowmap, guidance, losses, objective, paths, tangent, targets, times, velocity
 from shortflow.errors import ConfigError, ShortflowError
 from shortflow.nn.configs import MLPConfig, NetworkConfig, SiTConfig
-from shortflow.objective import Objective, Optimizer, Recipe
+from shortflow.objective import Objective
+from shortflow.optimizer import Optimizer
+from shortflow.recipe import Recipe
 from shortflow.train.settings import TrainSettings
 
 __all__ = ["DataConfig", "RunConfig", "defaults", "fields_of", "kinds", "part_named", "register", "to_plain"]

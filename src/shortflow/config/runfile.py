@@ -12,7 +12,7 @@ from shortflow.config.parts import RunConfig, to_plain
 from shortflow.config.reading import from_plain, nearest
 from shortflow.errors import ConfigError
 from shortflow.files import write_atomic
-from shortflow.objective import Recipe
+from shortflow.recipe import Recipe
 from shortflow.recipes import RECIPES
 
 __all__ = ["dump", "load_run", "parse_yaml", "recipe_named", "to_yaml"]

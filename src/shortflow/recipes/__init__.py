@@ -5,7 +5,7 @@ The difference between two methods is the difference between two values; `shortf
 
 from collections.abc import Callable
 
-from shortflow.objective import Recipe
+from shortflow.recipe import Recipe
 from shortflow.recipes.ct import consistency_training
 from shortflow.recipes.esc import esc
 from shortflow.recipes.flow_matching import flow_matching

@@ -17,8 +17,10 @@ Sampling: one jump, or several with new noise in between. The network knows no e
 
 from shortflow.flowmap import EDMSkip, LogSigma
 from shortflow.losses import SquaredError
-from shortflow.objective import Objective, Optimizer, Recipe, ScheduledEma
+from shortflow.objective import Objective, ScheduledEma
+from shortflow.optimizer import Optimizer
 from shortflow.paths import VarianceExploding
+from shortflow.recipe import Recipe
 from shortflow.targets import TwoStep
 from shortflow.times import GridPairs, KarrasGrid, SquareRootCount
 from shortflow.velocity import Conditional

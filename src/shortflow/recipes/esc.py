@@ -25,8 +25,10 @@ Where the authors' code differs, and what is done here:
 from shortflow.flowmap import AverageVelocity, StartAndGap
 from shortflow.guidance import Guided
 from shortflow.losses import Adaptive, Product, SquaredError, Variational
-from shortflow.objective import Objective, Optimizer, Recipe
+from shortflow.objective import Objective
+from shortflow.optimizer import Optimizer
 from shortflow.paths import Linear
+from shortflow.recipe import Recipe
 from shortflow.targets import Tangent
 from shortflow.times import Gradual, LogitNormal
 from shortflow.velocity import Mixture

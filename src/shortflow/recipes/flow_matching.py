@@ -13,8 +13,10 @@ of 1e-5 at the data end (α = 1 − (1 − 1e-5) t reversed); here the ends are 
 
 from shortflow.flowmap import AverageVelocity, StartOnly
 from shortflow.losses import SquaredError
-from shortflow.objective import Objective, Optimizer, Recipe
+from shortflow.objective import Objective
+from shortflow.optimizer import Optimizer
 from shortflow.paths import Linear
+from shortflow.recipe import Recipe
 from shortflow.targets import Direct
 from shortflow.times import Diagonal, Uniform
 

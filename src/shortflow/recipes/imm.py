@@ -17,8 +17,10 @@ Sampling: jumps on any grid, or several with restarts; guidance at sampling time
 
 from shortflow.flowmap import AverageVelocity, StartAndGap
 from shortflow.losses import ByTime, KernelMMD
-from shortflow.objective import Objective, Optimizer, Recipe
+from shortflow.objective import Objective
+from shortflow.optimizer import Optimizer
 from shortflow.paths import Linear
+from shortflow.recipe import Recipe
 from shortflow.targets import TwoStep
 from shortflow.times import GroupedJumps
 from shortflow.velocity import Conditional

@@ -18,8 +18,10 @@ use the root mean square for ‖·‖ (`norm="rms"` here). Sampling: one jump, o
 
 from shortflow.flowmap import StartOnly, TrigFlow
 from shortflow.losses import SquaredError, Variational
-from shortflow.objective import Objective, Optimizer, Recipe
+from shortflow.objective import Objective
+from shortflow.optimizer import Optimizer
 from shortflow.paths import Cosine
+from shortflow.recipe import Recipe
 from shortflow.targets import CosineWeight, Tangent
 from shortflow.times import ToData, TrigLogNormal
 from shortflow.velocity import Conditional

@@ -24,8 +24,10 @@ explicitly, with fewer do not.
 
 from shortflow.flowmap import AverageVelocity, LogStep
 from shortflow.losses import SquaredError
-from shortflow.objective import Ema, Objective, Optimizer, Recipe
+from shortflow.objective import Ema, Objective
+from shortflow.optimizer import Optimizer
 from shortflow.paths import Linear
+from shortflow.recipe import Recipe
 from shortflow.targets import Direct, Split, TwoStep
 from shortflow.times import Dyadic
 

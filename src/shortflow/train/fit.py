@@ -21,7 +21,8 @@ import torch
 
 from shortflow.errors import CheckpointError
 from shortflow.flowmap import FlowMap
-from shortflow.objective import Objective, Optimizer
+from shortflow.objective import Objective
+from shortflow.optimizer import Optimizer
 from shortflow.train.ema import Average
 from shortflow.train.engine import Engine
 from shortflow.train.log import StatsLog

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from shortflow.errors import ShortflowError
-from shortflow.objective import Optimizer
+from shortflow.optimizer import Optimizer
 from shortflow.streams import Streams
 from shortflow.train.ema import Average
 from shortflow.train.engine import Engine
