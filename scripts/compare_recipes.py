@@ -2,7 +2,8 @@
 
     python scripts/compare_recipes.py --out out/compare [--data digits,mixture] [--recipes esc,meanflow] [--set …]
 
-Finished runs are not repeated, interrupted ones are resumed: give the command again until the table is whole. Several processes may work on the same folder with different --recipes; `--table` only writes the table.
+Finished runs are not repeated, interrupted ones are resumed: give the command again until the table is whole.
+Several processes may work on the same folder with different --recipes; `--table` only writes the table.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from shortflow.recipes import RECIPES
 from shortflow.train.state import latest_state
 
 STEPS = (1, 2, 4, 8)
+BUDGET = {"digits": 128_000, "mixture": 512_000}  # samples seen
 
 
 def cell(recipe: str, data: str, out: Path, settings: list[str]) -> None:
@@ -87,8 +89,8 @@ def table(out: Path, data: list[str], recipes: list[str]) -> str:
         "",
         "    python scripts/compare_recipes.py --out out/compare",
         "",
-        "One seed, small networks, minutes of training on a CPU: the table shows that each recipe learns and what one step",
-        "costs it in quality, not which method is best. The settings are the presets, without guidance",
+        "One seed, small networks, minutes of training on a CPU: the table shows that each recipe learns and what",
+        "one step costs it in quality, not which method is best. The settings are the presets, without guidance",
         "(`shortflow show RECIPE --data digits`). FD % is the Fréchet distance in per cent of the data's variance.",
         "N = 2,000 samples for images (scores at n = 500, see [evaluation](evaluation.md)), 10,000 points.",
         "",
@@ -119,7 +121,8 @@ def main() -> None:
     if not options.table:
         for name in data:
             for recipe in recipes:
-                cell(recipe, name, options.out / name / recipe, ["preview_every=0", *options.settings])
+                budget = [f"images={BUDGET[name]}"] if name in BUDGET else []
+                cell(recipe, name, options.out / name / recipe, ["preview_every=0", *budget, *options.settings])
     Path("docs/results.md").write_text(table(options.out, data, list(RECIPES)))
 
 

@@ -33,13 +33,13 @@ def a_run(recipe: str = "esc", *settings: str) -> RunConfig:
     return override(run, settings)
 
 
-def saved(directory: Path, run: RunConfig, spec: DataSpec = POINTS, **header: Any) -> Path:
+def saved(directory: Path, run: RunConfig, spec: DataSpec = POINTS, header: dict[str, Any] | None = None) -> Path:
     """A run directory with a model whose weights are random, as training writes it."""
     flow = hub.build_flow(run, spec)
     with torch.no_grad():
         for weight in flow.parameters():
             weight.add_(0.1 * torch.randn_like(weight))
-    metadata = {**hub.describe(run, spec), "images": 640, "step": 5, **header}
+    metadata = {**hub.describe(run, spec), "images": 640, "step": 5, **(header or {})}
     save_model(flow, directory / "model.safetensors", metadata)
     return directory
 
@@ -174,7 +174,7 @@ def test_files_of_others(tmp_path: Path) -> None:
     ],
 )
 def test_headers_that_make_no_sense(change: dict[str, Any], message: str, tmp_path: Path) -> None:
-    saved(tmp_path, a_run(), **change)
+    saved(tmp_path, a_run(), header=change)
     assert message in refusal(tmp_path / "model.safetensors")
 
 
@@ -215,7 +215,7 @@ def test_a_description_that_lies_costs_neither_time_nor_memory(tmp_path: Path) -
     tensors, header = load_file(file), hub.read_header(file)
     lies: list[tuple[dict[str, Any], dict[str, Any], str]] = [
         ({"kind": "MLPConfig", "depth": 10**9}, {}, "has 1000000000 blocks, the file has"),
-        ({"kind": "MLPConfig", "width": 10**8}, {}, "has the shape"),
+        ({"kind": "MLPConfig", "depth": 2, "width": 10**8}, {}, "has the shape"),
         (
             {"kind": "SiTConfig", "width": 4 * 10**6, "heads": 4},
             {"shape": [1, 2**12, 2**12]},

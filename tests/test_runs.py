@@ -1,6 +1,5 @@
 """Whole runs as functions: what is configured, refused before training, resumed, sampled and scored."""
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,20 +9,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
-from oracles import f64
 from shortflow import evaluate, hub, runs
 from shortflow.config import RunConfig, dump, load_run, override, recipe_named
 from shortflow.data import Dataset, DataSpec
 from shortflow.data import load as load_data
-from shortflow.data.toys import MIXTURE_RADIUS, MIXTURE_STD
+from shortflow.data.toys import GAUSSIAN_COVARIANCE
 from shortflow.errors import CheckpointError, ConfigError, DataError, IncompatibleParts, MetricError, SamplerError
 from shortflow.flowmap import FlowMap
 from shortflow.guidance import guide
 from shortflow.nn.configs import MLPConfig, SiTConfig
 from shortflow.recipes import RECIPES
 from shortflow.sample import PushForward, ReNoise
-from shortflow.theory import ExactNetwork, GaussianMixture
 from shortflow.typing import Draw
 
 TINY = ("network={kind: SiTConfig, size: tiny, depth: 1, width: 16, heads: 2}", "train.preview_every=0")
@@ -45,7 +43,7 @@ def finished(directory: Path, recipe: str = "esc", data: str = "digits", *settin
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> hub.Model:
-    return finished(tmp_path_factory.mktemp("digits"))
+    return finished(tmp_path_factory.mktemp("digits"), "esc", "digits", "objective.label_dropout=0.1")
 
 
 @pytest.fixture
@@ -84,9 +82,26 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 def test_a_recipe_by_name_gets_its_preset_and_the_settings() -> None:
     run, dataset = runs.configure("esc", settings=["train.seed=7", "network.size=tiny"])
     assert (run.data.source, dataset.name, len(dataset)) == ("digits", "digits", 1297)
-    assert (run.train.seed, run.network) == (7, SiTConfig(size="tiny"))
+    assert run.train.seed == 7
     points, _ = runs.configure("esc", "mixture")
     assert isinstance(points.network, MLPConfig)
+
+
+def test_what_a_preset_chose_beside_a_setting_follows_it() -> None:
+    for setting in ("network.size=tiny", "size=tiny"):
+        run, _ = runs.configure("esc", settings=[setting])
+        assert isinstance(run.network, SiTConfig)
+        assert run.network.dimensions == (2, 64, 4)
+    run, _ = runs.configure("esc", settings=["network.size=tiny", "network.width=32"])
+    assert isinstance(run.network, SiTConfig)
+    assert run.network.dimensions == (2, 32, 4)
+    group = runs.configure("esc")[0].train.group
+    assert group is not None
+    assert runs.configure("esc", settings=["batch=8"])[0].train.group == 8
+    assert runs.configure("esc", settings=["batch=1024"])[0].train.group == group
+    assert runs.configure("esc", settings=["train.group=null"])[0].train.group is None
+    with pytest.raises(ConfigError, match=r"train.group must be between 1 and the batch of 8, got 16"):
+        runs.configure("esc", settings=["batch=8", "group=16"])
 
 
 def test_a_run_file_is_taken_as_it_is_and_data_and_settings_replace_its_own(tmp_path: Path) -> None:
@@ -94,8 +109,8 @@ def test_a_run_file_is_taken_as_it_is_and_data_and_settings_replace_its_own(tmp_
     dump(run, tmp_path / "my.yaml")
     again, dataset = runs.configure(str(tmp_path / "my.yaml"))
     assert (again, dataset.name) == (run, "mixture")
-    other, dataset = runs.configure(str(tmp_path / "my.yaml"), "moons", settings=["train.batch=32"])
-    assert (other.data.source, dataset.name, other.train.batch) == ("moons", "moons", 32)
+    other, dataset = runs.configure(str(tmp_path / "my.yaml"), "moons", settings=["train.batch=256"])
+    assert (other.data.source, dataset.name, other.train.batch) == ("moons", "moons", 256)
     third, dataset = runs.configure(str(tmp_path / "my.yaml"), settings=["data.source=rings"])
     assert (third.data.source, dataset.name) == ("rings", "rings")
     assert third.recipe == run.recipe.unconditional()
@@ -134,7 +149,9 @@ def test_every_recipe_trains_on_data_without_classes(recipe: str, data: str, tmp
 
 
 def test_guidance_of_a_run_file_is_off_without_classes(tmp_path: Path) -> None:
-    run, _ = runs.configure("esc", "mixture", settings=["objective.target.velocity.kappa=0.5"])
+    run, _ = runs.configure(
+        "esc", "mixture", settings=["objective.target.velocity.kappa=0.5", "objective.label_dropout=0.1"]
+    )
     assert run.recipe.objective.guided is not None
     dump(run, tmp_path / "guided.yaml")
     plain, _ = runs.configure(str(tmp_path / "guided.yaml"), "gaussian")
@@ -311,27 +328,33 @@ def test_samplers_have_names() -> None:
 # -------------------------------------------------------------------------------------------------------------- scoring
 
 
-def exact_mixture() -> hub.Model:
-    """The model that has learned the mixture: the exact flow behind the interface of a trained one."""
-    angle = torch.arange(8, dtype=torch.float64) * (2 * math.pi / 8)
-    means = MIXTURE_RADIUS * torch.stack([angle.cos(), angle.sin()], 1)
-    run, dataset = runs.configure("meanflow", "mixture")
-    law = GaussianMixture(
-        path=run.recipe.path,
-        weights=f64(*[1 / 8] * 8).float(),
-        means=means.float(),
-        stds=torch.full((8,), MIXTURE_STD),
-        steps=100,
-    )
-    flow = run.recipe.flow_map(ExactNetwork(law, "average_velocity"))
+class ExactGaussian(torch.nn.Module):
+    """The average velocity of N(0, C): X_{t,r}(x) = Q diag(S_r/S_t) Qᵀ x, C = Q diag(λ) Qᵀ, S_t² = (1−t)² λ + t²."""
+
+    num_classes, null_label = 0, None
+
+    def forward(self, x: Tensor, time: Tensor, second: Tensor, label: Tensor | None = None) -> Tensor:
+        spread, axes = torch.linalg.eigh(torch.tensor(GAUSSIAN_COVARIANCE))
+
+        def scale(t: Tensor) -> Tensor:
+            return ((1 - t[:, None]) ** 2 * spread + t[:, None] ** 2).sqrt()
+
+        end = (x @ axes * scale(time - second) / scale(time)) @ axes.T
+        return (x - end) / second[:, None]
+
+
+def exact_gaussian() -> hub.Model:
+    """The model that has learned the toy `gaussian`."""
+    run, dataset = runs.configure("meanflow", "gaussian")
+    flow = run.recipe.flow_map(ExactGaussian())
     return hub.Model(flow=flow, spec=DataSpec.fit(dataset), run=run, images=1, step=1, path=Path("exact"))
 
 
 def test_the_exact_flow_scores_like_real_data_in_any_number_of_steps() -> None:
-    record = runs.score(exact_mixture(), (1, 2), n=2000)
+    record = runs.score(exact_gaussian(), (1, 2), n=2000)
     rows = record["rows"]
     assert list(rows) == ["1 step", "2 steps", "real (held out)"]
-    assert (record["data"], record["images_seen"]) == ("mixture", 1)
+    assert (record["data"], record["images_seen"]) == ("gaussian", 1)
     for name in rows:
         assert rows[name]["n"] == rows[name]["n_reference"] == 2000
         assert rows[name]["energy_distance"] < 0.06  # noise of two sets of 2000 points; a unit shift gives 0.8
@@ -395,7 +418,9 @@ def test_what_cannot_be_scored_is_refused_before_any_sample(
     own = finished(tmp_path / "own", "esc", str(flat))
     large = replace(digits, spec=replace(digits.spec, shape=(1, 16, 16)))
     dyadic = finished(tmp_path / "dyadic", "shortcut")
-    guided = finished(tmp_path / "guided", "esc", "digits", "objective.target.velocity.kappa=0.5")
+    guided = finished(
+        tmp_path / "guided", "esc", "digits", "objective.target.velocity.kappa=0.5", "objective.label_dropout=0.1"
+    )
     monkeypatch.setattr(runs, "generate", no_samples)
     refuses_to_score(own, r"one is shipped for cifar10, digits, fashion-mnist, mnist only.*evaluate_images")
     refuses_to_score(large, r"makes images of shape \(1, 16, 16\), the classifier for digits takes \(1, 8, 8\)")
@@ -404,7 +429,7 @@ def test_what_cannot_be_scored_is_refused_before_any_sample(
     refuses_to_score(digits, "steps must be at least 1, got 0", SamplerError, steps=(1, 0))
     refuses_to_score(dyadic, "use 1, 2, 4, 8", SamplerError, steps=(1, 2, 3))
     refuses_to_score(guided, "would apply it twice", SamplerError, guidance=2.0)
-    refuses_to_score(exact_mixture(), "n = 0 samples are too few to score, at least 1", n=0)
+    refuses_to_score(exact_gaussian(), "n = 0 samples are too few to score, at least 1", n=0)
 
 
 def test_guidance_without_a_null_class_is_refused(tmp_path: Path) -> None:
@@ -427,7 +452,7 @@ def test_the_comparison_has_a_panel_for_the_data_and_every_number_of_steps(digit
 
 
 def test_points_and_few_classes_are_compared_too(classed: Path, tmp_path: Path) -> None:
-    runs.comparison_picture(exact_mixture(), (1,), tmp_path / "p.png")
+    runs.comparison_picture(exact_gaussian(), (1,), tmp_path / "p.png")
     assert Image.open(tmp_path / "p.png").size[0] > 2 * 256
     split = tmp_path / "split"
     for part in ("train", "test"):

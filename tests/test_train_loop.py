@@ -90,11 +90,27 @@ def test_an_average_is_a_copy_without_gradients_in_evaluation_mode() -> None:
 # ----------------------------------------------------------------------------------------------------- learning rate
 
 
-def test_the_learning_rate_rises_linearly_and_stays() -> None:
-    optimizer = Optimizer(lr=2e-3, warmup=0.25)
-    shares = (0.0, 0.05, 0.125, 0.25, 0.6, 1.0)
-    assert [learning_rate(optimizer, share) for share in shares] == pytest.approx([0, 4e-4, 1e-3, 2e-3, 2e-3, 2e-3])
-    assert learning_rate(replace(optimizer, warmup=0.0), 0.0) == 2e-3
+@pytest.mark.parametrize(
+    ("warmup", "cooldown", "shares"),
+    [
+        (0.0, 0.0, {0.0: 1.0, 0.5: 1.0, 1.0: 1.0}),
+        (0.25, 0.0, {0.0: 0.0, 0.05: 0.2, 0.125: 0.5, 0.25: 1.0, 1.0: 1.0}),
+        (0.0, 0.4, {0.0: 1.0, 0.6: 1.0, 0.8: 0.5, 0.9: 0.25, 1.0: 0.0}),
+        (0.2, 0.4, {0.1: 0.5, 0.2: 1.0, 0.6: 1.0, 0.7: 0.75, 1.0: 0.0}),
+    ],
+)
+def test_the_learning_rate_rises_stays_and_falls(warmup: float, cooldown: float, shares: dict[float, float]) -> None:
+    optimizer = Optimizer(lr=2e-3, warmup=warmup, cooldown=cooldown)
+    got = {share: learning_rate(optimizer, share) / 2e-3 for share in shares}
+    assert got == pytest.approx(shares)
+
+
+def test_the_learning_rate_of_a_run_follows_its_schedule() -> None:
+    recipe = flow_matching()
+    step = TrainStep(tiny.flow_map(recipe), recipe.objective)
+    optimizer = Optimizer(lr=1e-2, warmup=0.25, cooldown=0.5)
+    got = [record.lr for record in train(step, tiny.settings(8), optimizer, tiny.batches(recipe))]
+    assert got == pytest.approx([5e-3, 1e-2, 1e-2, 1e-2, 7.5e-3, 5e-3, 2.5e-3, 0.0])
 
 
 def test_a_step_uses_the_learning_rate_it_reports() -> None:

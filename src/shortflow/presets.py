@@ -4,6 +4,9 @@ Published settings are for ImageNet latents and days of training. What differs o
 one line each, and is visible in `shortflow show` and in the run file.
 """
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from shortflow.config import DataConfig, RunConfig, override
 from shortflow.data import Dataset
 from shortflow.errors import ConfigError
@@ -11,7 +14,7 @@ from shortflow.nn.configs import MLPConfig, SiTConfig
 from shortflow.recipe import Recipe
 from shortflow.train.settings import TrainSettings
 
-__all__ = ["preset"]
+__all__ = ["preset", "settled"]
 
 # Short runs want a larger learning rate, a faster average, schedules that end early, and a teacher that keeps up.
 _SHORT = (
@@ -88,3 +91,18 @@ def preset(recipe: Recipe, data: DataConfig, dataset: Dataset) -> RunConfig:
     if dataset.labels is None:
         run = RunConfig(recipe=run.recipe.unconditional(), network=run.network, data=data, train=run.train)
     return run
+
+
+def settled(run: RunConfig, settings: Sequence[str]) -> RunConfig:
+    """`override` on a preset, where what the preset chose beside a setting follows it.
+
+    A new network.size brings its own width, depth and heads, and the group is at most the batch.
+    """
+    named = {setting.partition("=")[0].strip() for setting in settings}
+    network, group = run.network, run.train.group
+    if isinstance(network, SiTConfig) and named & {"size", "network.size"}:
+        network = replace(network, width=None, depth=None, heads=None)
+    run = override(replace(run, network=network, train=replace(run.train, group=None)), settings)
+    if group is None or named & {"group", "train.group"}:
+        return run
+    return replace(run, train=replace(run.train, group=min(group, run.train.batch)))

@@ -18,7 +18,7 @@ from shortflow.flowmap import FlowMap
 from shortflow.guidance import guide
 from shortflow.hub import Model, build_flow, check, describe, read_header
 from shortflow.pictures import comparison, image_grid, save_png, scatter
-from shortflow.presets import preset
+from shortflow.presets import preset, settled
 from shortflow.sample import PushForward, ReNoise, Sampler, default_sampler, grid_times, interpolate, sample
 from shortflow.train import StepRecord, fit
 from shortflow.train.state import latest_state
@@ -62,7 +62,7 @@ def configure(
         chosen = recipe_named(recipe)
         source = DataConfig(source=data or "digits", resolution=resolution)
         dataset = load_data(source.source, "train", resolution=source.resolution)
-        run = override(preset(chosen, source, dataset), settings)
+        run = settled(preset(chosen, source, dataset), settings)
         if run.data != source:  # the settings name other data, which have other presets
             return configure(recipe, run.data.source, resolution=run.data.resolution, settings=settings)
     if dataset.labels is None:

@@ -46,8 +46,10 @@ class StepRecord:
 
 
 def learning_rate(optimizer: Optimizer, share: float) -> float:
-    """lr, after a linear warm-up over the first `warmup` share of the run."""
-    return optimizer.lr * (1.0 if optimizer.warmup == 0 else min(1.0, share / optimizer.warmup))
+    """The learning rate at a share of the run: lr, with a linear rise at the start and a linear fall at the end."""
+    rise = 1.0 if optimizer.warmup == 0 else min(1.0, share / optimizer.warmup)
+    fall = 1.0 if optimizer.cooldown == 0 else min(1.0, (1 - share) / optimizer.cooldown)
+    return optimizer.lr * rise * fall
 
 
 def build_optimizer(step: TrainStep, settings: Optimizer) -> torch.optim.Optimizer:

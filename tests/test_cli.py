@@ -1,0 +1,483 @@
+"""The command line as its user sees it: help, output, errors, exit codes, interruption."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import typer
+from PIL import Image
+
+from shortflow import hub, runs
+from shortflow.cli import app, main
+from shortflow.config import difference, load_run, recipe_named
+from shortflow.recipes import RECIPES
+
+TINY = ("--set", "network={kind: SiTConfig, size: tiny, depth: 1, width: 16, heads: 2}", "--set", "preview_every=0")
+
+
+class Said(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Shortflow = Callable[..., Said]
+
+
+@pytest.fixture
+def shortflow(capsys: pytest.CaptureFixture[str]) -> Shortflow:
+    """Run a command in this process: exit code, standard output and error. Captured output is no terminal."""
+
+    def run(*arguments: object) -> Said:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        return Said(int(caught.value.code or 0), out, err)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a conditional run with a null class, after two tiny steps."""
+    directory = tmp_path_factory.mktemp("cli") / "run"
+    settings = [*TINY[1::2], "images=64", "batch=32", "objective.label_dropout=0.1"]
+    for _ in runs.training(*runs.configure("esc", settings=settings), directory):
+        pass
+    return directory
+
+
+@pytest.fixture(scope="module")
+def points(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of an unconditional run on points."""
+    directory = tmp_path_factory.mktemp("cli") / "points"
+    settings = ["network.width=16", "preview_every=0", "images=64", "batch=32"]
+    for _ in runs.training(*runs.configure("shortcut", "gaussian", settings=settings), directory):
+        pass
+    return directory
+
+
+# ----------------------------------------------------------------------------------------------------------------- help
+
+
+def test_every_command_argument_and_option_is_explained() -> None:
+    group: Any = typer.main.get_command(app)
+    assert list(group.commands) == ["train", "sample", "evaluate", "recipes", "show", "demo"]
+    explained = 0
+    for name, command in group.commands.items():
+        assert command.help, name
+        for parameter in command.params:
+            if parameter.name != "help":
+                assert parameter.help, f"{name} {parameter.name}"
+                assert re.match(r"[A-Z1-9a-z]", parameter.help)
+                assert parameter.help.rstrip(")").endswith((".", "`")), f"{name} {parameter.name}: {parameter.help}"
+                explained += 1
+    assert explained > 25
+
+
+@pytest.mark.parametrize("command", ["", "train", "sample", "evaluate", "recipes", "show", "demo"])
+def test_help_ends_well_and_names_every_option(command: str, shortflow: Shortflow) -> None:
+    said = shortflow(*command.split(), "--help")
+    assert (said.code, said.err) == (0, "")
+    group: Any = typer.main.get_command(app)
+    options = group.commands[command].params if command else ()
+    for parameter in options:
+        assert any(option in said.out for option in parameter.opts) or parameter.metavar in said.out
+
+
+def test_help_answers_in_less_than_a_second_without_torch() -> None:
+    code = "import sys\nfrom shortflow.cli import main\ntry: main(['train', '--help'])\nexcept SystemExit: pass\n"
+    code += "assert 'torch' not in sys.modules"
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+        times.append(time.perf_counter() - began)
+    assert min(times) < 1.0
+
+
+def test_without_a_command_there_is_the_help(shortflow: Shortflow) -> None:
+    said = shortflow()
+    assert "Start with" in said.out + said.err
+    assert "train" in said.out + said.err
+
+
+# ---------------------------------------------------------------------------------------------------------------- train
+
+
+def test_training_says_what_it_does_and_what_comes_next(shortflow: Shortflow, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    said = shortflow("train", "esc", *TINY, "--set", "images=128", "--set", "batch=32", "--out", out)
+    lines = said.out.splitlines()
+    assert (said.code, said.err) == (0, "")
+    assert lines[0] == f"esc on digits (1,297 samples, 10 classes): 4 steps of 32 → {out}"
+    assert lines[1].startswith("note: the adaptive weight")
+    assert [line.split()[1] for line in lines if line.startswith("step ")] == ["1/4", "2/4", "3/4", "4/4"]
+    assert all("velocity error" in line and "images/s" in line for line in lines if line.startswith("step "))
+    assert lines[-3:] == [
+        f"Done: {out}/model.safetensors",
+        f"Samples: shortflow sample {out} --out samples.png",
+        f"Scores:  shortflow evaluate {out}",
+    ]
+    assert hub.load(out).step == 4
+    # The commands that it names work.
+    assert shortflow("sample", out, "-n", 4, "--out", tmp_path / "samples.png").code == 0
+    again = shortflow("train", "--resume", "--out", out)
+    assert (again.code, "This run is complete: all 4 steps are done." in again.out) == (0, True)
+    taken = shortflow("train", "esc", *TINY, "--out", out)
+    assert (taken.code, taken.out) == (2, "")
+    assert taken.err.startswith(f"error: {out} already holds a run (up to step 4); use --resume")
+
+
+def test_data_without_classes_are_said_to_be_so(shortflow: Shortflow, tmp_path: Path) -> None:
+    said = shortflow("train", "meanflow", "--data", "rings", "--set", "images=8", "--set", "batch=8", "--out", tmp_path)
+    assert said.out.startswith("meanflow on rings (20,000 samples, unconditional): 1 step of 8")
+    assert "note: rings has no classes: guidance, label dropout and class-consistent batches are off" in said.out
+    assert load_run(tmp_path / "run.yaml").recipe.objective.label_dropout == 0
+
+
+def test_a_long_output_line_is_not_cut_at_eighty_columns(shortflow: Shortflow, tmp_path: Path) -> None:
+    long = tmp_path / ("x" * 120)
+    said = shortflow("train", "esc", *TINY, "--set", "images=8", "--set", "batch=8", "--out", long)
+    assert f"Samples: shortflow sample {long} --out samples.png" in said.out.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("train",), "error: which recipe? For example: shortflow train esc --data digits --out out/esc"),
+        (("train", "ecs"), "error: there is no recipe called 'ecs', did you mean 'esc'?"),
+        (("train", "esc", "--data", "digts"), "did you mean 'digits'?"),
+        (("train", "esc", "--dat", "digits"), "No such option: --dat"),
+        (("train", "esc", "--resolution", "big"), "Invalid value for '--resolution'"),
+        (("train", "esc", "--set", "optimizer.lrr=1"), "did you mean 'lr'?"),
+        (("train", "esc", "--set", "batch=x", "--set", "seed=y"), "train.batch: expected a whole number, got 'x'\n"),
+        (("train", "esc", "--set", "patch=3"), "patch=3 does not divide the image of 8×8"),
+        (("train", "my.yaml"), "error: my.yaml cannot be read: No such file or directory"),
+        (("train", "--resume", "--out", "nowhere"), "nowhere holds no run (no run.yaml); start one with"),
+        (("train", "--resume", "--set", "batch=3"), "leave out --set"),
+        (("train", "esc", "--out", "/dev/null/run"), "error: /dev/null"),
+        (("trian",), "No such command 'trian'"),
+        (("sample", "nowhere"), "error: there is no model at nowhere: expected a run directory"),
+        (("evaluate", "nowhere"), "error: there is no model at nowhere"),
+        (("show", "nowhere"), "error: there is no recipe called 'nowhere'"),
+        (("show", "no.yaml"), "error: no.yaml cannot be read"),
+        (("recipes", "--diff", "esc", "mean"), "error: there is no recipe called 'mean', did you mean 'meanflow'?"),
+        (("recipes", "--diff", "esc"), "requires 2 arguments"),
+        (("demo", "--set", "nothing"), "error: 'nothing': expected field.path=value"),
+    ],
+)
+def test_mistakes_end_with_two_and_are_told_on_standard_error(
+    arguments: tuple[str, ...], message: str, shortflow: Shortflow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = shortflow(*arguments)
+    assert (said.code, said.out) == (2, "")
+    assert message in said.err
+    assert "Traceback" not in said.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_all_mistakes_in_settings_are_told_at_once(shortflow: Shortflow) -> None:
+    wrong = ["batch=x", "network.size=tinny", "objective.metric=PseudoHubber", "optimizer.betas=[1]", "zzz=1"]
+    said = shortflow("train", "esc", *(part for setting in wrong for part in ("--set", setting)))
+    assert len(said.err.splitlines()) == 5
+
+
+def test_resuming_something_else_is_refused(trained: Path, shortflow: Shortflow) -> None:
+    said = shortflow("train", "imm", "--data", "mnist", "--resume", "--out", trained)
+    assert said.code == 2
+    assert "is a run with recipe esc, not imm; --data digits, not mnist" in said.err
+    assert shortflow("train", "esc", "--data", "digits", "--resume", "--out", trained).code == 0
+
+
+def test_a_run_file_is_printed_edited_and_trained(shortflow: Shortflow, tmp_path: Path) -> None:
+    said = shortflow("show", "shortcut", "--data", "moons", "--set", "images=16", "--set", "batch=8")
+    file = tmp_path / "my.yaml"
+    file.write_text(said.out.replace("seed: 0", "seed: 3"))
+    assert shortflow("train", file, "--out", tmp_path / "run").code == 0
+    run = load_run(tmp_path / "run" / "run.yaml")
+    assert run == load_run(file)
+    assert (run.recipe.name, run.data.source, run.train.steps, run.train.seed) == ("shortcut", "moons", 2, 3)
+    assert shortflow("show", file).out == file.read_text()
+    # Resuming may name the file again.
+    assert shortflow("train", file, "--resume", "--out", tmp_path / "run").code == 0
+
+
+# -------------------------------------------------------------------------------------------------------- interruption
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(shortflow: Shortflow, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    arguments = ("train", "esc", *TINY, "--set", "images=64000", "--set", "batch=32", "--set", "log_every=1")
+    command = [sys.executable, "-c", "from shortflow.cli import main; main()", *arguments, "--out", str(out)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        log = out / "stats.jsonl"
+        for _ in range(1200):  # until it has taken steps
+            if log.exists() and log.stat().st_size > 0:
+                break
+            assert process.poll() is None, process.stderr and process.stderr.read()
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        said, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in error
+    match = re.search(r"Stopped after step ([\d,]+) of 2,000; everything is saved. Go on with:\n  (.*)\n", said)
+    assert match, said + error
+    assert match[2] == f"shortflow train --resume --out {out}"
+    step = int(match[1].replace(",", ""))
+    assert hub.load(out).step == step
+    # It goes on from there, and can be stopped in this process as well.
+    run, dataset = runs.open_run(out)
+    assert next(runs.training(run, dataset, out, resume=True)).step == step + 1
+
+
+def test_an_interruption_before_or_outside_of_training_ends_with_130(
+    shortflow: Shortflow, tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> Any:
+        raise KeyboardInterrupt
+        yield  # a generator, as training returns
+
+    monkeypatch.setattr(runs, "training", interrupted)
+    said = shortflow("train", "esc", *TINY, "--out", tmp_path)
+    assert said.code == 130
+    assert said.out.endswith(f"Go on from the last saved state with:\n  shortflow train --resume --out {tmp_path}\n")
+    monkeypatch.setattr(runs, "score", lambda *_, **__: next(interrupted()))
+    said = shortflow("evaluate", trained)
+    assert (said.code, "Traceback" in said.err) == (130, False)
+
+
+# --------------------------------------------------------------------------------------------------------------- sample
+
+
+def picture(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+def test_samples_are_drawn_into_a_grid(trained: Path, shortflow: Shortflow, tmp_path: Path) -> None:
+    said = shortflow("sample", trained, "-n", 9, "--steps", 2, "--out", tmp_path / "a.png")
+    assert said.out == f"9 samples, 2 steps → {tmp_path}/a.png\n"
+    # 3 × 3 images of 8 pixels, enlarged 4 times, with gaps of 2
+    assert Image.open(tmp_path / "a.png").size == (3 * 34 + 2, 3 * 34 + 2)
+    assert shortflow("sample", trained, "-n", 1, "--out", tmp_path / "a.png").out.startswith("1 sample, 1 step →")
+    shortflow("sample", trained, "-n", 9, "--times", "1,0.5,0", "--out", tmp_path / "b.png")
+    shortflow("sample", trained / "model.safetensors", "-n", 9, "--steps", 2, "--out", tmp_path / "c.png")
+    assert np.array_equal(picture(tmp_path / "b.png"), picture(tmp_path / "c.png"))
+
+
+def test_classes_are_chosen_by_name_or_index(trained: Path, shortflow: Shortflow, tmp_path: Path) -> None:
+    shortflow("sample", trained, "-n", 4, "--single", "--class", "3, 7", "--out", tmp_path / "single")
+    names = sorted(p.name for p in (tmp_path / "single").iterdir())
+    assert names == ["000000-3.png", "000001-7.png", "000002-3.png", "000003-7.png"]
+    assert Image.open(tmp_path / "single" / names[0]).size == (8, 8)
+    model = hub.load(trained)
+    pixels, _ = runs.generate(model.flow, model.spec, 4, classes=[3, 7])
+    assert np.array_equal(picture(tmp_path / "single" / names[1]), pixels[1, 0])
+
+
+def test_class_names_are_no_paths(trained: Path, tmp_path: Path, shortflow: Shortflow, monkeypatch: Any) -> None:
+    model = hub.load(trained)
+    object.__setattr__(model.spec, "classes", ("../../evil", "a b", *"23456789"))
+    monkeypatch.setattr(hub, "load", lambda _: model)
+    shortflow("sample", trained, "-n", 2, "--single", "--out", tmp_path / "in" / "single")
+    assert sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*.png")) == [
+        "in/single/000000-_evil.png",
+        "in/single/000001-a_b.png",
+    ]
+
+
+def test_interpolations_and_samplers(trained: Path, shortflow: Shortflow, tmp_path: Path) -> None:
+    said = shortflow("sample", trained, "-n", 20, "--interpolate", "--steps", 2, "--out", tmp_path / "i.png")
+    assert said.out == f"2 rows of 8 samples, 2 steps → {tmp_path}/i.png\n"
+    assert Image.open(tmp_path / "i.png").size == (8 * 34 + 2, 2 * 34 + 2)
+    for sampler in ("auto", "push-forward", "re-noise"):
+        said = shortflow("sample", trained, "-n", 4, "--sampler", sampler, "--steps", 3, "--out", tmp_path / "s.png")
+        assert said.out == f"4 samples, 3 steps → {tmp_path}/s.png\n"
+
+
+def test_default_outputs_lie_in_the_working_directory(
+    trained: Path, points: Path, shortflow: Shortflow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert shortflow("sample", points, "-n", 500).out == "500 samples, 1 step → samples.png\n"
+    assert Image.open("samples.png").size == (260, 260)
+    assert shortflow("sample", trained, "-n", 1, "--single").out == "1 file → samples/\n"
+    assert os.listdir("samples") == ["000000-0.png"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--class", "eleven"), "--class: there is no class 'eleven', there are: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9"),
+        (("--class", "10"), "there is no class '10'"),
+        (("--class", "-1"), "there is no class '-1'"),
+        (("--class", ","), "--class ',' names no class"),
+        (("--sampler", "push"), "there is no sampler called 'push', did you mean 'push-forward'?"),
+        (("--times", "1,half,0"), "--times: expected numbers with commas between them, got '1,half,0'"),
+        (("--times", ","), "--times: expected numbers"),
+        (("--times", "0,1"), "times of a grid must decrease"),
+        (("--steps", "0"), "steps must be at least 1, got 0"),
+        (("-n", "0"), "n and batch_size must be at least 1"),
+        (("--interpolate", "--times", "1,0"), "--interpolate goes with --steps only"),
+        (("--interpolate", "--sampler", "re-noise"), "--interpolate goes with --steps only"),
+        (("--interpolate", "--single"), "--interpolate goes with --steps only"),
+        (("--out", "a.jpg"), "--out a.jpg: pictures are PNG files; give a name that ends in .png"),
+    ],
+)
+def test_impossible_samples_are_refused(
+    arguments: tuple[str, ...],
+    message: str,
+    trained: Path,
+    shortflow: Shortflow,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = shortflow("sample", trained, *arguments)
+    assert (said.code, said.out) == (2, "")
+    assert message in said.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_points_have_neither_classes_nor_files(points: Path, shortflow: Shortflow) -> None:
+    assert "this model makes points" in shortflow("sample", points, "--single").err
+    assert "this model is unconditional, it has no classes" in shortflow("sample", points, "--class", "1").err
+    assert "use 1, 2, 4, 8, … steps" in shortflow("sample", points, "--steps", "3").err
+
+
+# ------------------------------------------------------------------------------------------------------------- evaluate
+
+
+def test_scores_are_a_table_and_a_record(trained: Path, shortflow: Shortflow) -> None:
+    said = shortflow("evaluate", trained, "--steps", "1,4", "-n", 20)
+    record = json.loads((trained / "evaluation.json").read_text())
+    assert list(record["rows"]) == ["1 step", "4 steps", "real (held out)"]
+    assert record["images_seen"] == 64
+    lines = said.out.splitlines()
+    assert lines[0].split() == ["acc", "FD", "FD", "%", "KID", "precision", "recall", "density", "coverage", "N"]
+    assert lines[1].startswith("1 step ")
+    assert f"{record['rows']['1 step']['fd']:.3f}" in lines[1]
+    assert lines[4].startswith("One step is ")
+    assert lines[5] == f"→ {trained}/evaluation.json"
+
+
+def test_points_are_scored_by_distances(points: Path, shortflow: Shortflow, tmp_path: Path) -> None:
+    said = shortflow("evaluate", points, "--steps", "1,2", "-n", 100, "--out", tmp_path / "deep" / "e.json")
+    record = json.loads((tmp_path / "deep" / "e.json").read_text())
+    assert f"{record['rows']['1 step']['energy_distance']:.5f}" in said.out.splitlines()[1]
+    assert not (points / "evaluation.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--steps", "one"), "--steps: expected numbers with commas between them, got 'one'"),
+        (("--steps", "1.5"), "--steps: expected numbers"),
+        (("--steps", "0"), "steps must be at least 1, got 0"),
+        (("-n", "5"), "n = 5 samples are too few to score"),
+    ],
+)
+def test_impossible_scores_are_refused(
+    arguments: tuple[str, ...], message: str, trained: Path, shortflow: Shortflow
+) -> None:
+    said = shortflow("evaluate", trained, *arguments)
+    assert (said.code, said.out) == (2, "")
+    assert message in said.err
+
+
+# ----------------------------------------------------------------------------------------------------- recipes and show
+
+
+@pytest.mark.parametrize("columns", ["40", "60", "80", "200"])
+def test_tables_are_whole_at_any_width(columns: str, shortflow: Shortflow, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    said = shortflow("recipes")
+    assert "…" not in said.out
+    rows = [line.split() for line in said.out.splitlines()[1 : 1 + len(RECIPES)]]
+    for name, row in zip(RECIPES, rows, strict=True):
+        recipe = recipe_named(name)
+        parts = [type(part).__name__ for part in (recipe.path, recipe.objective.times, recipe.objective.target)]
+        assert row[:6] == [name, str(recipe.year), recipe.arxiv, *parts]
+    said = shortflow("recipes", "--diff", "esc", "imm")
+    wanted = [row for row in difference(recipe_named("esc"), recipe_named("imm")) if "." in row[0]]
+    for path, _, _ in wanted:
+        assert sum(line.startswith(f"{path} ") for line in said.out.splitlines()) == 1
+    assert "…" not in said.out
+
+
+def test_differences_are_written_as_in_a_run_file(shortflow: Shortflow) -> None:
+    rows = {line.split()[0]: line.split()[1:] for line in shortflow("recipes", "--diff", "esc", "imm").out.splitlines()}
+    assert rows["setting"] == ["esc", "imm"]
+    assert rows["sigma_data"] == ["null", "0.5"]
+    assert rows["parameterization.normalize"] == ["false", "true"]
+    assert rows["objective.times.ramp"] == ["0.0333333", "—"]
+    assert rows["optimizer.betas"] == ["[0.9,", "0.95]", "[0.9,", "0.999]"]
+    assert "title" not in rows
+    assert shortflow("recipes", "--diff", "esc", "esc").out == "esc and esc do not differ.\n"
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_shown_with_its_table_settings_and_source(name: str, shortflow: Shortflow) -> None:
+    said = shortflow("show", name)
+    recipe = recipe_named(name)
+    assert said.code == 0
+    assert "| symbol in the paper | field |" in said.out
+    assert f"\nname: {name}\ntitle: {recipe.title}\n" in said.out
+    assert "@" in said.out.split("optimizer:")[1]  # BibTeX
+
+
+def test_a_run_is_shown_with_its_progress(trained: Path, shortflow: Shortflow, tmp_path: Path) -> None:
+    for what in (trained, trained / "model.safetensors"):
+        said = shortflow("show", what)
+        first, rest = said.out.split("\n", 1)
+        assert re.search(r"model.safetensors: esc, [\d,]+ parameters, step 2 of 2, 64 images seen$", first)
+        assert rest == (trained / "run.yaml").read_text()
+    (tmp_path / "run.yaml").write_text(rest)
+    said = shortflow("show", tmp_path)
+    assert said.out == f"# {tmp_path}: started, but no state is saved yet\n{rest}"
+    said = shortflow("show", trained, "--data", "mnist")
+    assert (said.code, "is a run, with its own data and settings" in said.err) == (2, True)
+
+
+def test_a_name_wins_over_a_folder_of_the_same_name(
+    shortflow: Shortflow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "esc").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert "symbol in the paper" in shortflow("show", "esc").out
+    assert "there is no model at ./esc" in shortflow("show", "./esc").err.replace("at esc", "at ./esc")
+
+
+# ----------------------------------------------------------------------------------------------------------------- demo
+
+
+def test_the_demo_trains_scores_and_draws_and_goes_on_where_it_was(
+    shortflow: Shortflow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score = runs.score
+    monkeypatch.setattr(runs, "score", lambda model, steps: score(model, steps, n=12))
+    out = tmp_path / "demo"
+    small = ("--set", "images=64", "--set", "batch=32", *TINY, "--out", out)
+    said = shortflow("demo", *small)
+    assert said.code == 0, said.err
+    assert said.out.startswith("esc on digits (1,297 samples, 10 classes): 2 steps of 32")
+    assert "\nThe picture: " in said.out
+    assert Image.open(out / "samples.png").size[0] > 600
+    record = json.loads((out / "evaluation.json").read_text())
+    assert list(record["rows"]) == ["1 step", "2 steps", "4 steps", "8 steps", "128 steps", "real (held out)"]
+    again = shortflow("demo", "--out", out)
+    assert again.code == 0
+    assert again.out.startswith(f"{out} holds this demo already; going on with it as it was started.")
+    other = shortflow("demo", "--recipe", "imm", "--out", out)
+    assert (other.code, "is a run with recipe esc, not imm" in other.err) == (2, True)
