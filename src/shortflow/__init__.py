@@ -14,15 +14,17 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "shortflow.paths": "Cosine CustomPath Linear Path VarianceExploding",
-    "shortflow.times": "Diagonal Dyadic Gradual GridPairs GroupedJumps Independent LogitNormal Sorted TimeSampler "
-    "ToData TrigLogNormal Uniform",
+    "shortflow.laws": "LogitNormal TrigLogNormal Uniform",
+    "shortflow.times": "Diagonal Dyadic Gradual GridPairs GroupedJumps Independent Sorted TimeSampler ToData",
     "shortflow.flowmap": "AverageVelocity EDMSkip FlowMap Transfer TrigFlow",
     "shortflow.velocity": "Conditional Mixture PlugIn Velocity",
     "shortflow.guidance": "Guided guide",
     "shortflow.targets": "Direct Split Tangent Target TwoStep",
     "shortflow.losses": "Adaptive ByTime KernelMMD Metric Product PseudoHuber SquaredError Unweighted "
     "Variational Weighting",
-    "shortflow.objective": "Objective Optimizer Recipe",
+    "shortflow.objective": "Objective",
+    "shortflow.optimizer": "Optimizer",
+    "shortflow.recipe": "Recipe",
     "shortflow.recipes": "RECIPES",
     # The function `sample` is left to its module, which has the same name; `generate` decodes, too.
     "shortflow.sample": "PushForward ReNoise",

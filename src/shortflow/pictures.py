@@ -19,7 +19,7 @@ __all__ = ["comparison", "image_grid", "save_png", "scatter"]
 Images = UInt8[np.ndarray, "n c h w"]
 
 # Pixels: around a panel, between images, from the top of a heading or of the title to what is below it.
-MARGIN, GAP, HEADING, TITLE = 8, 2, 24, 34
+MARGIN, GAP, HEADING, TITLE = 10, 4, 24, 34
 INK, PAPER = (30, 30, 34), (255, 255, 255)
 
 
@@ -30,7 +30,7 @@ def _rgb(images: Images) -> UInt8[np.ndarray, "n h w 3"]:
     return np.repeat(images, 3, axis=3) if images.shape[3] == 1 else images
 
 
-def image_grid(images: Images, columns: int | None = None, size: int = 32) -> Image.Image:
+def image_grid(images: Images, columns: int | None = None, size: int = 40) -> Image.Image:
     """A grid of the images in reading order; small images are enlarged by a whole factor to about `size` pixels a side.
 
     Args:

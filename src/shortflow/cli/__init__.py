@@ -24,7 +24,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
+    rich_markup_mode=None,  # plain help: twice as fast, and never cut
 )
 for _command in (train, sample, evaluate, recipes, show, demo):
     app.command()(_command)

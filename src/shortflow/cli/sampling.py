@@ -35,7 +35,10 @@ def sample(
         Path | None, typer.Option(help="PNG file, or folder with --single. By default samples.png, or samples.")
     ] = None,
 ) -> None:
-    """Draw samples from a trained model into a PNG grid or single files."""
+    """Draw samples from a trained model.
+
+    They become one picture, a grid in reading order, or single files.
+    """
     from shortflow import hub, runs
     from shortflow.pictures import save_png
 
@@ -121,7 +124,10 @@ def evaluate(
     guidance: Guidance = 1.0,
     out: Annotated[Path | None, typer.Option(help="JSON file; by default evaluation.json beside the model.")] = None,
 ) -> None:
-    """Score a model by number of steps, next to held-out real data, and write evaluation.json."""
+    """Score a model by number of steps, next to real data.
+
+    The real data are held out; read the scores against theirs. Prints a table and writes evaluation.json.
+    """
     from shortflow import hub, runs
     from shortflow.evaluate import write_record
 

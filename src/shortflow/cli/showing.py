@@ -66,7 +66,10 @@ def show(
     ] = None,
     settings: Settings = None,
 ) -> None:
-    """Show a recipe (its table and settings) or a run (its resolved settings and how far it is)."""
+    """Show a recipe, or a run and how far it is.
+
+    A recipe has a table "symbol in the paper → field" and its published settings, a run its resolved settings.
+    """
     from shortflow import runs
     from shortflow.config import load_run, recipe_named, to_yaml
     from shortflow.recipes import RECIPES

@@ -157,7 +157,9 @@ def demo(
     recipe: Annotated[str, typer.Option(help="Recipe to train.")] = "esc",
     settings: Settings = None,
 ) -> None:
-    """Train one-step digits in minutes, then show them beside 2, 4, 8 and 128 steps, with their figures.
+    """Train one-step digits in minutes and show them.
+
+    Beside them stand samples in 2, 4, 8 and 128 steps and held-out digits, with their figures.
 
     Given again, it goes on where it was stopped.
     """

@@ -12,7 +12,7 @@ import typing
 from dataclasses import dataclass
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-from shortflow import flowmap, guidance, losses, objective, paths, tangent, targets, times, velocity
+from shortflow import flowmap, grids, guidance, laws, losses, objective, paths, tangent, targets, times, velocity
 from shortflow.errors import ConfigError, ShortflowError
 from shortflow.nn.configs import MLPConfig, NetworkConfig, SiTConfig
 from shortflow.objective import Objective
@@ -55,13 +55,13 @@ FAMILIES: tuple[type, ...] = (
     tangent.Derivative,
     flowmap.Parameterization,
     flowmap.Conditioning,
-    times.Law,
+    laws.Law,
     times.TimeSampler,
-    times.KarrasGrid,
-    times.SquareRootCount,
-    times.DoublingCount,
-    times.UniformIndex,
-    times.LogNormalIndex,
+    grids.KarrasGrid,
+    grids.SquareRootCount,
+    grids.DoublingCount,
+    grids.UniformIndex,
+    grids.LogNormalIndex,
     velocity.Velocity,
     targets.Target,
     targets.TangentWeight,
@@ -172,7 +172,7 @@ def defaults(part: type) -> dict[str, Any]:
     return plain
 
 
-for _module in (flowmap, guidance, losses, objective, paths, tangent, targets, times, velocity):
+for _module in (flowmap, grids, guidance, laws, losses, objective, paths, tangent, targets, times, velocity):
     for _name in _module.__all__:
         _part = getattr(_module, _name)
         # CustomPath, made of functions, is the one part with a fault.
