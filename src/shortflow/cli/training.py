@@ -124,24 +124,28 @@ def _lines(total: int) -> Iterator[Callable[[Any], None]]:
 def _bar(console: Any, total: int) -> Iterator[Callable[[Any], None]]:
     from rich import progress
 
-    columns = (
-        progress.TextColumn("training"),
-        progress.BarColumn(bar_width=None),
-        progress.MofNCompleteColumn(),
-        progress.TextColumn("loss {task.fields[loss]:.4f}  {task.fields[error]}  {task.fields[speed]:,.0f} images/s"),
-        progress.TimeElapsedColumn(),
-        progress.TextColumn("left"),
-        progress.TimeRemainingColumn(),
-    )
+    said = progress.TextColumn("{task.fields[said]}")
+    left = (progress.TextColumn("left"), progress.TimeRemainingColumn())
+    columns: tuple[progress.ProgressColumn, ...] = (progress.MofNCompleteColumn(), said, *left)
+    wide = console.width >= 110
+    if wide:
+        columns = (
+            progress.TextColumn("training"),
+            progress.BarColumn(),
+            *columns[:2],
+            progress.TimeElapsedColumn(),
+            *left,
+        )
     with progress.Progress(*columns, console=console) as bar:
-        task = bar.add_task("", total=total, loss=float("nan"), error="", speed=0.0)
+        task = bar.add_task("", total=total, said="")
         speed = 0.0
 
         def update(record: Any) -> None:
             nonlocal speed
             now = record.images / record.step / max(record.seconds, 1e-9)
             speed = now if speed == 0 else 0.95 * speed + 0.05 * now
-            bar.update(task, completed=record.step, loss=record.loss, error=_error(record), speed=speed)
+            parts = (f"loss {record.loss:.4f}", _error(record), f"{speed:,.0f} images/s" if wide else "")
+            bar.update(task, completed=record.step, said="  ".join(part for part in parts if part))
 
         yield update
 
