@@ -77,8 +77,8 @@ def describe(run: RunConfig, spec: DataSpec) -> dict[str, Any]:
     return {"format": FORMAT, "run": to_plain(run), "data": spec.to_dict()}
 
 
-def load(path: str | Path) -> Model:
-    """The model at `path`: a run directory or a model.safetensors file.
+def load(path: str | Path, device: str | None = None) -> Model:
+    """The model at `path`: a run directory or a model.safetensors file, on `device` (by default a GPU if there is one).
 
     Raises:
         CheckpointError: if there is no model, the file is damaged, or its weights do not fit its description.
@@ -103,7 +103,7 @@ def load(path: str | Path) -> Model:
         raise CheckpointError(f"{file}: the description in the header cannot be used:\n{error}") from error
     except (ValueError, TypeError, AttributeError, OverflowError, RuntimeError) as error:
         raise CheckpointError(f"{file}: the description in the header makes no sense: {error}") from error
-    flow.requires_grad_(False).eval()
+    flow.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).requires_grad_(False).eval()
     return Model(flow=flow, spec=spec, run=run, images=images, step=step, path=file)
 
 
