@@ -169,6 +169,7 @@ def demo(
     """
     from shortflow import hub, runs
     from shortflow.evaluate import write_record
+    from shortflow.times import Dyadic
     from shortflow.train.state import latest_state
 
     resume = (out / "run.yaml").is_file() and latest_state(out / "state") is not None
@@ -180,7 +181,8 @@ def demo(
         run, dataset = runs.configure(recipe, "digits", settings=settings or ())
     _train(run, dataset, out, resume)
     model = hub.load(out)
-    steps = [1, 2, 4, 8, 128]
+    law = run.recipe.objective.times
+    steps = [1, 2, 4, 8, law.steps if isinstance(law, Dyadic) else 128]  # shortcut models know no smaller step
     say("\nScoring 1,000 samples per number of steps …")
     record = runs.score(model, steps)
     write_record(out / "evaluation.json", record)
