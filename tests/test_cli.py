@@ -303,7 +303,7 @@ def test_class_names_are_no_paths(trained: Path, tmp_path: Path, shortflow: Shor
 
 
 def test_interpolations_and_samplers(trained: Path, shortflow: Shortflow, tmp_path: Path) -> None:
-    said = shortflow("sample", trained, "-n", 20, "--interpolate", "--steps", 2, "--out", tmp_path / "i.png")
+    said = shortflow("sample", trained, "-n", 16, "--interpolate", "--steps", 2, "--out", tmp_path / "i.png")
     assert said.out == f"2 rows of 8 samples, 2 steps → {tmp_path}/i.png\n"
     width, height = Image.open(tmp_path / "i.png").size
     assert width == pytest.approx(4 * height, rel=0.1)
@@ -375,8 +375,9 @@ def test_scores_are_a_table_and_a_record(trained: Path, shortflow: Shortflow) ->
     assert lines[0].split() == ["acc", "FD", "FD", "%", "KID", "precision", "recall", "density", "coverage", "N"]
     assert lines[1].startswith("1 step ")
     assert f"{record['rows']['1 step']['fd']:.3f}" in lines[1]
-    assert lines[4].startswith("One step is ")
-    assert lines[5] == f"→ {trained}/evaluation.json"
+    assert lines[4] == f"features: classifier digits, sha256 {record['rows']['1 step']['classifier']['sha256'][:12]}"
+    assert lines[5].startswith("One step is ")
+    assert lines[6] == f"→ {trained}/evaluation.json"
 
 
 def test_points_are_scored_by_distances(points: Path, shortflow: Shortflow, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import torch
 
 from shortflow.errors import IncompatibleParts
 from shortflow.flowmap import (
+    AverageVelocity,
     EDMSkip,
     LogSigma,
     LogStep,
@@ -15,6 +16,7 @@ from shortflow.flowmap import (
     StartOnly,
     TrigFlow,
 )
+from shortflow.grids import SquareRootCount
 from shortflow.guidance import Guided
 from shortflow.losses import (
     Adaptive,
@@ -27,7 +29,7 @@ from shortflow.losses import (
 from shortflow.objective import Objective
 from shortflow.paths import Cosine, CustomPath, Linear, Path, VarianceExploding
 from shortflow.recipe import Recipe
-from shortflow.recipes import RECIPES, imm, meanflow, sct, shortcut
+from shortflow.recipes import RECIPES, consistency_training, imm, meanflow, sct, shortcut
 from shortflow.targets import Direct, Split, Tangent, TwoStep
 from shortflow.times import (
     Diagonal,
@@ -134,16 +136,36 @@ INCOMPATIBLE: dict[str, tuple[Callable[[], object], str]] = {
         "omega 1, kappa 0.5, .* label_dropout is 0, .*set label_dropout to 0.1 or remove the guidance",
     ),
     "guided small steps without a null class": (
-        lambda: Objective(times=Dyadic(), target=Split(bootstrap=TwoStep(guidance=2.0)), label_dropout=0.0),
+        lambda: Objective(times=Dyadic(), target=Split(bootstrap=TwoStep(first=None, guidance=2.0)), label_dropout=0.0),
         "scale 2 at the smallest step.* label_dropout is 0",
     ),
     "guided small steps of another length": (
-        lambda: Objective(times=Dyadic(levels=5), target=Split(bootstrap=TwoStep(guidance=2.0))),
+        lambda: Objective(times=Dyadic(levels=5), target=Split(bootstrap=TwoStep(first=None, guidance=2.0))),
         "jumps of length 0.015625.*set guided_gap to 0.0625, the smallest one, or set guidance to 1",
     ),
     "guided small steps without dyadic times": (
-        lambda: Objective(times=GroupedJumps(), target=TwoStep(guidance=2.0)),
-        "use Dyadic times, or set guidance to 1",
+        lambda: Objective(times=GroupedJumps(), target=TwoStep(first=None, guidance=2.0)),
+        "none sees the data; use TwoStep.first=Conditional..., or Split with Dyadic times",
+    ),
+    "two steps of the network alone": (
+        lambda: two_step(target=TwoStep(first=None)),
+        "none sees the data; use TwoStep.first=Conditional..., or Split with Dyadic times",
+    ),
+    "no flow-matching rows": (
+        lambda: Objective(times=Dyadic(share=1.0), target=Split()),
+        "none sees the data; set share below 1",
+    ),
+    "guided velocity of a network that only jumps to the data": (
+        lambda: Objective(times=ToData(), target=Tangent(velocity=Guided())),
+        "ToData trains jumps to the data only; guide when sampling, or use Sorted or Gradual times",
+    ),
+    "a teacher on another number of noise levels": (
+        lambda: replace(consistency_training().objective, times=GridPairs(count=SquareRootCount(s1=20))),
+        "teacher.count = .* must equal times.count of GridPairs",
+    ),
+    "rows in two units": (
+        lambda: replace(meanflow(), parameterization=AverageVelocity(normalize=True)),
+        "would be in different units; use AverageVelocity.. or Transfer..",
     ),
     "classes hidden on rows that never come": (
         lambda: two_step(dropped_rows="diagonal"),

@@ -42,7 +42,7 @@ from shortflow.paths import CustomPath, Linear
 from shortflow.paths import Path as NoisePath
 from shortflow.recipe import Recipe
 from shortflow.recipes import RECIPES
-from shortflow.times import TimeSampler, ToData
+from shortflow.times import Sorted, TimeSampler, ToData
 from shortflow.train import TrainSettings
 from shortflow.velocity import Conditional, Mixture, PlugIn, Velocity
 
@@ -536,7 +536,7 @@ def test_a_registered_part_is_used_from_a_run_file(table: dict[str, type], tmp_p
 
     @register
     @dataclass(frozen=True, kw_only=True)
-    class Halves(ToData):
+    class Halves(Sorted):
         pass
 
     @register

@@ -23,8 +23,10 @@ from shortflow.losses import (
 )
 from shortflow.objective import Objective
 from shortflow.paths import Cosine, Linear, Path
-from shortflow.recipes import esc, meanflow, shortcut
+from shortflow.recipe import Recipe
+from shortflow.recipes import esc, meanflow, sct, shortcut
 from shortflow.streams import Streams
+from shortflow.tangent import CentralDifference
 from shortflow.targets import Direct, Tangent, TwoStep
 from shortflow.times import (
     Diagonal,
@@ -202,3 +204,42 @@ def test_the_loss_in_states_does_not_depend_on_the_parameterisation() -> None:
     other = loss_and_gradient(objective, FlowMap(Converted(), path, Transfer()), draw)
     close(one[0], other[0], 1e-11)
     close(one[1], other[1], 1e-10)
+
+
+def test_the_derivative_at_fixed_end_is_that_along_v_1_1_in_x_t_and_gap() -> None:
+    """MeanFlow with the derivative of u(x, t, r) along (v, 1, 0) and with that of u(x, t, h), h = t − r, along
+    (v, 1, 1): same loss and gradient. Along (v, 1, 0) in (x, t, h), where the end moves too, it is another one."""
+    recipe = meanflow(omega=1.0, kappa=0.0, ratio=0.6)
+    flow, draw = flow_of(recipe), drawn(recipe, 32)
+    loss, slope = loss_and_gradient(recipe.objective, flow, draw)
+    (t, _, r), v, one = draw.times, draw.eps - draw.x, torch.ones(32, dtype=torch.float64)
+
+    def u(x: Tensor, t: Tensor, gap: Tensor) -> Tensor:
+        return flow.network(x, t, gap, draw.condition)
+
+    def meanflow_loss(along: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        rate = torch.func.jvp(u, (draw.x_t, t, t - r), along)[1]
+        error = (u(draw.x_t, t, t - r) - (v - (t - r)[:, None] * rate).detach()).square().sum(1)
+        return error / (error.detach() + 1e-3)
+
+    want = meanflow_loss((v, one, one))
+    close(loss, want.detach(), 1e-11)
+    close(slope, gradient(want.mean(), flow.network), 1e-10)
+    moving = gradient(meanflow_loss((v, one, 0 * one)).mean(), flow.network)
+    assert (moving - slope).norm() > 1e-3 * slope.norm()
+
+
+@pytest.mark.parametrize("recipe", [meanflow(), esc(), sct(warmup=0.0)], ids=lambda recipe: recipe.name)
+def test_central_differences_converge_to_forward_mode_at_second_order(recipe: Recipe) -> None:
+    """Loss and gradient: errors O(h²)."""
+    flow, draw, objective = flow_of(recipe), drawn(recipe, 32), recipe.objective
+    exact = loss_and_gradient(objective, flow, draw)
+    steps, errors = [4e-3, 2e-3, 1e-3, 5e-4], []
+    assert isinstance(objective.target, Tangent)
+    for step in steps:
+        target = replace(objective.target, derivative=CentralDifference(step=step))
+        got = loss_and_gradient(replace(objective, target=target), flow, draw)
+        errors.append([(a - b).norm().item() for a, b in zip(got, exact, strict=True)])
+    losses, gradients = zip(*errors, strict=True)
+    assert log_slope(steps, list(losses)) == pytest.approx(2, abs=0.1)
+    assert log_slope(steps, list(gradients)) == pytest.approx(2, abs=0.1)

@@ -18,12 +18,15 @@ from shortflow.flowmap import (
 )
 from shortflow.guidance import Guided
 from shortflow.losses import (
+    KernelMMD,
+    PseudoHuber,
     SquaredError,
     Unweighted,
 )
 from shortflow.objective import Ema, Objective, Online, ScheduledEma
 from shortflow.optimizer import Optimizer
 from shortflow.paths import Cosine, Linear
+from shortflow.recipe import Recipe
 from shortflow.recipes import RECIPES, esc, flow_matching, imm, meanflow, sct, shortcut
 from shortflow.streams import Streams
 from shortflow.targets import Direct, Split, Tangent, TwoStep
@@ -34,8 +37,8 @@ from shortflow.times import (
     GroupedJumps,
     Sorted,
 )
-from shortflow.typing import Batch, Draw, LossTerms, Progress
-from shortflow.velocity import Mixture
+from shortflow.typing import Batch, Draw, LossTerms, Progress, expand
+from shortflow.velocity import Conditional, Mixture, PlugIn
 from steps import NULL, batch, close, drawn, flow_of, loss_and_gradient, mlp, network_for
 
 
@@ -203,6 +206,71 @@ def test_permuting_groups_permutes_the_losses_and_rows_of_a_group_share_one() ->
     close(one, one[::4].repeat_interleave(4), 0)
 
 
+class Turned(nn.Module):
+    """x ↦ Q F(Qᵀ x) on flattened samples, F a network of points."""
+
+    def __init__(self, network: nn.Module, rotation: Tensor) -> None:
+        super().__init__()
+        self.network, self.rotation = network, rotation
+        self.num_classes, self.null_label = network.num_classes, network.null_label
+        self.log_variance = network.log_variance
+
+    def forward(self, x: Tensor, time: Tensor, second: Tensor | None = None, label: Tensor | None = None) -> Tensor:
+        output = self.network(turn(x, self.rotation.T).flatten(1), time, second, label)
+        return turn(output, self.rotation).reshape(x.shape)
+
+
+def turn(x: Tensor, rotation: Tensor) -> Tensor:
+    """Q x of every flattened sample."""
+    return (x.flatten(1) @ rotation.T).reshape(x.shape)
+
+
+def without_clip(recipe: Recipe) -> Recipe:
+    """The recipe without the clipping of coordinates, the one step that knows the axes."""
+    target = recipe.objective.target
+    if not isinstance(target, Split):
+        return recipe
+    target = replace(target, bootstrap=replace(target.bootstrap, clip=None))
+    return replace(recipe, objective=replace(recipe.objective, target=target))
+
+
+def other_losses() -> dict[str, Objective]:
+    """Metrics and norms that no recipe has by default."""
+    jumps, first = GroupedJumps(group=4), TwoStep(first=Mixture())
+    return {
+        "pseudo-huber": Objective(times=jumps, target=first, metric=PseudoHuber(c=0.3)),
+        "unbiased-mmd": Objective(times=jumps, target=first, metric=KernelMMD(unbiased=True)),
+        "rms-norm": Objective(times=Sorted(ratio=0.5), target=Tangent(velocity=PlugIn(), normalize=0.1, norm="rms")),
+    }
+
+
+@pytest.mark.parametrize("name", [*RECIPES, *other_losses()])
+def test_no_loss_knows_the_axes(name: str) -> None:
+    """Data, noise and network turned by the same Q: the same loss of every row, and the same gradient."""
+    if name in RECIPES:
+        recipe = without_clip(RECIPES[name]())
+    else:
+        recipe = replace(meanflow(), objective=other_losses()[name])
+    rotation = torch.linalg.qr(torch.randn(6, 6, dtype=torch.float64))[0]
+    given = batch(32, d=6)
+    given = replace(given, x=given.x.reshape(32, 1, 2, 3))
+    null = NULL if recipe.null_class else None
+    draw = recipe.objective.draw(given, recipe.path, Streams(seed=3), Progress(images=13, total=1000), null)
+    turned = replace(draw, **{part: turn(getattr(draw, part), rotation) for part in ("x", "eps", "x_t")})
+    network = network_for(recipe, d=6)
+    still, moved = (recipe.flow_map(Turned(network, q)) for q in (torch.eye(6, dtype=torch.float64), rotation))
+    (want, slope), (got, other) = (
+        loss_and_gradient(recipe.objective, flow, which) for flow, which in ((still, draw), (moved, turned))
+    )
+    close(got, want, 1e-10)
+    close(other, slope, 1e-9)
+    assert (loss_and_gradient(recipe.objective, still, turned)[0] - want).abs().max() > 1e-5  # Q is not in vain
+    if name == "esc":
+        plain = PlugIn()(still, draw)
+        close(PlugIn()(moved, turned), turn(plain, rotation), 1e-10)
+        assert (plain - Conditional()(still, draw)).flatten(1).norm(dim=1).max() > 0.1  # other images do count
+
+
 def test_logs_have_the_values_they_name() -> None:
     recipe = meanflow(omega=1.0, kappa=0.0, ratio=0.5)
     flow, draw = flow_of(recipe), drawn(recipe)
@@ -226,8 +294,9 @@ def test_velocity_error_is_per_unit_of_time_in_every_parameterisation() -> None:
     recipe = sct()
     flow, draw = flow_of(recipe), drawn(recipe)
     logs = recipe.objective.evaluate(flow, flow, draw).logs
-    with torch.no_grad():
-        v = torch.pi / 2 * 0.5 * flow.network(draw.x_t / 0.5, draw.times.t, None, draw.label)
+    t = draw.times.t
+    with torch.no_grad():  # from t to 0: the average velocity of the jump
+        v = (draw.x_t - flow(draw.x_t, t, torch.zeros_like(t), draw.label)) / expand(t, draw.x_t)
     close(logs["velocity_error"], (v - recipe.path.velocity(draw.x, draw.eps, draw.times.t)).square().mean(1))
 
 
@@ -365,8 +434,10 @@ def test_unconditional_takes_guidance_out_of_every_target() -> None:
         law = {Tangent: Sorted(), Direct: Diagonal(), TwoStep: GroupedJumps()}[type(target)]
         plain = Objective(times=law, target=target).unconditional()
         assert (plain.target, plain.label_dropout) == (want, 0.0)
-    split = Objective(times=Dyadic(), target=Split(direct=Direct(velocity=guided), bootstrap=TwoStep(guidance=2.0)))
-    assert split.unconditional().target == Split(direct=Direct(velocity=guided.base), bootstrap=TwoStep())
+    split = Objective(
+        times=Dyadic(), target=Split(direct=Direct(velocity=guided), bootstrap=TwoStep(first=None, guidance=2.0))
+    )
+    assert split.unconditional().target == Split(direct=Direct(velocity=guided.base), bootstrap=TwoStep(first=None))
 
 
 def test_values_are_values() -> None:

@@ -172,7 +172,7 @@ def test_two_own_steps_of_the_exact_map_are_one(case: Case) -> None:
     for share in (0.5, 0.9):
         s = r + share * (t - r)
         draw = draw_at(case.path, x, x, t, r, s, x_t=x)
-        state = TwoStep()(flow, draw)
+        state = TwoStep(first=None)(flow, draw)
         assert state.space == "state"
         close(state.value, law.flow_map(x, t, r), case.tolerance)
         output = state.in_space("output", flow, draw)
@@ -275,10 +275,10 @@ def test_clip_bounds_the_middle_state_and_the_output() -> None:
     """clip((u_1 + u_2)/2) with u_1 = −x_t and u_2 = −clip(x_s), x_s = 3x_t/2; the bound on x_s does not alter u_1."""
     flow, x, half = FlowMap(Minus(), Linear(), AverageVelocity()), column(0.5, 1.5, 3.0), f64(0.5, 0.5, 0.5)
     draw = draw_at(Linear(), x, x, torch.ones_like(half), torch.zeros_like(half), half, x_t=x)
-    value = TwoStep(clip=2.0)(flow, draw)
+    value = TwoStep(first=None, clip=2.0)(flow, draw)
     assert value.space == "output"
     close(value.value, column(-0.625, -1.75, -2.0), 1e-12)
-    close(TwoStep()(flow, draw).in_space("output", flow, draw), -1.25 * x, 1e-12)
+    close(TwoStep(first=None)(flow, draw).in_space("output", flow, draw), -1.25 * x, 1e-12)
 
 
 @pytest.mark.parametrize(("scale", "want"), [(1.5, 1 + 1.5 * 1.0), (0.0, 1.0), (1.0, 2.0)])
@@ -298,7 +298,7 @@ def test_guidance_acts_on_the_smallest_jump_of_rows_with_a_class(scale: float, w
         dropped=torch.tensor([False, False, False, True]),
         null_label=2,
     )
-    output = TwoStep(guidance=scale)(flow, draw).in_space("output", flow, draw)[:, 0]
+    output = TwoStep(first=None, guidance=scale)(flow, draw).in_space("output", flow, draw)[:, 0]
     close(output, f64(want, 2.0, 1 + 4 * scale, 1.0), 1e-10)
 
 
@@ -442,14 +442,14 @@ def test_split_sends_each_row_to_its_target() -> None:
     t, _, r = draw.times
     r = torch.where(torch.arange(6) % 3 == 1, t, r)
     draw = replace(draw, times=draw.times._replace(s=(t + r) / 2, r=r))
-    value, boot = Split(bootstrap=TwoStep(clip=1.5))(flow, draw), draw.times.bootstrap
+    value, boot = Split(bootstrap=TwoStep(first=None, clip=1.5))(flow, draw), draw.times.bootstrap
     rows = boot.nonzero()[:, 0]
     alone = replace(
         draw,
         **{name: getattr(draw, name)[rows] for name in ("x", "eps", "x_t", "dropped", "coin")},
         times=draw.times.take(rows),
     )
-    close(value.value[boot], TwoStep(clip=1.5)(flow, alone).value, 1e-12)
+    close(value.value[boot], TwoStep(first=None, clip=1.5)(flow, alone).value, 1e-12)
     close(value.value[~boot], (draw.eps - draw.x)[~boot], 1e-14)
     assert value.value[boot].abs().max() <= 1.5
 
@@ -468,7 +468,7 @@ def test_state_and_output_are_two_forms_of_one_target() -> None:
 
 @pytest.mark.parametrize(
     "target",
-    [Direct(), TwoStep(), TwoStep(first=Conditional(), clip=1.0), Tangent(), Tangent(normalize=0.1), Split()],
+    [Direct(), TwoStep(first=None), TwoStep(first=Conditional(), clip=1.0), Tangent(), Tangent(normalize=0.1), Split()],
 )
 def test_targets_carry_no_gradient(target: Target) -> None:
     flow, draw = FlowMap(mlp(), Linear(), AverageVelocity()), random_draw(Linear())
@@ -507,7 +507,7 @@ def test_all_passes_of_a_step_share_the_dropout_masks(kind: str) -> None:
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: TwoStep(clip=0.0), "clip must be positive or null, got 0"),
+        (lambda: TwoStep(first=None, clip=0.0), "clip must be positive or null, got 0"),
         (lambda: Tangent(warmup=1.5), r"share of the run and must be in \[0, 1\], got 1.5"),
         (lambda: Tangent(normalize=-1.0), "normalize must be positive or null, got -1"),
     ],
@@ -525,5 +525,5 @@ def test_guidance_of_a_given_first_step_is_refused() -> None:
 def test_velocities_inside() -> None:
     guided = Guided(base=Mixture(plug_in=PlugIn()))
     assert Tangent(velocity=guided).velocities() == (guided,)
-    assert TwoStep().velocities() == ()
+    assert TwoStep(first=None).velocities() == ()
     assert Split(bootstrap=TwoStep(first=guided)).velocities() == (Conditional(), guided)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from oracles import column, divergence, f64, finite
+from oracles import column, divergence, f64, finite, log_slope, mixture
 from shortflow.errors import ShortflowError
 from shortflow.paths import Cosine, Linear
 from shortflow.theory import FiniteData, GaussianMixture
@@ -207,6 +207,68 @@ def test_samples_follow_the_weights(generator: torch.Generator) -> None:
     law, n = FiniteData(path=Linear(), points=column(-1, 2), weights=f64(1, 3)), 20_000
     share = (law.sample(n, generator) > 0).double().mean().item()
     assert abs(share - 0.75) < 5 * math.sqrt(0.75 * 0.25 / n)
+
+
+# ------------------------------------------------------------------- a batch of B samples in place of the law, x apart
+
+
+def velocities(batches: Tensor, x: Tensor, t: Tensor, weights: Tensor | None = None) -> Tensor:
+    """The velocity at (x, t) of every batch of points on the linear path: one law with a class for each batch."""
+    n, size, _ = batches.shape
+    law = FiniteData(
+        path=Linear(),
+        points=batches.flatten(0, 1),
+        weights=None if weights is None else weights.flatten(),
+        labels=torch.arange(n).repeat_interleave(size),
+    )
+    return law.velocity(x.expand(n, -1), t.expand(n), torch.arange(n))[:, 0]
+
+
+def test_a_batch_of_two_kinds_of_points_is_biased_by_1_over_b() -> None:
+    """The number k of points of the second kind is binomial, so mean and variance over all batches are finite sums.
+
+    With weights w_i = N(x; α x_i, σ²) of mean w̄: bias −E[w² (v_i − v)]/(B w̄²), variance E[w² (v_i − v)²]/(B w̄²).
+    """
+    path, points, x, t, p = Linear(), column(-1.0, 1.5), column(0.3), f64(0.6), 0.35
+    law = FiniteData(path=path, points=points, weights=f64(1 - p, p))
+    exact, shares = law.velocity(x, t).item(), f64(1 - p, p)
+    alone = torch.cat([FiniteData(path=path, points=point[None]).velocity(x, t)[:, 0] for point in points])
+    w = torch.exp(-((x[0] - path.alpha(t) * points[:, 0]) ** 2) / (2 * path.sigma(t) ** 2))
+    w = w / (shares @ w)
+    sizes, biases, variances = [64, 128, 256, 512], [], []
+    for size in sizes:
+        k = torch.arange(size + 1, dtype=torch.float64)
+        chance = torch.distributions.Binomial(size, f64(p)).log_prob(k).exp()
+        mixed = velocities(points.expand(size - 1, 2, 1), x, t, torch.stack([size - k, k], 1)[1:-1])
+        v = torch.cat([alone[:1], mixed, alone[1:]])
+        biases.append((chance @ (v - exact)).item())
+        variances.append((chance @ (v - chance @ v) ** 2).item())
+    assert log_slope(sizes, [abs(bias) for bias in biases]) == pytest.approx(-1, abs=0.02)
+    assert log_slope(sizes, variances) == pytest.approx(-1, abs=0.02)
+    assert biases[-1] * sizes[-1] == pytest.approx(-(shares @ (w**2 * (alone - exact))).item(), rel=0.02)
+    assert variances[-1] * sizes[-1] == pytest.approx((shares @ (w**2 * (alone - exact) ** 2)).item(), rel=0.02)
+
+
+def test_a_batch_from_a_continuous_law_has_bias_and_variance_of_order_1_over_b(generator: torch.Generator) -> None:
+    """Monte Carlo. From v̂ − v goes its part linear in the batch, Σ w_i (v_i − v)/(B w̄), which has the mean 0: what is
+    left has a spread of order 1/B, like its mean, so that the bias stands out of the noise."""
+    path, x, t, draws = Linear(), column(0.3), f64(0.6), 400
+    law = mixture(path)
+    exact, density = law.velocity(x, t), law.log_density(x, t).exp()
+    alpha, sigma = path.alpha(t), path.sigma(t)
+    sizes, biases, variances = [16, 32, 64, 128, 256], [], []
+    for size in sizes:
+        points = law.sample(draws * size, generator, torch.float64).reshape(draws, size, 1)
+        v = torch.cat([velocities(some, x, t) for some in points.split(20)])
+        noise = (x - alpha * points[..., 0]) / sigma
+        w = torch.exp(-noise.square() / 2) / (sigma * math.sqrt(2 * math.pi)) / density
+        v_c = noise - points[..., 0]  # on the linear path
+        linear = (w * (v_c - exact)).mean(1)
+        biases.append((v - exact[0] - linear).mean().item())
+        variances.append(v.var().item())
+    assert log_slope(sizes, variances) == pytest.approx(-1, abs=0.15)
+    assert log_slope(sizes, [abs(bias) for bias in biases]) == pytest.approx(-1, abs=0.15)
+    assert len({math.copysign(1, bias) for bias in biases}) == 1
 
 
 def test_bad_data_are_named() -> None:

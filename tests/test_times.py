@@ -242,7 +242,9 @@ def test_exact_count_takes_the_same_number_of_rows_every_time(sampler: TimeSampl
         for seed in range(5):
             times = sampler(n, Progress(images=1, total=1), torch.Generator().manual_seed(seed), torch.float64)
             assert int(times.bootstrap.sum()) == round(ratio * n)
-            assert bool(times.bootstrap[: round(ratio * n)].all())
+    # Rows beside each other may share a class: which of them jump is left to chance.
+    times = sampler(64, Progress(images=1, total=1), torch.Generator().manual_seed(0))
+    assert not bool(times.bootstrap[: round(ratio * 64)].all())
 
 
 def test_bernoulli_count_varies() -> None:

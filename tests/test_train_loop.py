@@ -10,12 +10,15 @@ from torch import Tensor, nn
 import tiny
 from shortflow.errors import CheckpointError, ShortflowError
 from shortflow.flowmap import AverageVelocity, FlowMap, StartAndGap
+from shortflow.losses import SquaredError
 from shortflow.nn import MLP, SiT
 from shortflow.objective import Ema, Objective, Online, ScheduledEma
 from shortflow.optimizer import Optimizer
 from shortflow.paths import Linear
 from shortflow.recipes import consistency_training, esc, flow_matching, meanflow, shortcut
 from shortflow.streams import Streams
+from shortflow.targets import TwoStep
+from shortflow.times import GridPairs
 from shortflow.train import Average, StepRecord, TrainSettings, TrainStep, train
 from shortflow.train.log import StatsLog, summary
 from shortflow.train.loop import BINS, build_optimizer, learning_rate
@@ -110,7 +113,7 @@ def test_the_learning_rate_of_a_run_follows_its_schedule() -> None:
     step = TrainStep(tiny.flow_map(recipe), recipe.objective)
     optimizer = Optimizer(lr=1e-2, warmup=0.25, cooldown=0.5)
     got = [record.lr for record in train(step, tiny.settings(8), optimizer, tiny.batches(recipe))]
-    assert got == pytest.approx([5e-3, 1e-2, 1e-2, 1e-2, 7.5e-3, 5e-3, 2.5e-3, 0.0])
+    assert got == pytest.approx([2.5e-3, 7.5e-3, 1e-2, 1e-2, 8.75e-3, 6.25e-3, 3.75e-3, 1.25e-3])
 
 
 def test_a_step_uses_the_learning_rate_it_reports() -> None:
@@ -120,7 +123,7 @@ def test_a_step_uses_the_learning_rate_it_reports() -> None:
     step = TrainStep(tiny.flow_map(recipe), recipe.objective)
     before = step.flow.network.last.weight.detach().clone()
     record = next(train(step, tiny.settings(), optimizer, tiny.batches(recipe)))
-    assert record.lr == pytest.approx(1e-2 / 6)  # step 1 of 12, warm-up over 6
+    assert record.lr == pytest.approx(1e-2 / 12)  # the middle of step 1 of 12, warm-up over 6
     moved = (step.flow.network.last.weight - before).abs()
     torch.testing.assert_close(moved, torch.full_like(moved, record.lr), rtol=1e-2, atol=0)
 
@@ -212,7 +215,8 @@ def test_a_scheduled_teacher_follows_its_schedule() -> None:
 
 @pytest.mark.parametrize(("teacher", "copied"), [(Online(), False), (Ema(rate=0.9), True), (ScheduledEma(), True)])
 def test_a_teacher_is_kept_where_the_objective_has_one(teacher: Online | Ema | ScheduledEma, copied: bool) -> None:
-    step = TrainStep(tiny.flow_map(flow_matching()), Objective(teacher=teacher))
+    parts = {"times": GridPairs(), "target": TwoStep(), "metric": SquaredError(space="state")}
+    step = TrainStep(tiny.flow_map(flow_matching()), Objective(teacher=teacher, **parts))
     assert (step.teacher is not None) == copied
     assert len(list(step.parameters())) == len(list(step.flow.parameters()))  # the optimiser never sees it
 

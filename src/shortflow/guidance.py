@@ -79,6 +79,11 @@ class Guided(Velocity):
             raise IncompatibleParts("Guided: the base velocity is guided already; guide once, with one omega and kappa")
 
     @property
+    def guides(self) -> bool:
+        """Whether the mix differs from the conditional model's: ω + κ ≠ 1 (else the effective scale is 1)."""
+        return abs(self.omega + self.kappa - 1) > 1e-12
+
+    @property
     def effective_scale(self) -> float:
         """w = ω/(1 − κ)."""
         return self.omega / (1 - self.kappa)

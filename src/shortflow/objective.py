@@ -34,7 +34,7 @@ from shortflow.times import (
     TimeSampler,
     ToData,
 )
-from shortflow.typing import Batch, Draw, LossTerms, Progress
+from shortflow.typing import Batch, Draw, LossTerms, Progress, expand
 from shortflow.velocity import Velocity
 
 __all__ = ["Ema", "Objective", "Online", "ScheduledEma", "Streams", "Teacher"]
@@ -147,6 +147,13 @@ class Objective:
                 f"{' or '.join(target.gaps)} gaps t − r, the law has {steps[law.continuous]} ones with {law.gap} gaps; "
                 + _fitting(target, law)
             )
+        blind = isinstance(target, TwoStep) and target.first is None
+        if blind or (isinstance(law, Dyadic) and law.share == 1):
+            raise IncompatibleParts(
+                f"{type(target).__name__} with {name}: every row would regress the network onto itself, and none sees "
+                "the data; "
+                + ("use TwoStep(first=Conditional()), or Split with Dyadic times" if blind else "set share below 1")
+            )
         if metric.space == "state" and law.gap != "positive":
             raise IncompatibleParts(
                 f"{type(metric).__name__} compares states, and states are equal by construction where r = t, "
@@ -167,6 +174,16 @@ class Objective:
 
     def _check_guidance(self) -> None:
         law, step = self.times, self._two_step
+        if law.ends == "zero" and any(isinstance(v, Guided) and v.guides for v in self.target.velocities()):
+            raise IncompatibleParts(
+                f"Guided mixes in the network's own velocity u_{{t,t}}, but {type(law).__name__} trains jumps to the "
+                "data only; guide when sampling, or use Sorted or Gradual times"
+            )
+        if isinstance(self.teacher, ScheduledEma) and getattr(law, "count", None) != self.teacher.count:
+            raise IncompatibleParts(
+                f"ScheduledEma follows the number of noise levels, so teacher.count = {self.teacher.count} must equal "
+                f"times.count of {type(law).__name__}; set both, or use Ema(rate=…)"
+            )
         if self.label_dropout == 0 and self.guided is not None:
             raise IncompatibleParts(
                 f"{self.guided} needs the unconditional velocity, but label_dropout is 0, so the null class would "
@@ -199,7 +216,7 @@ class Objective:
     def guided(self) -> str | None:
         """The guidance that training bakes into the weights, in words; None if there is none."""
         for velocity in self.target.velocities():
-            if isinstance(velocity, Guided) and not (velocity.omega == 1 and velocity.kappa == 0):
+            if isinstance(velocity, Guided) and velocity.guides:
                 mix = f"omega {velocity.omega:g}, kappa {velocity.kappa:g}"
                 return f"training guidance ({mix}, window [{velocity.window[0]:g}, {velocity.window[1]:g}])"
         step = self._two_step
@@ -274,9 +291,14 @@ class Objective:
 
     @staticmethod
     def _logs(flow: FlowMap, draw: Draw, output: Float[Tensor, "b ..."]) -> dict[str, Float[Tensor, "b"]]:
-        v = flow.path.velocity(draw.x, draw.eps, draw.times.t)
-        error = (flow.velocity_of(draw.x_t, output, draw.times.t) - v).flatten(1).square().mean(1)
-        return {"velocity_error": error, "diagonal_error": error.masked_fill(draw.times.bootstrap, torch.nan)}
+        t, _, r = draw.times
+        jump = draw.times.bootstrap
+        a, b = flow.coefficients(t, r)
+        gap = torch.where(jump, r - t, torch.ones_like(t))
+        average = expand((a - 1) / gap, output) * draw.x_t + expand(b / gap, output) * output
+        u = torch.where(expand(jump.to(t.dtype), output) > 0, average, flow.velocity_of(draw.x_t, output, t))
+        error = (u - flow.path.velocity(draw.x, draw.eps, t)).flatten(1).square().mean(1)
+        return {"velocity_error": error, "diagonal_error": error.masked_fill(jump, torch.nan)}
 
     def unconditional(self) -> "Objective":
         """The same objective for data without classes: no guidance, no label dropout."""

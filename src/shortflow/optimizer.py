@@ -15,7 +15,8 @@ class Optimizer:
         lr, betas, weight_decay: of AdamW.
         clip: bound on the norm of the gradient; None: no clipping.
         warmup, cooldown: shares of the run over which the learning rate rises from 0 and falls to 0, linearly.
-        ema: decay of the average of the weights that is sampled and saved.
+        ema: decay of the average of the weights that is sampled and saved. Early on the decay of step k is
+            (1 + k)/(10 + k), until that exceeds `ema`, so that a short run does not average over its random start.
     """
 
     lr: float = 1e-4

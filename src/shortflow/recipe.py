@@ -10,11 +10,21 @@ from typing import Literal
 from torch import nn
 
 from shortflow.errors import IncompatibleParts
-from shortflow.flowmap import AverageVelocity, Conditioning, FlowMap, LogStep, Parameterization, StartAndGap
+from shortflow.flowmap import (
+    AverageVelocity,
+    Conditioning,
+    EDMSkip,
+    FlowMap,
+    LogStep,
+    Parameterization,
+    StartAndGap,
+    TrigFlow,
+)
 from shortflow.losses import Adaptive
 from shortflow.objective import Objective
 from shortflow.optimizer import Optimizer
-from shortflow.paths import Linear, Path, VarianceExploding
+from shortflow.paths import Linear, Path, VarianceExploding, check_path
+from shortflow.targets import Tangent
 from shortflow.times import (
     Dyadic,
     GridPairs,
@@ -51,6 +61,7 @@ class Recipe:
     optimizer: Optimizer = Optimizer()
 
     def __post_init__(self) -> None:
+        check_path(self.path)
         self.parameterization.check(self.path, self.sigma_data or 1.0)
         self._check_parts()
 
@@ -70,6 +81,14 @@ class Recipe:
             raise IncompatibleParts(
                 f"{type(law).__name__} with {self.conditioning}: jumps of dyadic length and LogStep conditioning go "
                 f"together; use Dyadic times with LogStep(steps={steps})"
+            )
+        scaled = isinstance(self.parameterization, TrigFlow | EDMSkip) or self.parameterization == AverageVelocity(
+            normalize=True
+        )
+        if isinstance(self.objective.target, Tangent) and law.gap == "mixed" and scaled:
+            raise IncompatibleParts(
+                f"Tangent with {type(law).__name__} and {self.parameterization}: rows with r < t and rows with r = t "
+                "would be in different units; use AverageVelocity() or Transfer(), or ToData times"
             )
         if not self.conditioning.second and ends == "any":
             raise IncompatibleParts(

@@ -247,7 +247,7 @@ def score(
         for count in steps:
             points, _ = generate(model.flow, spec, n, steps=count, seed=seed, guidance=guidance)
             rows[_name(count)] = evaluate.compare_points(points, held_out.samples[:n])
-        rows["real (held out)"] = evaluate.compare_points(train.samples[:n], held_out.samples[:n])
+        rows["real (train)"] = evaluate.compare_points(train.samples[:n], held_out.samples[:n])
         return {**record, "rows": rows}
     classifier = evaluate.load_classifier(source)
     reference = evaluate.Reference.of(
@@ -292,7 +292,8 @@ def _name(steps: int) -> str:
 def score_table(record: dict[str, Any]) -> str:
     """The rows of a record as a plain text table."""
     if "energy_distance" not in next(iter(record["rows"].values())):
-        return evaluate.table(record["rows"])
+        known = next(iter(record["rows"].values()))["classifier"]
+        return f"{evaluate.table(record['rows'])}\nfeatures: classifier {known['name']}, sha256 {known['sha256'][:12]}"
     lines = [f"{'':18s}{'energy distance':>16s}{'sliced W2':>12s}{'N':>8s}"]
     for name, row in record["rows"].items():
         lines.append(f"{name:18s}{row['energy_distance']:16.5f}{row['sliced_w2']:12.4f}{row['n']:8d}")
@@ -306,8 +307,14 @@ def verdict(record: dict[str, Any]) -> list[str]:
         return []
     worse = [
         f"{name} {rows['1 step'][key]:.3f} against {rows['4 steps'][key]:.3f}"
-        for name, key in (("coverage", "coverage"), ("recall", "recall"), ("FD", "fd"))
-        if (rows["1 step"][key] - rows["4 steps"][key]) * (-1 if key == "fd" else 1) < 0
+        for name, key in (
+            ("accuracy", "conditional_accuracy"),
+            ("coverage", "coverage"),
+            ("recall", "recall"),
+            ("FD", "fd"),
+        )
+        if None not in (rows["1 step"][key], rows["4 steps"][key])
+        and (rows["1 step"][key] - rows["4 steps"][key]) * (-1 if key == "fd" else 1) < 0
     ]
     return [f"One step is worse than four in: {'; '.join(worse)}."] if worse else ["One step is no worse than four."]
 

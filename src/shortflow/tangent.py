@@ -10,12 +10,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from shortflow.errors import ShortflowError
+from shortflow.typing import expand
 
 __all__ = ["CentralDifference", "Derivative", "ForwardMode"]
 
+State = Float[Tensor, "b ..."]
+Time = Float[Tensor, "b"]
 Function = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -23,7 +27,7 @@ class Derivative(ABC):
     """How the total derivative along the path is computed."""
 
     @abstractmethod
-    def __call__(self, f: Function, x: Tensor, t: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, f: Function, x: State, t: Time, v: State) -> tuple[State, State]:
         """(f(x, t), d/dh f(x + h v, t + h) at h = 0), both without gradient. x, v: (b, ...), t: (b)."""
 
 
@@ -31,7 +35,7 @@ class Derivative(ABC):
 class ForwardMode(Derivative):
     """Exact, by `torch.func.jvp`. The network's attention must have a forward-mode rule (ours has)."""
 
-    def __call__(self, f: Function, x: Tensor, t: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, f: Function, x: State, t: Time, v: State) -> tuple[State, State]:
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             result = torch.func.jvp(f, (x, t), (v.to(x.dtype), torch.ones_like(t)))
         return result[0], result[1]
@@ -47,8 +51,10 @@ class CentralDifference(Derivative):
         if not self.step > 0:
             raise ShortflowError(f"CentralDifference: step must be positive, got {self.step}")
 
-    def __call__(self, f: Function, x: Tensor, t: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        h = self.step
+    def __call__(self, f: Function, x: State, t: Time, v: State) -> tuple[State, State]:
+        # At small t the step shrinks with t: a time below 0 means nothing, and noise levels change on the scale of t.
+        h = torch.minimum(torch.full_like(t, self.step), t / 2).clamp(min=1e-6)
+        wide = expand(h, x)
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            ahead, behind = f(x + h * v, t + h), f(x - h * v, t - h)
-            return f(x, t), (ahead - behind) / (2 * h)
+            ahead, behind = f(x + wide * v, t + h), f(x - wide * v, t - h)
+            return f(x, t), (ahead - behind) / (2 * wide)

@@ -119,7 +119,7 @@ class TwoStep(Target):
             this scale; larger jumps inherit it. 1 means none.
     """
 
-    first: Velocity | None = None
+    first: Velocity | None = Conditional()
     clip: float | None = None
     guidance: float = 1.0
     guided_gap: float = 1 / 64
@@ -176,8 +176,8 @@ class TwoStep(Target):
         with _dropout(draw, rows):
             output = teacher.predict(seen, t, r, label)
         smallest = (draw.times.t - draw.times.r)[rows] <= 1.5 * self.guided_gap
-        if self.guidance != 1 and label is not None and bool(smallest.any()):
-            some = (smallest & ~draw.dropped[rows]).nonzero()[:, 0]
+        some = (smallest & ~draw.dropped[rows]).nonzero()[:, 0]
+        if self.guidance != 1 and label is not None and len(some):
             with _dropout(draw, torch.cat([rows[some], rows[some]])):
                 guided = guided_output(teacher, seen[some], t[some], r[some], label[some], self.guidance)
             output = output.index_copy(0, some, guided)
@@ -286,7 +286,7 @@ class Split(Target):
     """Rows with r = t take `direct`, rows with r < t take `bootstrap`."""
 
     direct: Direct = Direct()
-    bootstrap: TwoStep = TwoStep()
+    bootstrap: TwoStep = TwoStep(first=None)
     gaps: ClassVar = ("mixed",)
     continuous: ClassVar = False
 

@@ -93,9 +93,10 @@ def _ordered(times: Times, dtype: torch.dtype) -> Times:
 
 
 def _chosen(u: Float[Tensor, "b"], share: float, count: Count) -> Bool[Tensor, "b"]:
-    """The rows that jump: each with probability `share`, or exactly the first round(share·b) rows."""
+    """The rows that jump: each with probability `share`, or exactly round(share·b) of them."""
     if count == "exact":
-        return torch.arange(u.shape[0]) < round(share * u.shape[0])
+        # By rank, so that the rows are at random places: rows beside each other may share a class.
+        return u.argsort().argsort() < round(share * u.shape[0])
     return u < share
 
 
@@ -243,7 +244,7 @@ class Dyadic(TimeSampler):
         rows = math.floor(self.share * u.shape[0] + 1e-9)
         each = rows // self.levels
         if each > 0:
-            level = torch.arange(self.levels - 1, -1, -1).repeat_interleave(each)
+            level = torch.arange(self.levels - 1, -1, -1, device=u.device).repeat_interleave(each)
             level = torch.cat([level, level.new_zeros(rows - len(level))]).to(u.dtype)
         else:
             level = torch.floor(u[:rows, 1] * self.levels)
@@ -273,7 +274,7 @@ class GridPairs(TimeSampler):
         return self.grid.sigma_min / self.grid.sigma_max, 1.0
 
     def times(self, u: Float[Tensor, "b k"], progress: Progress) -> Times:
-        sigma = self.grid.levels(self.count(progress)).to(u.dtype)
+        sigma = self.grid.levels(self.count(progress)).to(u)
         cumulative = torch.cumsum(self.index.probabilities(sigma), 0)
         i = torch.searchsorted(cumulative, u[:, 0], right=True).clamp(max=len(sigma) - 2)
         t = sigma / self.grid.sigma_max

@@ -71,7 +71,7 @@ class Draw:
         label: the class of each row before label dropout, or None.
         dropped: rows whose class is hidden from the network in every pass of the step.
         null_label: index of the "no class" row of the label table; None if there is none.
-        coin: uniform numbers in [0, 1); a `Mixture` velocity takes its second part where coin < p.
+        coin: uniform numbers in [0, 1); a `Mixture` takes the plug-in velocity where coin < probability.
         dropout_seed: seed of all dropout masks of the step (see `shortflow.dropout`).
         progress: position in the run, for schedules.
     """

@@ -43,6 +43,8 @@ def sample(
     from shortflow.pictures import save_png
 
     _check_sample(interpolate, single, times, sampler, out)
+    if interpolate and n % 8:
+        raise ConfigError(f"--interpolate draws rows of 8 samples; give --n as a multiple of 8, not {n}")
     model = hub.load(run)
     chosen = _classes(classes, model.spec.classes)
     path = out or Path("samples" if single else "samples.png")

@@ -64,6 +64,7 @@ def show(
             help="For a recipe: print the resolved run on these data instead, as a run file for `shortflow train`."
         ),
     ] = None,
+    resolution: Annotated[int | None, typer.Option(help="With --data: crop and resize images to this side.")] = None,
     settings: Settings = None,
 ) -> None:
     """Show a recipe, or a run and how far it is.
@@ -84,7 +85,7 @@ def show(
             _show_run(path)
         return
     if data is not None or settings:
-        say(to_yaml(runs.configure(what, data, settings=settings or ())[0]).rstrip())
+        say(to_yaml(runs.configure(what, data, resolution=resolution, settings=settings or ())[0]).rstrip())
         return
     recipe = recipe_named(what)
     module = sys.modules[RECIPES[what].__module__]

@@ -112,11 +112,20 @@ def _progress(total: int) -> Iterator[Callable[[Any], None]]:
 def _lines(total: int) -> Iterator[Callable[[Any], None]]:
     marks = {max(1, round(total * i / 10)) for i in range(1, 11)}
 
+    spent = steps = 0.0
+
     def line(record: Any) -> None:
+        nonlocal spent, steps
+        spent, steps = spent + record.seconds, steps + 1
         if record.step in marks:
-            speed = record.images / record.step / max(record.seconds, 1e-9)
+            speed = record.batch * steps / max(spent, 1e-9)
+            left = round((total - record.step) * spent / steps)
             parts = (f"step {record.step:>7,}/{total:,}", f"loss {record.loss:.4f}", _error(record))
-            say("  ".join([*(part for part in parts if part), f"{speed:,.0f} images/s"]))
+            say(
+                "  ".join(
+                    [*(part for part in parts if part), f"{speed:,.0f} images/s", f"left {left // 60}:{left % 60:02d}"]
+                )
+            )
 
     yield line
 
@@ -144,7 +153,7 @@ def _bar(console: Any, total: int) -> Iterator[Callable[[Any], None]]:
             nonlocal speed
             now = record.images / record.step / max(record.seconds, 1e-9)
             speed = now if speed == 0 else 0.95 * speed + 0.05 * now
-            parts = (f"loss {record.loss:.4f}", _error(record), f"{speed:,.0f} images/s" if wide else "")
+            parts = (f"loss {record.loss:.4f}", _error(record) if wide else "", f"{speed:,.0f} images/s")
             bar.update(task, completed=record.step, said="  ".join(part for part in parts if part))
 
         yield update

@@ -11,7 +11,8 @@
 | θ⁻, μ(k) | `objective.teacher` ScheduledEma(mu0, count) |
 
 Where the authors' code differs: it shares dropout between student and target through the CPU random state only, so that
-on a GPU the masks differ; here masks are a function of the step and the row on every device.
+on a GPU the masks differ; here masks are a function of the step and the row on every device. It trains with RAdam, here
+with AdamW.
 Sampling: one jump, or several with new noise in between. The network knows no end other than σ_min.
 """
 

@@ -35,7 +35,8 @@ from shortflow.velocity import Mixture
 
 BIBTEX = """@article{lin2025design,
   title   = {On the Design of One-step Diffusion via Shortcutting Flow Paths},
-  author  = {Lin and others},
+  author  = {Lin, Haitao and Hu, Peiyan and Ren, Minsi and Gao, Zhifeng and Ma, Zhi-Ming and Ke, Guolin
+             and Wu, Tailin and Li, Stan Z.},
   journal = {arXiv preprint arXiv:2512.11831},
   year    = {2025}
 }"""

@@ -12,7 +12,7 @@
 
 The training code is not public. Done here: s is cut at r (otherwise 11.6 % of the draws would step below the end), the
 weights have one entry a group, data are scaled to σ_d, classes hidden from a row are hidden in its target too.
-Sampling: jumps on any grid, or several with restarts; guidance at sampling time.
+Published training uses RAdam or AdamW; here AdamW. Sampling: jumps on any grid; guidance at sampling time.
 """
 
 from shortflow.flowmap import AverageVelocity, StartAndGap

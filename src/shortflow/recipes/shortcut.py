@@ -8,6 +8,8 @@
 | s_θ(x_t, t, d), told log₂(1/d) | `conditioning` LogStep(steps=128) |
 | s_target = (s_θ(x_t, t, d) + s_θ(x'_{t+d}, t + d, d))/2 | `objective.target.bootstrap` TwoStep() |
 | x_1 − x_0 at d → 0 | `objective.target.direct` Direct(Conditional) |
+| class hidden on flow-matching rows only | `objective.dropped_rows` "diagonal" |
+| clipping at ±4 (published code) | `objective.target.bootstrap.clip` |
 | EMA parameters for the targets, .999 | `objective.teacher` Ema |
 | CFG scale w at the smallest bootstrapped step | `objective.target.bootstrap.guidance` |
 
@@ -16,10 +18,12 @@ Where the authors' code differs, and what is done here:
   last ones; here the rows are disjoint and all used;
 - bootstrap and flow-matching noise share a key there; here all rows have their own noise;
 - the published default bootstraps 1/8 of the batch, the paper says 1/4; here 1/4 (`share=0.125` for the other);
+- flow-matching rows are told d = 1/128, as in the published code (the paper says d = 0);
+- their network divides attention logits by the head size, ours by its square root;
 - with fewer bootstrap rows than levels the published rule trains d = 1 alone; here each row then takes a random level.
 
-The guided velocity is stored in jumps of 1/64 and longer, while jumps of 1/128 stay unguided: with 128 steps guide
-explicitly, with fewer do not.
+The guided velocity is stored in jumps of 1/64 and longer, while jumps of 1/128 stay unguided: samples in 128 steps are
+unguided, those in fewer steps are guided.
 """
 
 from shortflow.flowmap import AverageVelocity, LogStep

@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from shortflow.errors import ShortflowError
 from shortflow.train.step import TrainStep
 
 __all__ = ["Engine"]
@@ -30,6 +31,11 @@ class Engine:
             log_with=tracker,
             project_dir=None if directory is None else str(directory),
         )
+        if self._accelerator.num_processes > 1:
+            raise ShortflowError(
+                f"training runs in one process for now, and {self._accelerator.num_processes} were started; leave out "
+                "the launcher (accelerate launch, torchrun)"
+            )
         self._tracker = tracker
 
     @property

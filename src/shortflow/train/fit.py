@@ -88,7 +88,8 @@ class _Run:
 
     @property
     def _steering(self) -> dict[str, Any]:
-        return {name: getattr(self.settings, name) for name in STEERING}
+        recipe = self.metadata.get("run", {}).get("recipe")
+        return {**{name: getattr(self.settings, name) for name in STEERING}, "recipe": recipe}
 
     def save(self, step: int, pending: list[dict[str, Any]]) -> None:
         images = step * self.settings.batch
