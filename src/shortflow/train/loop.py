@@ -104,7 +104,7 @@ def train(
         engine.backward(loss)
         norm = engine.clip(module.flow.parameters(), optimizer.clip)
         _check_finite("norm of the gradient", norm, k)
-        lr = learning_rate(optimizer, (k + 0.5) / total)  # of the middle of the step, so never 0
+        lr = learning_rate(optimizer, (k + 1) / total)
         for group in stepper.param_groups:
             group["lr"] = lr
         stepper.step()
