@@ -1,0 +1,76 @@
+"""Invariances that hold for any data: relabelling time, and the root-mean-square norm of a tangent under copies."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from oracles import column, f64, finite, gaussian, mixture
+from shortflow.flowmap import AverageVelocity, FlowMap, StartAndGap
+from shortflow.paths import Cosine, CustomPath, Linear, Path
+from shortflow.targets import Tangent
+from shortflow.typing import Draw, Times
+
+
+def relabelled(path: Path) -> CustomPath:
+    """The path run on the clock τ with t = ψ(τ) = τ(1 + τ)/2."""
+
+    def psi(tau: torch.Tensor) -> torch.Tensor:
+        return tau * (1 + tau) / 2
+
+    return CustomPath(
+        alpha_fn=lambda tau: path.alpha(psi(tau)),
+        sigma_fn=lambda tau: path.sigma(psi(tau)),
+        d_alpha_fn=lambda tau: path.d_alpha(psi(tau)) * (0.5 + tau),
+        d_sigma_fn=lambda tau: path.d_sigma(psi(tau)) * (0.5 + tau),
+    )
+
+
+@pytest.mark.parametrize("path", [Linear(), Cosine()], ids=lambda path: type(path).__name__)
+@pytest.mark.parametrize("law", [gaussian, mixture, finite], ids=lambda law: law.__name__)
+def test_relabelling_time_changes_the_velocity_but_no_jump(law, path: Path) -> None:
+    slow, fast = law(path), law(relabelled(path))
+    x, tau, rho = column(-0.7, 0.2, 1.3), f64(0.9, 0.6, 0.7), f64(0.2, 0.1, 0.4)
+    t, r = tau * (1 + tau) / 2, rho * (1 + rho) / 2
+    torch.testing.assert_close(fast.flow_map(x, tau, rho), slow.flow_map(x, t, r), rtol=0, atol=1e-8)
+    # the way, u·(r − t), is the same; the speed is not
+    way = fast.average_velocity(x, tau, rho) * (rho - tau)[:, None]
+    torch.testing.assert_close(way, slow.average_velocity(x, t, r) * (r - t)[:, None], rtol=0, atol=1e-8)
+    torch.testing.assert_close(fast.velocity(x, tau), slow.velocity(x, t) * (0.5 + tau)[:, None], rtol=0, atol=1e-10)
+    assert (fast.velocity(x, tau) - slow.velocity(x, t)).abs().min() > 1e-3
+
+
+class Curved(torch.nn.Module):
+    """The same smooth function of each coordinate."""
+
+    num_classes, null_label = 0, None
+
+    def forward(self, x, time, second=None, label=None):
+        return torch.sin(x + time[:, None]) * (1 + second[:, None])
+
+
+def drawn(x: torch.Tensor, eps: torch.Tensor) -> Draw:
+    t, r = torch.full((len(x),), 0.8, dtype=x.dtype), torch.full((len(x),), 0.3, dtype=x.dtype)
+    return Draw(
+        x=x,
+        eps=eps,
+        x_t=Linear().interpolate(x, eps, t),
+        times=Times(t, t, r),
+        label=None,
+        dropped=torch.zeros(len(x), dtype=torch.bool),
+        coin=torch.ones(len(x)),
+    )
+
+
+def test_rms_normalised_tangents_do_not_depend_on_batch_or_dimension(generator: torch.Generator) -> None:
+    flow = FlowMap(Curved(), Linear(), AverageVelocity(), StartAndGap())
+    x, eps = (torch.randn(4, 5, generator=generator, dtype=torch.float64) for _ in range(2))
+    rms = Tangent(normalize=0.1, norm="rms")
+    want = rms(flow, drawn(x, eps)).value
+    alone = torch.cat([rms(flow, drawn(x[i : i + 1], eps[i : i + 1])).value for i in range(4)])
+    torch.testing.assert_close(alone, want, rtol=0, atol=1e-12)
+    doubled = drawn(x.repeat(1, 3), eps.repeat(1, 3))
+    torch.testing.assert_close(rms(flow, doubled).value, want.repeat(1, 3), rtol=0, atol=1e-12)
+    # the plain norm sees three times the coordinates
+    plain = replace(rms, norm="l2")
+    assert (plain(flow, doubled).value - plain(flow, drawn(x, eps)).value.repeat(1, 3)).abs().max() > 1e-2
