@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from shortflow.draw import Draw
 from shortflow.flowmap import FlowMap
 from shortflow.nn import MLP
 from shortflow.objective import Objective
@@ -15,7 +16,7 @@ from shortflow.paths import Path
 from shortflow.recipe import Recipe
 from shortflow.streams import Streams
 from shortflow.theory import Law
-from shortflow.typing import Batch, Draw, Progress, Times
+from shortflow.typing import Batch, Progress, Times
 from shortflow.velocity import Velocity
 
 NULL = 4

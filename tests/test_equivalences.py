@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from oracles import log_slope
+from shortflow.draw import Draw
 from shortflow.flowmap import (
     AverageVelocity,
     FlowMap,
@@ -35,7 +36,7 @@ from shortflow.times import (
     Sorted,
     ToData,
 )
-from shortflow.typing import Draw, Progress
+from shortflow.typing import Progress
 from shortflow.velocity import Conditional
 from steps import NULL, batch, close, draw_at, drawn, flow_of, gradient, loss_and_gradient, mlp
 

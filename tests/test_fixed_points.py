@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from oracles import f64
+from shortflow.draw import Draw
 from shortflow.flowmap import AverageVelocity, FlowMap, StartAndGap, StartOnly, Transfer
 from shortflow.guidance import Guided
 from shortflow.losses import Unweighted, grouped_mmd
@@ -27,7 +28,7 @@ from shortflow.streams import Streams
 from shortflow.targets import Direct, Split, Tangent, Target, TwoStep
 from shortflow.theory import ExactNetwork, Gaussian
 from shortflow.times import Diagonal, Sorted, TimeSampler, Uniform
-from shortflow.typing import Batch, Draw, Progress, Times, expand
+from shortflow.typing import Batch, Progress, Times, expand
 from shortflow.velocity import Conditional, Velocity
 from steps import draw_at
 

@@ -7,13 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from oracles import column, f64
+from shortflow.draw import Draw
 from shortflow.dropout import Dropout, shared_dropout
 from shortflow.errors import IncompatibleParts, SamplerError, ShortflowError
 from shortflow.flowmap import AverageVelocity, FlowMap, Transfer, TrigFlow
 from shortflow.guidance import Guided, GuidedFlowMap, guide, guided_output
 from shortflow.nn import MLP
 from shortflow.paths import Cosine, Linear
-from shortflow.typing import Draw, Times
+from shortflow.typing import Times
 from shortflow.velocity import Conditional, PlugIn, Velocity
 
 CLASSES = 3

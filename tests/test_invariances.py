@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from oracles import column, f64, finite, gaussian, mixture
+from shortflow.draw import Draw
 from shortflow.flowmap import AverageVelocity, FlowMap, StartAndGap
 from shortflow.paths import Cosine, CustomPath, Linear, Path
 from shortflow.targets import Tangent
-from shortflow.typing import Draw, Times
+from shortflow.typing import Times
 
 
 def relabelled(path: Path) -> CustomPath:

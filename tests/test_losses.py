@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from oracles import f64
+from shortflow.draw import Draw
 from shortflow.errors import IncompatibleParts, ShortflowError
 from shortflow.flowmap import AverageVelocity, FlowMap
 from shortflow.losses import (
@@ -25,7 +26,6 @@ from shortflow.losses import (
     grouped_mmd,
 )
 from shortflow.paths import Cosine, Linear, Path, VarianceExploding
-from shortflow.typing import Draw
 from steps import close, draw_at
 
 

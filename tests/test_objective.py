@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from oracles import f64
+from shortflow.draw import Draw
 from shortflow.errors import IncompatibleParts, ShortflowError
 from shortflow.flowmap import (
     AverageVelocity,
@@ -37,7 +38,7 @@ from shortflow.times import (
     GroupedJumps,
     Sorted,
 )
-from shortflow.typing import Batch, Draw, LossTerms, Progress, expand
+from shortflow.typing import Batch, LossTerms, Progress, expand
 from shortflow.velocity import Conditional, Mixture, PlugIn
 from steps import NULL, batch, close, drawn, flow_of, loss_and_gradient, mlp, network_for
 

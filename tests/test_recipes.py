@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from shortflow.draw import Draw
 from shortflow.flowmap import AverageVelocity, EDMSkip, LogSigma, LogStep, StartAndGap, StartOnly, TrigFlow
 from shortflow.guidance import Guided
 from shortflow.losses import Adaptive, ByTime, KernelMMD, Product, SquaredError, Unweighted, Variational
@@ -20,7 +21,7 @@ from shortflow.recipes import RECIPES, consistency_training, esc, flow_matching,
 from shortflow.streams import Streams
 from shortflow.targets import CosineWeight, Direct, Split, Tangent, TwoStep
 from shortflow.times import Diagonal, Dyadic, Gradual, GridPairs, GroupedJumps, LogitNormal, Sorted, ToData, Uniform
-from shortflow.typing import Batch, Draw, Progress
+from shortflow.typing import Batch, Progress
 from shortflow.velocity import Conditional, Mixture, PlugIn
 from steps import gradient, network_for
 

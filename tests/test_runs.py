@@ -16,13 +16,13 @@ from shortflow.config import RunConfig, dump, load_run, override, recipe_named
 from shortflow.data import Dataset, DataSpec
 from shortflow.data import load as load_data
 from shortflow.data.toys import GAUSSIAN_COVARIANCE
+from shortflow.draw import Draw
 from shortflow.errors import CheckpointError, ConfigError, DataError, IncompatibleParts, MetricError, SamplerError
 from shortflow.flowmap import FlowMap
 from shortflow.guidance import guide
 from shortflow.nn.configs import MLPConfig, SiTConfig
 from shortflow.recipes import RECIPES
 from shortflow.sample import PushForward, ReNoise
-from shortflow.typing import Draw
 
 TINY = ("network={kind: SiTConfig, size: tiny, depth: 1, width: 16, heads: 2}", "train.preview_every=0")
 POINTS = ("network={kind: MLPConfig, width: 16, depth: 1}", "train.preview_every=0")

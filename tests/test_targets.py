@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from oracles import column, f64, finite, gaussian, log_slope, mixture
+from shortflow.draw import Draw
 from shortflow.dropout import shared_dropout
 from shortflow.errors import IncompatibleParts, ShortflowError
 from shortflow.flowmap import AverageVelocity, EDMSkip, FlowMap, Parameterization, StartOnly, Transfer, TrigFlow
@@ -29,7 +30,7 @@ from shortflow.targets import (
     UnitWeight,
 )
 from shortflow.theory import ExactNetwork, FiniteData, Gaussian, Law
-from shortflow.typing import Draw, Progress, expand
+from shortflow.typing import Progress, expand
 from shortflow.velocity import Conditional, Mixture, PlugIn, Velocity
 from steps import Marginal, close, draw_at, gradient, mlp, randomize
 

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from oracles import column, f64
+from shortflow.draw import Draw
 from shortflow.errors import ShortflowError
 from shortflow.flowmap import AverageVelocity, FlowMap
 from shortflow.paths import Cosine, Linear, Path, VarianceExploding
 from shortflow.theory import FiniteData, Gaussian, GaussianMixture
-from shortflow.typing import Draw, Times
+from shortflow.typing import Times
 from shortflow.velocity import Conditional, Mixture, PlugIn, plug_in_velocity, plug_in_weights
 
 PATHS = [Linear(), Linear(noise_scale=0.5), Cosine(), VarianceExploding(sigma_max=3.0)]

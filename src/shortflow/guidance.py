@@ -14,10 +14,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from shortflow.draw import Draw
 from shortflow.dropout import no_dropout
 from shortflow.errors import IncompatibleParts, SamplerError, ShortflowError
 from shortflow.flowmap import FlowMap
-from shortflow.typing import Draw, expand
+from shortflow.typing import expand
 from shortflow.velocity import Conditional, Velocity
 
 __all__ = ["Guided", "GuidedFlowMap", "guide", "guided_output"]

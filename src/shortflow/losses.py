@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from shortflow.draw import Draw
 from shortflow.errors import IncompatibleParts, ShortflowError
 from shortflow.flowmap import FlowMap
-from shortflow.typing import Draw
 
 __all__ = [
     "Adaptive",

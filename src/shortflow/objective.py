@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from shortflow.draw import Draw
 from shortflow.dropout import shared_dropout
 from shortflow.errors import IncompatibleParts, ShortflowError
 from shortflow.flowmap import FlowMap
@@ -34,7 +35,7 @@ from shortflow.times import (
     TimeSampler,
     ToData,
 )
-from shortflow.typing import Batch, Draw, LossTerms, Progress, expand
+from shortflow.typing import Batch, LossTerms, Progress, expand
 from shortflow.velocity import Velocity
 
 __all__ = ["Ema", "Objective", "Online", "ScheduledEma", "Streams", "Teacher"]

@@ -24,12 +24,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from shortflow.draw import Draw
 from shortflow.dropout import shared_dropout
 from shortflow.errors import IncompatibleParts, ShortflowError
 from shortflow.flowmap import FlowMap
 from shortflow.guidance import guided_output
 from shortflow.tangent import Derivative, ForwardMode
-from shortflow.typing import Draw, expand
+from shortflow.typing import expand
 from shortflow.velocity import Conditional, Velocity
 
 __all__ = [

@@ -6,14 +6,13 @@ Axis names in the types: `b` the rows of a batch, `...` the shape of one sample 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-__all__ = ["Batch", "Draw", "LossTerms", "Progress", "Times", "expand"]
+__all__ = ["Batch", "LossTerms", "Progress", "Times", "expand"]
 
 
 def expand(value: Float[Tensor, "b"], like: Tensor) -> Tensor:
@@ -55,47 +54,14 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Data points in the units the network sees, with their class (None: unconditional)."""
+    """Data points in the units the network sees, with their class (None: unconditional).
 
-    x: Float[Tensor, "b ..."]
-    label: Int[Tensor, "b"] | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Draw:
-    """Every random number of one training step, so that the loss is a pure function of (weights, draw).
-
-    Attributes:
-        x, eps, x_t: data, noise and the point x_t = α_t x + σ_t ε, all of shape (b, ...).
-        times: (t, s, r) of each row.
-        label: the class of each row before label dropout, or None.
-        dropped: rows whose class is hidden from the network in every pass of the step.
-        null_label: index of the "no class" row of the label table; None if there is none.
-        coin: uniform numbers in [0, 1); a `Mixture` takes the plug-in velocity where coin < probability.
-        dropout_seed: seed of all dropout masks of the step (see `shortflow.dropout`).
-        progress: position in the run, for schedules.
+    `eps` is the noise that belongs to each point where the two are coupled (reflow); None: fresh noise is drawn.
     """
 
     x: Float[Tensor, "b ..."]
-    eps: Float[Tensor, "b ..."]
-    x_t: Float[Tensor, "b ..."]
-    times: Times
-    label: Int[Tensor, "b"] | None
-    dropped: Bool[Tensor, "b"]
-    coin: Float[Tensor, "b"]
-    null_label: int | None = None
-    dropout_seed: int = 0
-    progress: Progress = Progress()
-
-    @property
-    def condition(self) -> Int[Tensor, "b"] | None:
-        """The class the network is told: `label`, with the null class on dropped rows."""
-        if self.label is None or self.null_label is None:
-            return self.label
-        return torch.where(self.dropped, torch.full_like(self.label, self.null_label), self.label)
-
-    def with_times(self, times: Times) -> "Draw":
-        return replace(self, times=times)
+    label: Int[Tensor, "b"] | None = None
+    eps: Float[Tensor, "b ..."] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

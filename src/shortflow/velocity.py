@@ -13,10 +13,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from shortflow.draw import Draw
 from shortflow.errors import ShortflowError
 from shortflow.flowmap import FlowMap
 from shortflow.paths import Path
-from shortflow.typing import Draw, expand
+from shortflow.typing import expand
 
 __all__ = ["Conditional", "Mixture", "PlugIn", "Velocity", "plug_in_velocity", "plug_in_weights"]
 

@@ -1,0 +1,79 @@
+"""Every random number of one training step, with the frozen models that its targets may follow."""
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from shortflow.errors import IncompatibleParts
+from shortflow.flowmap import FlowMap
+from shortflow.typing import Progress, Times
+
+__all__ = ["Draw", "References"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class References:
+    """Frozen models beside the network that is trained: none of them moves.
+
+    Attributes:
+        teacher: the model that is distilled (`--teacher`), on the path of the network that is trained.
+        weak: a weaker model of the same data, for autoguidance (`--weak`).
+    """
+
+    teacher: FlowMap | None = None
+    weak: FlowMap | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """Every random number of one training step, so that the loss is a pure function of (weights, draw).
+
+    Attributes:
+        x, eps, x_t: data, noise and the point x_t = α_t x + σ_t ε, all of shape (b, ...).
+        times: (t, s, r) of each row.
+        label: the class of each row before label dropout, or None.
+        dropped: rows whose class is hidden from the network in every pass of the step.
+        null_label: index of the "no class" row of the label table; None if there is none.
+        coin: uniform numbers in [0, 1); a `Mixture` takes the plug-in velocity where coin < probability.
+        guidance: (ω, low, high) of each row for networks that are told their guidance: the scale, and the window of t
+            in which it acts; None for all others.
+        dropout_seed: seed of all dropout masks of the step (see `shortflow.dropout`).
+        progress: position in the run, for schedules.
+        references: frozen models that targets may follow.
+    """
+
+    x: Float[Tensor, "b ..."]
+    eps: Float[Tensor, "b ..."]
+    x_t: Float[Tensor, "b ..."]
+    times: Times
+    label: Int[Tensor, "b"] | None
+    dropped: Bool[Tensor, "b"]
+    coin: Float[Tensor, "b"]
+    guidance: Float[Tensor, "b 3"] | None = None
+    null_label: int | None = None
+    dropout_seed: int = 0
+    progress: Progress = Progress()
+    references: References = field(default_factory=References)
+
+    @property
+    def condition(self) -> Int[Tensor, "b"] | None:
+        """The class the network is told: `label`, with the null class on dropped rows."""
+        if self.label is None or self.null_label is None:
+            return self.label
+        return torch.where(self.dropped, torch.full_like(self.label, self.null_label), self.label)
+
+    @property
+    def teacher(self) -> FlowMap:
+        """The frozen model that is distilled.
+
+        Raises:
+            IncompatibleParts: if there is none.
+        """
+        if self.references.teacher is None:
+            raise IncompatibleParts("this objective follows a teacher, and none was given; pass --teacher RUN")
+        return self.references.teacher
+
+    def with_times(self, times: Times) -> "Draw":
+        return replace(self, times=times)
