@@ -75,5 +75,24 @@ class Draw:
             raise IncompatibleParts("this objective follows a teacher, and none was given; pass --teacher RUN")
         return self.references.teacher
 
+    @property
+    def weak(self) -> FlowMap:
+        """The weaker model of autoguidance.
+
+        Raises:
+            IncompatibleParts: if there is none.
+        """
+        if self.references.weak is None:
+            raise IncompatibleParts("this objective guides by a weaker model, and none was given; pass --weak RUN")
+        return self.references.weak
+
+    def told(self, frozen: FlowMap) -> Int[Tensor, "b"] | None:
+        """The class that a frozen model is told: `label`, with its own null class on dropped rows where it has one."""
+        if self.label is None or frozen.num_classes == 0:
+            return None
+        if frozen.null_label is None:
+            return self.label
+        return torch.where(self.dropped, torch.full_like(self.label, frozen.null_label), self.label)
+
     def with_times(self, times: Times) -> "Draw":
         return replace(self, times=times)

@@ -6,6 +6,7 @@ where the parameterisation supplies a(t, r), b(t, r) and c_in(t) such that X_{t,
 The object that is trained is the object that is sampled, saved and evaluated.
 """
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ __all__ = [
 Time = Float[Tensor, "b"]
 State = Float[Tensor, "b ..."]
 Label = Int[Tensor, "b"] | None
+Guidance = Float[Tensor, "b 3"] | None  # (ω, low, high) of each row, for networks that are told their guidance
 
 
 # ------------------------------------------------------------------------------------------------ parameterisations
@@ -233,6 +235,8 @@ class FlowMap(nn.Module):
         ends: what was trained (see `shortflow.times`); samplers refuse what does not fit.
         span: earliest and latest time the network was trained at.
         guided: a note if guidance is baked into the weights, so that nobody guides twice.
+        told: the network takes its guidance (ω, low, high) as an input; unless told otherwise it is (1, 0, 1), none.
+        lowest: earliest time a jump may start from (truncated consistency models); 0 for all others.
 
     Raises:
         IncompatibleParts: if the parameterisation is not defined on the path, or `sigma_data` is not positive.
@@ -249,6 +253,8 @@ class FlowMap(nn.Module):
         ends: Literal["diagonal", "zero", "any", "dyadic"] = "any",
         span: tuple[float, float] = (0.0, 1.0),
         guided: str | None = None,
+        told: bool = False,
+        lowest: float = 0.0,
     ) -> None:
         super().__init__()
         if not (sigma_data > 0 and math.isfinite(sigma_data)):
@@ -257,7 +263,8 @@ class FlowMap(nn.Module):
         self.network = network
         self.path, self.parameterization = path, parameterization
         self.conditioning = conditioning or StartAndGap()
-        self.sigma_data, self.span, self.guided = sigma_data, span, guided
+        self.sigma_data, self.span, self.guided, self.lowest = sigma_data, span, guided, lowest
+        self.told: tuple[float, float, float] | None = (1.0, 0.0, 1.0) if told else None
         self.ends: Literal["diagonal", "zero", "any", "dyadic"] = ends
 
     @property
@@ -268,11 +275,44 @@ class FlowMap(nn.Module):
     def null_label(self) -> int | None:
         return getattr(self.network, "null_label", None)
 
-    def predict(self, x_t: State, t: Time, r: Time, label: Label = None) -> State:
+    def predict(self, x_t: State, t: Time, r: Time, label: Label = None, guidance: Guidance = None) -> State:
         """F, the network's output for a jump from t to r."""
+        x, time, second = self._inputs(x_t, t, r)
+        guidance = self._guidance(guidance, t)
+        if guidance is None:  # networks that know no guidance need not have the argument
+            return self.network(x, time, second, label)
+        return self.network(x, time, second, label, guidance)
+
+    def _guidance(self, guidance: Guidance, t: Time) -> Guidance:
+        """What the network is told of its guidance: what is given, or the default of a network that must be told."""
+        if guidance is not None or self.told is None:
+            return guidance
+        return torch.tensor(self.told, dtype=t.dtype, device=t.device).expand(len(t), 3)
+
+    def telling(self, guidance: tuple[float, float, float]) -> "FlowMap":
+        """The same flow map (the same weights) whose network is told another guidance (ω, low, high) by default."""
+        other = copy.copy(self)
+        other.told = guidance
+        return other
+
+    def predict_both(
+        self, x_t: State, t: Time, r: Time, label: Label = None, guidance: Guidance = None
+    ) -> tuple[State, State]:
+        """(F, F̂): the output, and that of the velocity head, an output for r = t, from one pass.
+
+        Raises:
+            IncompatibleParts: if the network has no such head.
+        """
+        both = getattr(self.network, "both", None)
+        if both is None:
+            raise IncompatibleParts("this network has no velocity head; build it with velocity_head=True")
+        return both(*self._inputs(x_t, t, r), label, self._guidance(guidance, t))
+
+    def _inputs(self, x_t: State, t: Time, r: Time) -> tuple[State, Time, Time | None]:
+        """What the network is called with: the scaled point and one or two times."""
         time, second = self.conditioning.inputs(self.path, t, r)
         scale = self.parameterization.input_scale(self.path, self.sigma_data, t)
-        return self.network(x_t if scale is None else expand(scale, x_t) * x_t, time, second, label)
+        return x_t if scale is None else expand(scale, x_t) * x_t, time, second
 
     def coefficients(self, t: Time, r: Time) -> tuple[Time, Time]:
         """(a, b) of X_{t,r}(x) = a x + b F."""
@@ -283,9 +323,9 @@ class FlowMap(nn.Module):
         a, b = self.coefficients(t, r)
         return expand(a, x_t) * x_t + expand(b, x_t) * output
 
-    def forward(self, x_t: State, t: Time, r: Time, label: Label = None) -> State:
+    def forward(self, x_t: State, t: Time, r: Time, label: Label = None, guidance: Guidance = None) -> State:
         """X_{t,r}(x_t), one jump."""
-        return self.move(x_t, self.predict(x_t, t, r, label), t, r)
+        return self.move(x_t, self.predict(x_t, t, r, label, guidance), t, r)
 
     def pull_back(self, x_t: State, x_r: State, t: Time, r: Time) -> State:
         """The output F with move(x_t, F, t, r) = x_r: F = (x_r − a x_t)/b. Infinite where r = t (b = 0)."""
@@ -302,9 +342,9 @@ class FlowMap(nn.Module):
         a, b = self.parameterization.rates(self.path, self.sigma_data, t)
         return (v - expand(a, x_t) * x_t) / expand(b, x_t)
 
-    def velocity(self, x_t: State, t: Time, label: Label = None) -> State:
+    def velocity(self, x_t: State, t: Time, label: Label = None, guidance: Guidance = None) -> State:
         """u_{t,t}(x_t), the instantaneous velocity."""
-        return self.velocity_of(x_t, self.predict(x_t, t, t, label), t)
+        return self.velocity_of(x_t, self.predict(x_t, t, t, label, guidance), t)
 
     def average_velocity(self, x_t: State, t: Time, r: Time, label: Label = None) -> State:
         """u_{t,r} = (X_{t,r}(x_t) − x_t)/(r − t), for r < t."""
@@ -315,6 +355,35 @@ class FlowMap(nn.Module):
     ) -> tuple[State, State]:
         """(F, D_t F) with D_t = ∂_t + v·∇ at fixed r, both without gradient."""
         return (derivative or ForwardMode())(lambda x, time: self.predict(x, time, r, label), x_t, t, v)
+
+    def end_rate(
+        self, x_t: State, t: Time, r: Time, label: Label = None, guidance: Guidance = None
+    ) -> tuple[State, State]:
+        """(F, ∂_r X_{t,r}(x_t)), the velocity at the end of the jump, both with gradient: one forward-mode pass.
+
+        ∂_r X = ∂_r a x + ∂_r b F + b ∂_r F.
+        """
+        with torch.autocast(x_t.device.type, enabled=False):
+            both = torch.func.jvp(lambda end: self.predict(x_t, t, end, label, guidance), (r,), (torch.ones_like(r),))
+        output, rate = both[0], both[1]
+        with torch.no_grad():
+            jets = torch.func.jvp(lambda end: self.coefficients(t, end), (r,), (torch.ones_like(r),))
+        (_, b), (a_r, b_r) = jets[0], jets[1]
+        return output, expand(a_r, x_t) * x_t + expand(b_r, x_t) * output + expand(b, x_t) * rate
+
+    def residual(
+        self, x_t: State, t: Time, r: Time, v: State, label: Label = None, guidance: Guidance = None
+    ) -> tuple[State, State]:
+        """(F, D_t X_{t,r}(x_t)) with D_t = ∂_t + v·∇ at fixed r, both with gradient; zero on the exact map."""
+        with torch.autocast(x_t.device.type, enabled=False):
+            both = torch.func.jvp(
+                lambda x, time: self.predict(x, time, r, label, guidance), (x_t, t), (v, torch.ones_like(t))
+            )
+        output, rate = both[0], both[1]
+        a, b = self.coefficients(t, r)
+        a_t, b_t = self.parameterization.coefficient_rates(self.path, self.sigma_data, t, r)
+        moved = expand(a, x_t) * v + expand(b_t, x_t) * output + expand(a_t, x_t) * x_t + expand(b, x_t) * rate
+        return output, moved
 
     def log_variance(self, t: Time, r: Time, label: Label = None) -> Time:
         """ℓ(t), the learned log-variance of the loss.

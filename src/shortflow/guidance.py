@@ -8,20 +8,30 @@ whose fixed point is u_{t,t}(c) = w v_c + (1 − w) v_∅ with the effective sca
 Sampling: F = F_∅ + w (F_c − F_∅).
 """
 
+from abc import abstractmethod
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from shortflow.draw import Draw
 from shortflow.dropout import no_dropout
 from shortflow.errors import IncompatibleParts, SamplerError, ShortflowError
 from shortflow.flowmap import FlowMap
-from shortflow.typing import expand
+from shortflow.typing import Times, expand
 from shortflow.velocity import Conditional, Velocity
 
-__all__ = ["Guided", "GuidedFlowMap", "guide", "guided_output"]
+__all__ = [
+    "FadingGuidance",
+    "GuidanceAsInput",
+    "Guided",
+    "GuidedFlowMap",
+    "PowerGuidance",
+    "TrainingGuidance",
+    "guide",
+    "guided_output",
+]
 
 Time = Float[Tensor, "b"]
 State = Float[Tensor, "b ..."]
@@ -55,8 +65,63 @@ def _null(flow: FlowMap) -> int:
     return flow.null_label
 
 
+def _mix(
+    teacher: FlowMap, draw: Draw, rows: Int[Tensor, "k"], v: State, omega: Float[Tensor, "k"] | float, kappa: float
+) -> State:
+    """ω v + κ u_{t,t}(c) + (1 − ω − κ) u_{t,t}(∅) on the chosen rows, without dropout; v has those rows only.
+
+    Only the passes whose weight is not zero are run.
+    """
+    assert draw.label is not None  # the callers look
+    x, t, label = draw.x_t[rows], draw.times.t[rows], draw.label[rows]
+    guidance = None if draw.guidance is None else draw.guidance[rows]
+    # Rounded, because 1 − 0.7 − 0.3 is 5e-17, which would cost a pass.
+    rest = expand(1 - omega - kappa, v) if isinstance(omega, Tensor) else round(1 - omega - kappa, 12)
+    mixed = (expand(omega, v) if isinstance(omega, Tensor) else omega) * v
+    with torch.no_grad(), no_dropout():
+        if isinstance(rest, float) and rest == 0:
+            return (mixed + kappa * teacher.velocity(x, t, label, guidance)).to(v.dtype)
+        null = torch.full_like(label, _null(teacher))
+        if kappa == 0:
+            return (mixed + rest * teacher.velocity(x, t, null, guidance)).to(v.dtype)
+        twice = None if guidance is None else torch.cat([guidance, guidance])
+        both = teacher.velocity(torch.cat([x, x]), torch.cat([t, t]), torch.cat([label, null]), twice)
+        conditional, unconditional = both.chunk(2)
+        return (mixed + kappa * conditional + rest * unconditional).to(v.dtype)
+
+
+class TrainingGuidance(Velocity):
+    """A velocity that guides another one, its `base`, while the network is trained."""
+
+    base: Velocity
+
+    @property
+    @abstractmethod
+    def guides(self) -> bool:
+        """Whether the mix differs from the conditional model's."""
+
+    @property
+    @abstractmethod
+    def words(self) -> str:
+        """The guidance in words."""
+
+    @property
+    def grounded(self) -> bool:
+        return self.base.grounded
+
+    @property
+    def follows(self) -> frozenset[str]:
+        return self.base.follows
+
+    def _check_base(self) -> None:
+        if isinstance(self.base, TrainingGuidance):
+            raise IncompatibleParts(
+                f"{type(self).__name__}: the base velocity is guided already; guide once, with one scale"
+            )
+
+
 @dataclass(frozen=True, kw_only=True)
-class Guided(Velocity):
+class Guided(TrainingGuidance):
     """MeanFlow's and ESC's mix of a base velocity with the teacher's own conditional and unconditional velocities.
 
     The identity for unconditional data, on rows with a hidden class, and outside the closed window of t.
@@ -76,13 +141,16 @@ class Guided(Velocity):
                 f"Guided: kappa must be between −1 and 1, where its fixed point (scale omega/(1 − kappa)) attracts, "
                 f"got {self.kappa}"
             )
-        if isinstance(self.base, Guided):
-            raise IncompatibleParts("Guided: the base velocity is guided already; guide once, with one omega and kappa")
+        self._check_base()
 
     @property
     def guides(self) -> bool:
         """Whether the mix differs from the conditional model's: ω + κ ≠ 1 (else the effective scale is 1)."""
         return abs(self.omega + self.kappa - 1) > 1e-12
+
+    @property
+    def words(self) -> str:
+        return f"omega {self.omega:g}, kappa {self.kappa:g}, window [{self.window[0]:g}, {self.window[1]:g}]"
 
     @property
     def effective_scale(self) -> float:
@@ -97,21 +165,143 @@ class Guided(Velocity):
         rows = ((t >= self.window[0]) & (t <= self.window[1]) & ~draw.dropped).nonzero()[:, 0]
         if len(rows) == 0:
             return v
-        x, time, label = draw.x_t[rows], t[rows], draw.label[rows]
-        # Rounded, because 1 − 0.7 − 0.3 is 5e-17, which would cost a pass.
-        own, rest = self.kappa, round(1 - self.omega - self.kappa, 12)
-        mixed = self.omega * v[rows]
+        return v.index_copy(0, rows, _mix(teacher, draw, rows, v[rows], self.omega, self.kappa))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FadingGuidance(TrainingGuidance):
+    """SoFlow's guidance, which fades near the noise end: mix·[v + d(t)(w − 1)(v − u_∅)] + (1 − mix) u_c.
+
+    d(t) = 1 for t ≤ edge and 1 − exp(−rate q/(1 − q)) with q = (1 − t)/(1 − edge) above; the fixed point is
+    u_{t,t}(c) = w v_c + (1 − w) v_∅ where d = 1. The published rate of 0.025 makes it nearly a step.
+    The identity for unconditional data and on rows with a hidden class.
+    Source: SoFlow (arXiv 2512.15657) and its code.
+    """
+
+    base: Velocity = Conditional()
+    scale: float = 3.0
+    mix: float = 0.25
+    edge: float = 0.8
+    rate: float = 0.025
+
+    def __post_init__(self) -> None:
+        self._check_base()
+        for name, good in (("mix", 0 < self.mix <= 1), ("edge", 0 <= self.edge < 1), ("rate", self.rate > 0)):
+            if not good:
+                raise ShortflowError(f"FadingGuidance: {name} = {getattr(self, name)} is impossible")
+
+    @property
+    def guides(self) -> bool:
+        return self.scale != 1
+
+    @property
+    def words(self) -> str:
+        return f"scale {self.scale:g} up to t = {self.edge:g}, fading above"
+
+    def decay(self, t: Time) -> Time:
+        """d(t)."""
+        q = ((1 - t) / (1 - self.edge)).clamp(0, 1)
+        fading = -torch.expm1(-self.rate * q / (1 - q).clamp(min=torch.finfo(t.dtype).tiny))
+        return torch.where(t <= self.edge, torch.ones_like(t), fading)
+
+    def __call__(self, teacher: FlowMap, draw: Draw) -> State:
+        v = self.base(teacher, draw)
+        if draw.label is None or (self.scale == 1 and self.mix == 1):
+            return v
+        rows = (~draw.dropped).nonzero()[:, 0]
+        if len(rows) == 0:
+            return v
+        omega = self.mix * (1 + self.decay(draw.times.t[rows]) * (self.scale - 1))
+        return v.index_copy(0, rows, _mix(teacher, draw, rows, v[rows], omega, 1 - self.mix))
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuidanceAsInput(TrainingGuidance):
+    """Improved MeanFlow's guidance by a scale ω that the network is told: v + (1 − 1/ω̃)(v_c − v_∅).
+
+    v_c and v_∅ are the network's own velocities at ω̃ and at scale 1; ω̃ = ω where t is inside the row's window (on
+    rows with r = t everywhere) and 1 elsewhere. The fixed point is v_c = ω v(c) + (1 − ω) v(∅). The identity on rows
+    with a hidden class. Needs a network with guidance as an input, and `Objective.guidance` to draw ω.
+    Source: iMF (arXiv 2512.02012).
+    """
+
+    base: Velocity = Conditional()
+    head: bool = True
+
+    def __post_init__(self) -> None:
+        self._check_base()
+
+    @property
+    def guides(self) -> bool:
+        return True
+
+    @property
+    def words(self) -> str:
+        return "a scale that the network is told"
+
+    def __call__(self, teacher: FlowMap, draw: Draw) -> State:
+        v = self.base(teacher, draw)
+        if draw.label is None:
+            return v
+        if draw.guidance is None:
+            raise IncompatibleParts(
+                "GuidanceAsInput needs scales to train with; set objective.guidance, as PowerGuidance"
+            )
+        rows = (~draw.dropped).nonzero()[:, 0]
+        if len(rows) == 0:
+            return v
+        x, t, label = draw.x_t[rows], draw.times.t[rows], draw.label[rows]
+        own, free = effective(draw.guidance, draw.times)[rows], draw.guidance[rows].clone()
+        free[:, 0] = 1
+        null = torch.full_like(label, _null(teacher))
         with torch.no_grad(), no_dropout():
-            if own != 0 and rest != 0:
-                null = torch.full_like(label, _null(teacher))
-                both = teacher.velocity(torch.cat([x, x]), torch.cat([time, time]), torch.cat([label, null]))
-                conditional, unconditional = both.chunk(2)
-                mixed = mixed + own * conditional + rest * unconditional
-            elif rest != 0:
-                mixed = mixed + rest * teacher.velocity(x, time, torch.full_like(label, _null(teacher)))
+            arguments = (torch.cat([x, x]), torch.cat([t, t]), torch.cat([label, null]), torch.cat([own, free]))
+            x2, t2, label2, guidance2 = arguments
+            if self.head:
+                both = teacher.velocity_of(x2, teacher.predict_both(x2, t2, t2, label2, guidance2)[1], t2)
             else:
-                mixed = mixed + own * teacher.velocity(x, time, label)
-        return v.index_copy(0, rows, mixed.to(v.dtype))
+                both = teacher.velocity(x2, t2, label2, guidance2)
+        conditional, unconditional = both.chunk(2)
+        guided = v[rows] + expand(1 - 1 / own[:, 0], x) * (conditional - unconditional)
+        return v.index_copy(0, rows, guided.to(v.dtype))
+
+
+def effective(guidance: Float[Tensor, "b 3"], times: Times) -> Float[Tensor, "b 3"]:
+    """(ω̃, low, high): ω̃ = ω where t is inside the row's closed window or r = t, and 1 elsewhere."""
+    scale, low, high = guidance.unbind(1)
+    acts = ((times.t >= low) & (times.t <= high)) | ~times.bootstrap
+    return torch.stack([torch.where(acts, scale, torch.ones_like(scale)), low, high], 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PowerGuidance:
+    """The law of the guidance that a network is told: ω ∈ [1, highest] with density ∝ ω^{−power}, and its window.
+
+    The window is [U(0, ½), U(½, 1)], on rows with r = t and on those with a hidden class [0, 1]; the latter have ω = 1.
+    power = 1 is log-uniform, ω = highest^U. Source: iMF (arXiv 2512.02012).
+    """
+
+    highest: float = 8.0
+    power: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.highest > 1:
+            raise ShortflowError(f"PowerGuidance: highest must be above 1, got {self.highest}")
+
+    def scale(self, u: Float[Tensor, "b"]) -> Float[Tensor, "b"]:
+        """ω, the u-quantile of its law."""
+        if abs(self.power - 1) < 1e-9:
+            return self.highest**u
+        k = 1 - self.power
+        return (1 + u * (self.highest**k - 1)) ** (1 / k)
+
+    def __call__(self, u: Float[Tensor, "b 3"], times: Times, dropped: Bool[Tensor, "b"]) -> Float[Tensor, "b 3"]:
+        """(ω, low, high) of each row from three uniform numbers."""
+        whole = ~times.bootstrap | dropped
+        omega = torch.where(dropped, torch.ones_like(u[:, 0]), self.scale(u[:, 0]))
+        low = torch.where(whole, torch.zeros_like(omega), u[:, 1] / 2)
+        high = torch.where(whole, torch.ones_like(omega), (1 + u[:, 2]) / 2)
+        return torch.stack([omega, low, high], 1)
 
 
 class GuidedFlowMap(FlowMap):
@@ -130,7 +320,14 @@ class GuidedFlowMap(FlowMap):
         )
         self.flow, self.scale, self.window = flow, scale, window
 
-    def predict(self, x_t: State, t: Time, r: Time, label: Int[Tensor, "b"] | None = None) -> State:
+    def predict(
+        self,
+        x_t: State,
+        t: Time,
+        r: Time,
+        label: Int[Tensor, "b"] | None = None,
+        guidance: Float[Tensor, "b 3"] | None = None,
+    ) -> State:
         if label is None:
             raise SamplerError("guidance needs a class for every image; pass classes, or sample without guidance")
         inside = (t >= self.window[0]) & (t <= self.window[1])
@@ -143,7 +340,8 @@ class GuidedFlowMap(FlowMap):
 def guide(flow: FlowMap, scale: float, window: tuple[float, float] = (0.0, 1.0)) -> FlowMap:
     """The flow map with output F_∅ + scale (F_c − F_∅) for t inside the closed `window`; scale 1 returns `flow` itself.
 
-    A scale of 0 is the unconditional model, not "no guidance".
+    A scale of 0 is the unconditional model, not "no guidance". A network that takes its guidance as an input is told
+    the scale and the window instead, at no cost.
 
     Raises:
         SamplerError: if guidance is already part of the weights (it would act twice).
@@ -152,6 +350,8 @@ def guide(flow: FlowMap, scale: float, window: tuple[float, float] = (0.0, 1.0))
     if scale == 1:
         return flow
     check_window("guide", window)
+    if flow.told is not None:
+        return flow.telling((scale, *window))
     if flow.guided is not None:
         raise SamplerError(
             f"this model already carries {flow.guided}; guiding it again would apply it twice. Sample with scale 1"

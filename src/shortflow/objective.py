@@ -6,103 +6,31 @@ A `Recipe` is an objective together with the path, the parameterisation and what
 Combinations of parts that make no sense are refused at construction (`IncompatibleParts`).
 """
 
-from abc import ABC, abstractmethod
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from shortflow.draw import Draw
+from shortflow.compatibility import check_guidance, check_times, two_steps
+from shortflow.coupling import Coupling, LivePairs
+from shortflow.draw import Draw, References
 from shortflow.dropout import shared_dropout
 from shortflow.errors import IncompatibleParts, ShortflowError
 from shortflow.flowmap import FlowMap
-from shortflow.guidance import Guided
-from shortflow.losses import ByTime, Metric, Product, SquaredError, Unweighted, Weighting
+from shortflow.guidance import PowerGuidance, TrainingGuidance
+from shortflow.losses import Metric, Product, SquaredError, Unweighted, Weighting
 from shortflow.paths import Path
 from shortflow.streams import Streams
-from shortflow.targets import Direct, Split, Tangent, Target, TwoStep
-from shortflow.times import (
-    Diagonal,
-    Dyadic,
-    Gradual,
-    GridPairs,
-    GroupedJumps,
-    Independent,
-    Sorted,
-    SquareRootCount,
-    TimeSampler,
-    ToData,
-)
+from shortflow.targets import Direct, Target, TargetValue, TwoStep
+from shortflow.targets.base import all_rows
+from shortflow.teachers import Ema, GrowingEma, Online, ScheduledEma, Snapshot, Teacher
+from shortflow.times import Diagonal, TimeSampler
 from shortflow.typing import Batch, LossTerms, Progress, expand
-from shortflow.velocity import Velocity
+from shortflow.velocity import Reference, Velocity
 
-__all__ = ["Ema", "Objective", "Online", "ScheduledEma", "Streams", "Teacher"]
-
-
-# ----------------------------------------------------------------------------------------------------------- teachers
-
-
-class Teacher(ABC):
-    """The weights that targets are computed with, as the decay of their average after each step."""
-
-    @abstractmethod
-    def decay(self, progress: Progress) -> float:
-        """θ̄ ← decay · θ̄ + (1 − decay) · θ; 0 means the online weights themselves."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Online(Teacher):
-    """The network that is being trained (without gradient)."""
-
-    def decay(self, progress: Progress) -> float:
-        return 0.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ema(Teacher):
-    """An exponential moving average of the weights with a fixed decay per step."""
-
-    rate: float = 0.999
-
-    def __post_init__(self) -> None:
-        if not 0 < self.rate < 1:
-            raise ShortflowError(f"Ema: rate must be between 0 and 1, got {self.rate}; use Online() for no average")
-
-    def decay(self, progress: Progress) -> float:
-        return self.rate
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScheduledEma(Teacher):
-    """μ(k) = exp(s₀ log μ₀ / N(k)), the target network of consistency training (arXiv 2303.01469, appendix C)."""
-
-    mu0: float = 0.9
-    count: SquareRootCount = field(default_factory=SquareRootCount)
-
-    def __post_init__(self) -> None:
-        if not 0 < self.mu0 < 1:
-            raise ShortflowError(f"ScheduledEma: mu0 must be between 0 and 1, got {self.mu0}")
-
-    def decay(self, progress: Progress) -> float:
-        return self.mu0 ** (self.count.s0 / self.count(progress))
-
-
-# ---------------------------------------------------------------------------------------------------------- objective
-
-
-def _fits(target: Target | type[Target], law: TimeSampler | type[TimeSampler]) -> bool:
-    """Whether the target is defined for the jumps that the law draws."""
-    return law.gap in target.gaps and target.continuous in (None, law.continuous)
-
-
-def _fitting(target: Target, law: TimeSampler) -> str:
-    """The laws that would fit the target, and the targets that would fit the law, in words."""
-    laws = (Diagonal, Sorted, Gradual, Independent, ToData, Dyadic, GridPairs, GroupedJumps)
-    times = [other.__name__ for other in laws if _fits(target, other)]
-    targets = [other.__name__ for other in (Direct, TwoStep, Tangent, Split) if _fits(other, law)]
-    return f"use {' or '.join(times)} times, or the target {' or '.join(targets)}"
+__all__ = ["Ema", "GrowingEma", "Objective", "Online", "ScheduledEma", "Snapshot", "Streams", "Teacher"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +45,10 @@ class Objective:
         label_dropout: share of the rows whose class is hidden from the network, in all passes of the step.
         dropped_rows: "all" rows may lose their class, or only those on the "diagonal" (r = t).
         teacher: whose weights the target uses.
+        guidance: the law of the guidance that the network is told; None for networks that are not told any.
+        velocity_head: train a second head of the network on the velocity at the heart of the target (iMF).
+        coupling: pairs (x, ε) made by the network itself (live reflow); None for independent ones.
+        pairs: the data come with their noise (reflow).
 
     Raises:
         IncompatibleParts: for combinations that are not defined, with the remedy.
@@ -129,84 +61,36 @@ class Objective:
     label_dropout: float = 0.1
     dropped_rows: Literal["all", "diagonal"] = "all"
     teacher: Teacher = Online()
+    guidance: PowerGuidance | None = None
+    velocity_head: bool = False
+    coupling: Coupling | None = None
+    pairs: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_dropout < 1:
             raise ShortflowError(f"label_dropout must be in [0, 1), got {self.label_dropout}")
         if self.dropped_rows not in ("all", "diagonal"):
             raise ShortflowError(f"dropped_rows must be 'all' or 'diagonal', got {self.dropped_rows!r}")
-        self._check_times()
-        self._check_guidance()
-
-    def _check_times(self) -> None:
-        law, target, metric = self.times, self.target, self.metric
-        name = type(law).__name__
-        if not _fits(target, law):
-            steps = {None: "any", True: "continuous (s = t)", False: "two-step (s < t)"}
-            raise IncompatibleParts(
-                f"{type(target).__name__} with {name}: the target is for {steps[target.continuous]} times with "
-                f"{' or '.join(target.gaps)} gaps t − r, the law has {steps[law.continuous]} ones with {law.gap} gaps; "
-                + _fitting(target, law)
-            )
-        blind = isinstance(target, TwoStep) and target.first is None
-        if blind or (isinstance(law, Dyadic) and law.share == 1):
-            raise IncompatibleParts(
-                f"{type(target).__name__} with {name}: every row would regress the network onto itself, and none sees "
-                "the data; "
-                + ("use TwoStep(first=Conditional()), or Split with Dyadic times" if blind else "set share below 1")
-            )
-        if metric.space == "state" and law.gap != "positive":
-            raise IncompatibleParts(
-                f"{type(metric).__name__} compares states, and states are equal by construction where r = t, "
-                f"which {name} draws; use space='output' or a law that never has r = t"
-            )
-        if metric.group > 1 and law.group != metric.group:
-            raise IncompatibleParts(
-                f"{type(metric).__name__} compares groups of {metric.group} rows at the same times, but "
-                f"{name} draws groups of {law.group}; use GroupedJumps(group={metric.group})"
-            )
-        for rule in (part.rule for part in self.weightings if isinstance(part, ByTime)):
-            step = rule == "inverse-step"
-            if rule != "imm" and (law.gap != "positive" or (step and law.continuous)):
-                raise IncompatibleParts(
-                    f"ByTime(rule={rule!r}) divides by {'t − s' if step else 't − r'}, which is 0 on rows that {name} "
-                    "draws; use GridPairs or GroupedJumps times, or another weighting"
-                )
-
-    def _check_guidance(self) -> None:
-        law, step = self.times, self._two_step
-        if law.ends == "zero" and any(isinstance(v, Guided) and v.guides for v in self.target.velocities()):
-            raise IncompatibleParts(
-                f"Guided mixes in the network's own velocity u_{{t,t}}, but {type(law).__name__} trains jumps to the "
-                "data only; guide when sampling, or use Sorted or Gradual times"
-            )
-        if isinstance(self.teacher, ScheduledEma) and getattr(law, "count", None) != self.teacher.count:
-            raise IncompatibleParts(
-                f"ScheduledEma follows the number of noise levels, so teacher.count = {self.teacher.count} must equal "
-                f"times.count of {type(law).__name__}; set both, or use Ema(rate=…)"
-            )
-        if self.label_dropout == 0 and self.guided is not None:
-            raise IncompatibleParts(
-                f"{self.guided} needs the unconditional velocity, but label_dropout is 0, so the null class would "
-                "never be trained; set label_dropout to 0.1 or remove the guidance"
-            )
-        if self.label_dropout > 0 and self.dropped_rows == "diagonal" and law.gap == "positive":
-            raise IncompatibleParts(
-                f"dropped_rows='diagonal' hides classes where r = t only, which {type(law).__name__} never draws, so "
-                "the null class would never be trained; use dropped_rows='all' or label_dropout=0"
-            )
-        smallest = 2 / law.steps if isinstance(law, Dyadic) else None
-        if step is not None and step.guidance != 1 and step.guided_gap != smallest:
-            remedy = "use Dyadic times" if smallest is None else f"set guided_gap to {smallest:g}, the smallest one"
-            raise IncompatibleParts(
-                f"TwoStep guides jumps of length {step.guided_gap:g}, but {law} does not start from those; "
-                f"{remedy}, or set guidance to 1"
-            )
+        check_times(self.times, self.target, self.metric, self.weightings)
+        check_guidance(
+            law=self.times,
+            target=self.target,
+            metric=self.metric,
+            weightings=self.weightings,
+            label_dropout=self.label_dropout,
+            dropped_rows=self.dropped_rows,
+            teacher=self.teacher,
+            guidance=self.guidance,
+            velocity_head=self.velocity_head,
+            coupling=self.coupling,
+            pairs=self.pairs,
+            guided=self.guided,
+        )
 
     @property
-    def _two_step(self) -> TwoStep | None:
-        step = self.target.bootstrap if isinstance(self.target, Split) else self.target
-        return step if isinstance(step, TwoStep) else None
+    def steps(self) -> TwoStep | None:
+        """The two steps inside the target, if it has any."""
+        return two_steps(self.target)
 
     @property
     def weightings(self) -> tuple[Weighting, ...]:
@@ -214,15 +98,32 @@ class Objective:
         return self.weighting.parts if isinstance(self.weighting, Product) else (self.weighting,)
 
     @property
+    def needs(self) -> frozenset[str]:
+        """What must be given beside the data: "teacher", "weak", and "pairs"."""
+        needs = {name for velocity in self.target.velocities() for name in velocity.follows}
+        steps = self.steps
+        needs |= {"teacher"} if steps is not None and steps.below is not None else set()
+        return frozenset(needs | ({"pairs"} if self.pairs else set()))
+
+    @property
+    def lowest(self) -> float:
+        """The earliest time that the network itself is trained to start from."""
+        steps = self.steps
+        return 0.0 if steps is None or steps.below is None else steps.below
+
+    @property
     def guided(self) -> str | None:
         """The guidance that training bakes into the weights, in words; None if there is none."""
         for velocity in self.target.velocities():
-            if isinstance(velocity, Guided) and velocity.guides:
-                mix = f"omega {velocity.omega:g}, kappa {velocity.kappa:g}"
-                return f"training guidance ({mix}, window [{velocity.window[0]:g}, {velocity.window[1]:g}])"
-        step = self._two_step
-        if step is not None and step.guidance != 1:
-            return f"training guidance (scale {step.guidance:g} at the smallest step)"
+            if isinstance(velocity, TrainingGuidance) and velocity.guides and self.guidance is None:
+                return f"training guidance ({velocity.words})"
+            if isinstance(velocity, Reference) and velocity.guidance != 1:
+                return f"training guidance (scale {velocity.guidance:g} of the teacher)"
+        steps = self.steps
+        if steps is not None and steps.guidance != 1:
+            return f"training guidance (scale {steps.guidance:g} at the smallest step)"
+        if isinstance(self.coupling, LivePairs) and self.coupling.guidance != 1:
+            return f"training guidance (scale {self.coupling.guidance:g} of the pairs)"
         return None
 
     def draw(
@@ -232,6 +133,7 @@ class Objective:
         streams: Streams,
         progress: Progress = Progress(),
         null_label: int | None = None,
+        references: References = References(),
     ) -> Draw:
         """Every random number of one step: hidden labels, times, noise and coins, each from its own stream.
 
@@ -247,13 +149,19 @@ class Objective:
         n, device = len(x), x.device
         times = self.times(n, progress, streams.generator("times"), x.dtype)
         times = type(times)(*(time.to(device) for time in times))
-        eps = torch.randn(x.shape, generator=streams.generator("noise"), dtype=x.dtype).to(device)
+        eps = batch.eps
+        if eps is None:
+            eps = torch.randn(x.shape, generator=streams.generator("noise"), dtype=x.dtype).to(device)
         dropped = torch.zeros(n, dtype=torch.bool)
         if batch.label is not None and self.label_dropout > 0:
             dropped = torch.rand(n, generator=streams.generator("label")) < self.label_dropout
         dropped = dropped.to(device)
         if self.dropped_rows == "diagonal":
             dropped = dropped & ~times.bootstrap
+        guidance = None
+        if self.guidance is not None:
+            u = torch.rand(n, 3, generator=streams.generator("guidance"), dtype=times.t.dtype).to(device)
+            guidance = self.guidance(u, times, dropped)
         return Draw(
             x=x,
             eps=eps,
@@ -262,9 +170,11 @@ class Objective:
             label=batch.label,
             dropped=dropped,
             coin=torch.rand(n, generator=streams.generator("coin")).to(device),
+            guidance=guidance,
             null_label=null_label,
             dropout_seed=streams.seed_of("dropout"),
             progress=progress,
+            references=references,
         )
 
     def evaluate(self, flow: FlowMap, teacher: FlowMap, draw: Draw) -> LossTerms:
@@ -274,21 +184,43 @@ class Objective:
         square of D_t F where it was computed, and `error` the metric before weighting. They show progress also where
         an adaptive loss sits at 1.
         """
+        if self.coupling is not None:
+            draw = self.coupling(teacher, draw)
         t, _, r = draw.times
+        space, head, prediction = self.metric.space, None, None
         with shared_dropout(draw.dropout_seed, len(draw.x)):
-            output = flow.predict(draw.x_t, t, r, draw.condition)
-        target = self.target(teacher, draw)
-        space = self.metric.space
-        prediction = output if space == "output" else flow.move(draw.x_t, output, t, r)
-        error = self.metric(prediction, target.in_space(space, teacher, draw).detach(), flow, draw)
+            if self.target.compares == "rate":
+                output, prediction = self.target.compared(flow, draw, all_rows(draw))
+            elif self.velocity_head:
+                output, head = flow.predict_both(draw.x_t, t, r, draw.condition, draw.guidance)
+            else:
+                output = flow.predict(draw.x_t, t, r, draw.condition, draw.guidance)
+        target = self.target(teacher, draw, output.detach())
+        if prediction is not None:
+            goal = target.value
+        else:
+            prediction = output if space == "output" else flow.move(draw.x_t, output, t, r)
+            goal = target.in_space(space, teacher, draw)
+        error = self.metric(prediction, goal.detach(), flow, draw)
         loss = self.weighting(error, flow, draw)
+        logs = {**self._logs(flow, draw, output.detach()), **target.logs, "error": error.detach()}
+        if head is not None:
+            beside = self._head_error(flow, draw, head, target)
+            loss = loss + self.weighting(beside, flow, draw)
+            logs["head_error"] = beside.detach()
         if error.shape != t.shape or loss.shape != t.shape:
             raise ShortflowError(
                 f"a loss must be one number a row {tuple(t.shape)}, got {tuple(error.shape)}, {tuple(loss.shape)}"
             )
-        return LossTerms(
-            loss=loss, logs={**self._logs(flow, draw, output.detach()), **target.logs, "error": error.detach()}
-        )
+        return LossTerms(loss=loss, logs=logs)
+
+    def _head_error(
+        self, flow: FlowMap, draw: Draw, head: Float[Tensor, "b ..."], target: TargetValue
+    ) -> Float[Tensor, "b"]:
+        """The metric between the velocity head and the output that stands for the target's velocity."""
+        assert target.velocity is not None  # checked at construction
+        goal = flow.output_of(draw.x_t, target.velocity, draw.times.t)
+        return self.metric(head, goal.detach(), flow, draw)
 
     @staticmethod
     def _logs(flow: FlowMap, draw: Draw, output: Float[Tensor, "b ..."]) -> dict[str, Float[Tensor, "b"]]:
@@ -303,18 +235,26 @@ class Objective:
 
     def unconditional(self) -> "Objective":
         """The same objective for data without classes: no guidance, no label dropout."""
-        return replace(self, target=_without_guidance(self.target), label_dropout=0.0)
+        coupling = replace(self.coupling, guidance=1.0) if isinstance(self.coupling, LivePairs) else self.coupling
+        return replace(self, target=_unguided(self.target), label_dropout=0.0, guidance=None, coupling=coupling)
 
 
 def _plain(velocity: Velocity) -> Velocity:
-    return _plain(velocity.base) if isinstance(velocity, Guided) else velocity
+    """The velocity without guidance."""
+    if isinstance(velocity, TrainingGuidance):
+        return _plain(velocity.base)
+    return replace(velocity, guidance=1.0) if isinstance(velocity, Reference) else velocity
 
 
-def _without_guidance(target: Target) -> Target:
-    if isinstance(target, Split):
-        return replace(target, direct=_without_guidance(target.direct), bootstrap=_without_guidance(target.bootstrap))
-    if isinstance(target, TwoStep):
-        return replace(target, first=None if target.first is None else _plain(target.first), guidance=1.0)
-    if isinstance(target, Direct | Tangent):
-        return replace(target, velocity=_plain(target.velocity))
-    return target
+def _unguided(part: Any) -> Any:
+    """A target without guidance, whatever is inside it."""
+    changes = {}
+    for f in fields(part):
+        value = getattr(part, f.name)
+        if isinstance(value, Velocity):
+            changes[f.name] = _plain(value)
+        elif isinstance(value, Target):
+            changes[f.name] = _unguided(value)
+    if isinstance(part, TwoStep):
+        changes["guidance"] = 1.0
+    return replace(part, **changes)

@@ -117,6 +117,8 @@ class Recipe:
             ends=self.objective.times.ends,
             span=self.objective.times.span,
             guided=self.objective.guided,
+            told=self.objective.guidance is not None,
+            lowest=self.objective.lowest,
         )
 
     def unconditional(self) -> "Recipe":

@@ -38,10 +38,16 @@ class Times(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far training has come, counted in images seen. Schedules are functions of `share` ∈ [0, 1]."""
+    """How far training has come, in images seen, `batch` of them a step. Schedules follow `share` ∈ [0, 1]."""
 
     images: int = 0
     total: int = 1
+    batch: int = 1
+
+    @property
+    def step(self) -> int:
+        """Steps taken, for the few rules that count them."""
+        return self.images // max(1, self.batch)
 
     @property
     def share(self) -> float:

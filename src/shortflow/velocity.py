@@ -2,7 +2,9 @@
 
 - conditional: v_c = α' x + σ' ε, unbiased for the marginal velocity, with the variance of (x, ε) given x_t;
 - plug-in: the marginal velocity of the mini-batch, v̂ = E[v_c | x_t, batch] (Rao–Blackwell: unbiased, less variance);
-- a mixture of two, row by row.
+- a mixture of two, row by row;
+- the network's own velocity u_{t,t}, which needs rows at r = t that see the data;
+- that of a frozen teacher (distillation), guided by its unconditional velocity or by a weaker model.
 """
 
 from abc import ABC, abstractmethod
@@ -14,22 +16,69 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from shortflow.draw import Draw
-from shortflow.errors import ShortflowError
+from shortflow.dropout import no_dropout, shared_dropout
+from shortflow.errors import IncompatibleParts, ShortflowError
 from shortflow.flowmap import FlowMap
 from shortflow.paths import Path
 from shortflow.typing import expand
 
-__all__ = ["Conditional", "Mixture", "PlugIn", "Velocity", "plug_in_velocity", "plug_in_weights"]
+__all__ = [
+    "Conditional",
+    "FieldVelocity",
+    "Mixture",
+    "Own",
+    "PlugIn",
+    "Reference",
+    "Velocity",
+    "plug_in_velocity",
+    "plug_in_weights",
+]
 
 State = Float[Tensor, "b ..."]
+Rows = Int[Tensor, "k"]
 
 
 class Velocity(ABC):
-    """A velocity at (x_t, t) for every row of a draw, without gradient."""
+    """A velocity at (x_t, t) for the rows of a draw, without gradient."""
+
+    @property
+    def grounded(self) -> bool:
+        """Whether data or a frozen teacher enter: a network that follows only itself learns nothing."""
+        return True
+
+    @property
+    def follows(self) -> frozenset[str]:
+        """The frozen models it needs, of "teacher" and "weak"."""
+        return frozenset()
 
     @abstractmethod
     def __call__(self, teacher: FlowMap, draw: Draw) -> State:
-        """v of shape (b, ...)."""
+        """v of every row, shape (b, ...)."""
+
+    def on(self, teacher: FlowMap, draw: Draw, rows: Rows) -> Float[Tensor, "k ..."]:
+        """v of the chosen rows; overridden where fewer rows cost less."""
+        return self(teacher, draw)[rows]
+
+
+class FieldVelocity(Velocity):
+    """A velocity that is known at every point, not only at those of the draw."""
+
+    @abstractmethod
+    def field(
+        self,
+        teacher: FlowMap,
+        draw: Draw,
+        rows: Rows,
+        x: Float[Tensor, "k ..."],
+        t: Float[Tensor, "k"],
+    ) -> Float[Tensor, "k ..."]:
+        """The velocity at (x, t), with the classes of the chosen rows of the draw."""
+
+    def __call__(self, teacher: FlowMap, draw: Draw) -> State:
+        return self.on(teacher, draw, torch.arange(len(draw.x), device=draw.x.device))
+
+    def on(self, teacher: FlowMap, draw: Draw, rows: Rows) -> Float[Tensor, "k ..."]:
+        return self.field(teacher, draw, rows, draw.x_t[rows], draw.times.t[rows])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +169,9 @@ class PlugIn(Velocity):
     def __call__(self, teacher: FlowMap, draw: Draw) -> State:
         return self.at(teacher.path, draw, None)
 
+    def on(self, teacher: FlowMap, draw: Draw, rows: Rows) -> Float[Tensor, "k ..."]:
+        return self.at(teacher.path, draw, rows)
+
     def at(self, path: Path, draw: Draw, rows: Int[Tensor, "k"] | None) -> Float[Tensor, "k ..."]:
         """The plug-in velocity of the chosen rows only."""
         allowed = None
@@ -146,3 +198,97 @@ class Mixture(Velocity):
         if len(rows) == 0:
             return v
         return v.index_copy(0, rows, self.plug_in.at(teacher.path, draw, rows))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Own(FieldVelocity):
+    """The network's own velocity u_{t,t}, of the weights that targets are computed with (flow-map self-distillation).
+
+    It has no variance given x_t, but is only as right as what the rows at r = t have taught it.
+
+    Args:
+        head: ask the network's velocity head instead (improved MeanFlow).
+    Source: Boffi et al. (arXiv 2505.18825); iMF (arXiv 2512.02012) for the head.
+    """
+
+    head: bool = False
+
+    @property
+    def grounded(self) -> bool:
+        return False
+
+    def field(
+        self, teacher: FlowMap, draw: Draw, rows: Rows, x: Float[Tensor, "k ..."], t: Float[Tensor, "k"]
+    ) -> Float[Tensor, "k ..."]:
+        label = None if draw.condition is None else draw.condition[rows]
+        guidance = None if draw.guidance is None else draw.guidance[rows]
+        with torch.no_grad(), shared_dropout(draw.dropout_seed, len(draw.x), rows):
+            if not self.head:
+                return teacher.velocity(x, t, label, guidance)
+            return teacher.velocity_of(x, teacher.predict_both(x, t, t, label, guidance)[1], t)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference(FieldVelocity):
+    """The velocity of the frozen teacher (`--teacher RUN`), for distillation.
+
+    With `guidance` w ≠ 1 it is v_∅ + w (v_c − v_∅) for t inside the closed `window`, on rows whose class is not hidden;
+    with `autoguidance` λ ≠ 1 it is v_weak + λ (v − v_weak) with a weaker model of the same data (`--weak RUN`).
+
+    Source of autoguidance: Karras et al. 2024 (arXiv 2406.02507), in AYF (arXiv 2506.14603).
+    """
+
+    guidance: float = 1.0
+    window: tuple[float, float] = (0.0, 1.0)
+    autoguidance: float = 1.0
+
+    def __post_init__(self) -> None:
+        low, high = self.window
+        if not 0 <= low < high <= 1:
+            raise IncompatibleParts(
+                f"Reference: the guidance window {list(self.window)} is empty or outside [0, 1]; give [low, high] with "
+                "low < high"
+            )
+
+    @property
+    def follows(self) -> frozenset[str]:
+        return frozenset({"teacher", "weak"}) if self.autoguidance != 1 else frozenset({"teacher"})
+
+    def field(
+        self, teacher: FlowMap, draw: Draw, rows: Rows, x: Float[Tensor, "k ..."], t: Float[Tensor, "k"]
+    ) -> Float[Tensor, "k ..."]:
+        frozen = draw.teacher
+        label = draw.told(frozen)
+        label = None if label is None else label[rows]
+        with torch.no_grad(), no_dropout():
+            v = frozen.velocity(x, t, label)
+            if self.guidance != 1 and label is not None:
+                v = self._guided(frozen, v, x, t, draw.dropped[rows])
+            if self.autoguidance != 1:
+                weak = draw.weak
+                told = draw.told(weak)
+                poor = weak.velocity(x, t, None if told is None else told[rows])
+                v = poor + self.autoguidance * (v - poor)
+        return v.to(x.dtype)
+
+    def _guided(
+        self,
+        frozen: FlowMap,
+        v: Float[Tensor, "k ..."],
+        x: Float[Tensor, "k ..."],
+        t: Float[Tensor, "k"],
+        dropped: Bool[Tensor, "k"],
+    ) -> Float[Tensor, "k ..."]:
+        """v with guidance on the rows where it acts."""
+        null = frozen.null_label
+        if null is None:
+            raise IncompatibleParts(
+                f"Reference guides its teacher with scale {self.guidance:g}, but the teacher has no null class; train "
+                "it with label_dropout > 0, or set guidance to 1"
+            )
+        some = ((t >= self.window[0]) & (t <= self.window[1]) & ~dropped).nonzero()[:, 0]
+        if len(some) == 0:
+            return v
+        label = torch.full((len(some),), null, dtype=torch.long, device=x.device)
+        free = frozen.velocity(x[some], t[some], label)
+        return v.index_copy(0, some, free + self.guidance * (v[some] - free))

@@ -1,0 +1,244 @@
+"""Which parts of an objective fit together. Everything else is refused at construction, by name, with the remedy."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from shortflow import times as laws
+from shortflow.coupling import Coupling
+from shortflow.errors import IncompatibleParts
+from shortflow.guidance import GuidanceAsInput, PowerGuidance, TrainingGuidance
+from shortflow.losses import ByTime, Metric, Weighting
+from shortflow.targets import Along, Direct, Secant, Split, Tangent, Target, TwoStep
+from shortflow.teachers import ScheduledEma, Snapshot, Teacher
+from shortflow.times import Dyadic, TimeSampler
+from shortflow.velocity import Mixture, Own, PlugIn, Reference, Velocity
+
+__all__ = ["check_guidance", "check_times", "two_steps"]
+
+LAWS = ("Diagonal", "Sorted", "Gradual", "Independent", "ToData", "Dyadic", "GridPairs", "GroupedJumps")
+
+
+def _fits(target: Target | type[Target], law: TimeSampler | type[TimeSampler]) -> bool:
+    """Whether the target is defined for the jumps that the law draws."""
+    return law.gap in target.gaps and target.continuous in (None, law.continuous)
+
+
+def _fitting(target: Target, law: TimeSampler) -> str:
+    """The laws that would fit the target, and the targets that would fit the law, in words."""
+    fits = [name for name in LAWS if _fits(target, getattr(laws, name))]
+    targets = [type(other).__name__ for other in (Direct(), TwoStep(), Tangent(), Split()) if _fits(other, law)]
+    return f"use {' or '.join(fits)} times, or the target {' or '.join(targets)}"
+
+
+def two_steps(target: Target) -> TwoStep | None:
+    """The two steps inside a target, if it has any."""
+    inner = target.bootstrap if isinstance(target, Split) else target
+    inner = inner.steps if isinstance(inner, Secant) else inner
+    return inner if isinstance(inner, TwoStep) else None
+
+
+def has_diagonal(law: TimeSampler) -> bool:
+    """Whether some rows have r = t."""
+    return law.gap == "zero" or (law.gap == "mixed" and getattr(law, "ratio", getattr(law, "share", 0.5)) < 1)
+
+
+def _inside(velocity: Velocity) -> list[Velocity]:
+    """The velocity and those that it wraps."""
+    inner = [velocity]
+    if isinstance(velocity, TrainingGuidance):
+        inner += _inside(velocity.base)
+    if isinstance(velocity, Mixture):
+        inner.append(velocity.plug_in)
+    return inner
+
+
+def check_times(law: TimeSampler, target: Target, metric: Metric, weightings: Sequence[Weighting]) -> None:
+    """Raise `IncompatibleParts` where target, metric or weighting are not defined for the times."""
+    name = type(law).__name__
+    if not _fits(target, law):
+        steps = {None: "any", True: "continuous (s = t)", False: "two-step (s < t)"}
+        raise IncompatibleParts(
+            f"{type(target).__name__} with {name}: the target is for {steps[target.continuous]} times with "
+            f"{' or '.join(target.gaps)} gaps t − r, the law has {steps[law.continuous]} ones with {law.gap} gaps; "
+            + _fitting(target, law)
+        )
+    if getattr(law, "limit", False) and not (isinstance(target, Split) and target.limit is not None):
+        raise IncompatibleParts(
+            f"{type(target).__name__} with {name}: the first step of this law shrinks to nothing (s = t), where two "
+            "steps are no target; use Split(…, limit=Tangent(…))"
+        )
+    _check_sight(law, target)
+    if metric.space == "state" and target.compares == "rate":
+        raise IncompatibleParts(
+            f"{type(metric).__name__} compares states, but {type(target).__name__} compares rates; use "
+            "SquaredError(space='output')"
+        )
+    if metric.space == "state" and law.gap != "positive":
+        raise IncompatibleParts(
+            f"{type(metric).__name__} compares states, and states are equal by construction where r = t, "
+            f"which {name} draws; use space='output' or a law that never has r = t"
+        )
+    if metric.group > 1 and law.group != metric.group:
+        raise IncompatibleParts(
+            f"{type(metric).__name__} compares groups of {metric.group} rows at the same times, but "
+            f"{name} draws groups of {law.group}; use GroupedJumps(group={metric.group})"
+        )
+    for rule in (part.rule for part in weightings if isinstance(part, ByTime)):
+        step = rule == "inverse-step"
+        if rule != "imm" and (law.gap != "positive" or (step and law.continuous)):
+            raise IncompatibleParts(
+                f"ByTime(rule={rule!r}) divides by {'t − s' if step else 't − r'}, which is 0 on rows that {name} "
+                "draws; use GridPairs or GroupedJumps times, or another weighting"
+            )
+
+
+def _sight(law: TimeSampler, target: Target) -> str:
+    """What would let the network see the data."""
+    if isinstance(target, Split):
+        if not has_diagonal(law):
+            return f"set {'share' if hasattr(law, 'share') else 'ratio'} below 1"
+        return "use direct=Direct(velocity=Conditional())"
+    if isinstance(target, TwoStep):
+        return "use TwoStep(first=Conditional()), or Split with Dyadic times"
+    return f"use Split(bootstrap={type(target).__name__}(…)) and times that also draw r = t"
+
+
+def _check_sight(law: TimeSampler, target: Target) -> None:
+    """Raise `IncompatibleParts` if the network would only ever follow itself."""
+    name = type(law).__name__
+    if isinstance(target, Split):
+        sees = target.bootstrap.grounded or (target.direct.grounded and has_diagonal(law))
+    else:
+        sees = target.grounded
+    if not sees:
+        raise IncompatibleParts(
+            f"{type(target).__name__} with {name}: every row would regress the network onto itself, and none sees "
+            f"the data; {_sight(law, target)}"
+        )
+    own = [v for velocity in target.velocities() for v in _inside(velocity) if isinstance(v, Own)]
+    if own and not own[0].head and not has_diagonal(law):
+        raise IncompatibleParts(
+            f"{type(target).__name__} with {name}: Own asks for the network's velocity u_{{t,t}}, but no row has "
+            "r = t, so it would never be trained; use WithDiagonal, Sorted or Gradual times"
+        )
+
+
+def check_guidance(
+    *,
+    law: TimeSampler,
+    target: Target,
+    metric: Metric,
+    weightings: Sequence[Weighting],
+    label_dropout: float,
+    dropped_rows: str,
+    teacher: Teacher,
+    guidance: PowerGuidance | None,
+    velocity_head: bool,
+    coupling: Coupling | None,
+    pairs: bool,
+    guided: str | None,
+) -> None:
+    """Raise `IncompatibleParts` where guidance, teacher, head or coupling do not fit."""
+    velocities = [v for velocity in target.velocities() for v in _inside(velocity)]
+    mixes = [v for v in velocities if isinstance(v, TrainingGuidance) and v.guides]
+    steps, name = two_steps(target), type(law).__name__
+    if mixes and law.ends == "zero" and law.gap == "positive" and not isinstance(mixes[0], GuidanceAsInput):
+        raise IncompatibleParts(
+            f"{type(mixes[0]).__name__} mixes in the network's own velocity u_{{t,t}}, but {name} trains jumps to the "
+            "data only; guide when sampling, or use Sorted or Gradual times"
+        )
+    if isinstance(teacher, ScheduledEma) and getattr(law, "count", None) != teacher.count:
+        raise IncompatibleParts(
+            f"ScheduledEma follows the number of noise levels, so teacher.count = {teacher.count} must equal "
+            f"times.count of {name}; set both, or use Ema(rate=…)"
+        )
+    if isinstance(teacher, Snapshot) and getattr(law, "stages", None) != teacher.stages:
+        raise IncompatibleParts(
+            f"Snapshot renews its weights after each of {teacher.stages} stages, but {name} has "
+            f"{getattr(law, 'stages', 'none')}; make them equal"
+        )
+    followed = any(isinstance(v, Reference) for v in velocities)
+    if label_dropout == 0 and guided is not None and not (followed and not mixes):
+        raise IncompatibleParts(
+            f"{guided} needs the unconditional velocity, but label_dropout is 0, so the null class would "
+            "never be trained; set label_dropout to 0.1 or remove the guidance"
+        )
+    if label_dropout == 0 and mixes and guided is None:
+        raise IncompatibleParts(
+            "guidance that the network is told needs the unconditional velocity, but label_dropout is 0; set it to 0.1"
+        )
+    if label_dropout > 0 and dropped_rows == "diagonal" and law.gap == "positive":
+        raise IncompatibleParts(
+            f"dropped_rows='diagonal' hides classes where r = t only, which {name} never draws, so "
+            "the null class would never be trained; use dropped_rows='all' or label_dropout=0"
+        )
+    smallest = getattr(law, "smallest", 2 / law.steps if isinstance(law, Dyadic) else None)
+    if steps is not None and steps.guidance != 1 and steps.guided_gap != smallest:
+        remedy = "use Dyadic times" if smallest is None else f"set guided_gap to {smallest:g}, the smallest one"
+        raise IncompatibleParts(
+            f"TwoStep guides jumps of length {steps.guided_gap:g}, but {law} does not start from those; "
+            f"{remedy}, or set guidance to 1"
+        )
+    _check_told(velocities, guidance)
+    _check_head(target, metric, weightings, velocities, velocity_head)
+    _check_pairs(target, velocities, law, coupling, pairs)
+
+
+def _check_told(velocities: Sequence[Velocity], guidance: PowerGuidance | None) -> None:
+    told = any(isinstance(v, GuidanceAsInput) for v in velocities)
+    if told and guidance is None:
+        raise IncompatibleParts("GuidanceAsInput needs scales to train with; set objective.guidance to PowerGuidance()")
+    if guidance is not None and not told:
+        raise IncompatibleParts(
+            "objective.guidance tells the network a scale, but no velocity follows it; use GuidanceAsInput as the "
+            "target's velocity, or set objective.guidance to null"
+        )
+
+
+def _check_head(
+    target: Target,
+    metric: Metric,
+    weightings: Sequence[Weighting],
+    velocities: Sequence[Velocity],
+    velocity_head: bool,
+) -> None:
+    asked: list[Any] = [v for v in velocities if isinstance(v, Own | GuidanceAsInput) and v.head]
+    if asked and not velocity_head:
+        raise IncompatibleParts(
+            f"{type(asked[0]).__name__}(head=True) asks the velocity head, but objective.velocity_head is off; turn "
+            "it on, or set head to false"
+        )
+    if not velocity_head:
+        return
+    if not isinstance(target, Tangent | Direct | Along):
+        raise IncompatibleParts(
+            f"velocity_head learns the velocity at the heart of the target, which {type(target).__name__} has not on "
+            "every row; use Tangent, Direct or Along"
+        )
+    if metric.space != "output":
+        raise IncompatibleParts("velocity_head is compared as an output; use a metric with space='output'")
+    if any(part.learned for part in weightings):
+        raise IncompatibleParts(
+            "velocity_head and a learned weighting: one log-variance cannot balance two errors; use Adaptive or "
+            "Unweighted"
+        )
+
+
+def _check_pairs(
+    target: Target, velocities: Sequence[Velocity], law: TimeSampler, coupling: Coupling | None, pairs: bool
+) -> None:
+    if coupling is not None and pairs:
+        raise IncompatibleParts("coupling makes the pairs that pairs=True expects in the data; choose one of them")
+    if coupling is not None and not (isinstance(target, Along) and law.gap == "mixed"):
+        raise IncompatibleParts(
+            f"{type(coupling).__name__} couples the pairs of rows with r < t, whose target must be their own straight "
+            "path; use Along() with WithDiagonal times"
+        )
+    if coupling is None and not pairs:
+        return
+    plug = next((v for v in velocities if isinstance(v, PlugIn | Mixture)), None)
+    if plug is not None:
+        raise IncompatibleParts(
+            f"{type(plug).__name__} is the velocity of independent pairs, but here data and noise are coupled; use "
+            "Conditional()"
+        )

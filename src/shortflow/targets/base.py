@@ -1,0 +1,116 @@
+"""What every target gives, and the simplest of them: a velocity at r = t."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from shortflow.draw import Draw
+from shortflow.dropout import shared_dropout
+from shortflow.flowmap import FlowMap
+from shortflow.velocity import Conditional, Velocity
+
+__all__ = ["Direct", "Rows", "State", "Target", "TargetValue", "Time", "all_rows", "dropout_of"]
+
+Time = Float[Tensor, "k"]
+State = Float[Tensor, "k ..."]
+Rows = Int[Tensor, "k"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetValue:
+    """The target of some rows, as an output F or as a state X (the other is derived where a metric wants it).
+
+    Attributes:
+        value: shape (k, ...).
+        space: "output", "state", or "rate" where the target compares rates.
+        logs: per-row quantities, NaN where a row has none.
+        velocity: the velocity at the heart of the target, where it has one: what a velocity head learns.
+    """
+
+    value: Float[Tensor, "k ..."]
+    space: Literal["output", "state", "rate"]
+    logs: Mapping[str, Float[Tensor, "k"]] = field(default_factory=dict)
+    velocity: Float[Tensor, "k ..."] | None = None
+
+    def in_space(self, space: str, flow: FlowMap, draw: Draw, rows: Rows | None = None) -> State:
+        """The target as an output or as a state; `rows` of the draw, by default all."""
+        if space == self.space:
+            return self.value
+        x_t, t, r = draw.x_t, draw.times.t, draw.times.r
+        if rows is not None:
+            x_t, t, r = x_t[rows], t[rows], r[rows]
+        convert = flow.move if space == "state" else flow.pull_back
+        return convert(x_t, self.value, t, r)
+
+
+def all_rows(draw: Draw) -> Rows:
+    """The indices of all rows of a draw."""
+    return torch.arange(len(draw.x), device=draw.x.device)
+
+
+def dropout_of(draw: Draw, rows: Rows) -> AbstractContextManager[None]:
+    """The dropout masks of the step, for a pass over the given rows."""
+    return shared_dropout(draw.dropout_seed, len(draw.x), rows)
+
+
+class Target(ABC):
+    """(teacher, draw) → TargetValue, evaluated without gradient.
+
+    Attributes:
+        gaps: the kinds of time law the target is defined for ("zero", "positive", "mixed" gaps t − r).
+        continuous: needs s = t (True), s < t (False), or does not care (None).
+        compares: what is compared with the target: "jump", the network's output or state as the metric wishes, or
+            "rate", what `compared` returns.
+    """
+
+    gaps: ClassVar[tuple[str, ...]]
+    continuous: ClassVar[bool | None] = None
+    compares: ClassVar[Literal["jump", "rate"]] = "jump"
+
+    @abstractmethod
+    def at(self, teacher: FlowMap, draw: Draw, rows: Rows, output: State | None = None) -> TargetValue:
+        """The target of the chosen rows.
+
+        Args:
+            output: what the trained network predicts there, without gradient; None where it is the teacher itself.
+        """
+
+    def __call__(self, teacher: FlowMap, draw: Draw, output: State | None = None) -> TargetValue:
+        """The target of every row."""
+        return self.at(teacher, draw, all_rows(draw), output)
+
+    def compared(self, flow: FlowMap, draw: Draw, rows: Rows) -> tuple[State, State]:
+        """(F, what is compared with the target) on the chosen rows, with gradient; for targets that compare rates."""
+        raise NotImplementedError
+
+    def velocities(self) -> tuple[Velocity, ...]:
+        """The velocities inside, for compatibility checks."""
+        return ()
+
+    @property
+    def grounded(self) -> bool:
+        """Whether data or a frozen teacher enter: a network that only follows itself learns nothing."""
+        return any(velocity.grounded for velocity in self.velocities())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Direct(Target):
+    """The output that stands for a velocity: flow matching (defined at r = t)."""
+
+    velocity: Velocity = Conditional()
+    gaps: ClassVar = ("zero",)
+
+    def at(self, teacher: FlowMap, draw: Draw, rows: Rows, output: State | None = None) -> TargetValue:
+        with torch.no_grad():
+            v = self.velocity.on(teacher, draw, rows)
+            value = teacher.output_of(draw.x_t[rows], v, draw.times.t[rows])
+            return TargetValue(value=value, space="output", velocity=v)
+
+    def velocities(self) -> tuple[Velocity, ...]:
+        return (self.velocity,)

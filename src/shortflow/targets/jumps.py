@@ -1,0 +1,206 @@
+"""Targets of finite steps: two steps (s < t), their difference quotient, and one straight step."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from shortflow.draw import Draw
+from shortflow.errors import IncompatibleParts, ShortflowError
+from shortflow.flowmap import FlowMap
+from shortflow.guidance import guided_output
+from shortflow.targets.base import Rows, State, Target, TargetValue, Time, dropout_of
+from shortflow.typing import expand
+from shortflow.velocity import Conditional, FieldVelocity, Velocity
+
+__all__ = ["Along", "Secant", "TwoStep"]
+
+
+def _taken(value: Tensor | None, rows: Rows) -> Tensor | None:
+    return None if value is None else value[rows]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TwoStep(Target):
+    """X_{s,r} ∘ X_{t,s}(x_t), the first step along the velocity `first` or, if None, by the network.
+
+    Args:
+        first: Conditional() lands exactly on the path, x_s = α_s x + σ_s ε (CT, IMM); Reference() distils a teacher
+            (CD); None: the network (shortcut models).
+        solver: of the first step along a velocity: "transfer" (DDIM), "euler", or "heun" (a velocity that is known at
+            every point is asked again at the end of the Euler step).
+        segments: number of equal jumps that make up the second step (RCGM).
+        clip: bound on the coordinates of the target output and, with `clip_states`, of x_s as the network sees it: the
+            shortcut models' code has clip((u_1 + u_2)/2) with u_2 at clip(x_s).
+        guidance: with a network first step, both steps of the smallest jump (t − r = `guided_gap`) are guided with
+            this scale; larger jumps inherit it. 1 means none.
+        below: the second step of rows with s < below is the frozen teacher's (truncated consistency training).
+    """
+
+    first: Velocity | None = Conditional()
+    solver: Literal["transfer", "euler", "heun"] = "transfer"
+    segments: int = 1
+    clip: float | None = None
+    clip_states: bool = True
+    guidance: float = 1.0
+    guided_gap: float = 1 / 64
+    below: float | None = None
+    gaps: ClassVar = ("positive",)
+    continuous: ClassVar = False
+
+    def __post_init__(self) -> None:
+        if self.clip is not None and not self.clip > 0:
+            raise ShortflowError(f"TwoStep: clip must be positive or null, got {self.clip}")
+        if self.solver not in ("transfer", "euler", "heun"):
+            raise ShortflowError(f"TwoStep: solver must be 'transfer', 'euler' or 'heun', got {self.solver!r}")
+        if self.segments < 1:
+            raise ShortflowError(f"TwoStep: segments must be at least 1, got {self.segments}")
+        if self.first is not None and self.guidance != 1:
+            raise IncompatibleParts(
+                "TwoStep: guidance at the smallest step needs the network's own first step (first=None); "
+                "guide a velocity by wrapping it in Guided"
+            )
+        if self.solver == "heun" and not isinstance(self.first, FieldVelocity):
+            raise IncompatibleParts(
+                "TwoStep: Heun's step needs a velocity that is known everywhere; use first=Reference() or Own(), or "
+                "solver='transfer'"
+            )
+
+    def velocities(self) -> tuple[Velocity, ...]:
+        return () if self.first is None else (self.first,)
+
+    def at(self, teacher: FlowMap, draw: Draw, rows: Rows, output: State | None = None) -> TargetValue:
+        state = self.state(teacher, draw, rows)
+        if self.clip is None:
+            return TargetValue(value=state, space="state")
+        t, _, r = draw.times.take(rows)
+        value = teacher.pull_back(draw.x_t[rows], state, t, r)
+        return TargetValue(value=value.clamp(-self.clip, self.clip), space="output")
+
+    def state(self, teacher: FlowMap, draw: Draw, rows: Rows) -> State:
+        """X_{s,r}(X_{t,s}(x_t)) on the chosen rows."""
+        t, s, r = draw.times.take(rows)
+        x_t = draw.x_t[rows]
+        with torch.no_grad():
+            if self.first is None:
+                x_s = self._step(teacher, draw, rows, x_t, x_t, t, s)
+            else:
+                x_s = self._along(self.first, teacher, draw, rows, x_t, t, s)
+            x_r = self._second(teacher, draw, rows, x_s, s, r)
+            if self.below is None:
+                return x_r
+            low = (s < self.below).nonzero()[:, 0]
+            if len(low) == 0:
+                return x_r
+            label = _taken(_taken(draw.told(draw.teacher), rows), low)
+            with dropout_of(draw, rows[low]):
+                frozen = draw.teacher(x_s[low], s[low], r[low], label)
+            return x_r.index_copy(0, low, frozen.to(x_r.dtype))
+
+    def _along(self, first: Velocity, teacher: FlowMap, draw: Draw, rows: Rows, x_t: State, t: Time, s: Time) -> State:
+        """The first step along the velocity."""
+        v = first.on(teacher, draw, rows)
+        if self.solver == "transfer":
+            a, b = teacher.path.transfer(t, s)
+            return expand(a, x_t) * x_t + expand(b, x_t) * v
+        step = expand(s - t, x_t)
+        if self.solver == "heun" and isinstance(first, FieldVelocity):
+            v = (v + first.field(teacher, draw, rows, x_t + step * v, s)) / 2
+        return x_t + step * v
+
+    def _second(self, teacher: FlowMap, draw: Draw, rows: Rows, x_s: State, s: Time, r: Time) -> State:
+        """The second step, by the network."""
+        bound = self.clip if self.clip_states else None
+        for i in range(self.segments):
+            # The last end is r itself, without rounding.
+            begin, end = (s + (r - s) * (k / self.segments) if k < self.segments else r for k in (i, i + 1))
+            seen = x_s if bound is None else x_s.clamp(-bound, bound)
+            x_s = self._step(teacher, draw, rows, x_s, seen, begin, end)
+        return x_s
+
+    def _step(self, teacher: FlowMap, draw: Draw, rows: Rows, x: State, seen: State, t: Time, r: Time) -> State:
+        """One jump from x by the output at `seen`, guided on the rows of the smallest jump."""
+        label, guidance = _taken(draw.condition, rows), _taken(draw.guidance, rows)
+        with dropout_of(draw, rows):
+            output = teacher.predict(seen, t, r, label, guidance)
+        smallest = (draw.times.t - draw.times.r)[rows] <= 1.5 * self.guided_gap
+        some = (smallest & ~draw.dropped[rows]).nonzero()[:, 0]
+        if self.guidance != 1 and label is not None and len(some):
+            with dropout_of(draw, torch.cat([rows[some], rows[some]])):
+                guided = guided_output(teacher, seen[some], t[some], r[some], label[some], self.guidance)
+            output = output.index_copy(0, some, guided)
+        return teacher.move(x, output, t, r)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Secant(Target):
+    """The two steps as a difference quotient: F ∓ g with g = [X_{t,r}(x_t) − X_{s,r}(X_{t,s}(x_t))]/(t − s) → D_t X.
+
+    The target is F⁻ − sign(b) g, with F⁻ what the trained network predicts; as s → t it becomes `Tangent`'s, and where
+    s = r it is that of flow matching over the jump (`Along` on the linear path). The squared error has the gradient of
+    SoFlow's loss sign(b) ⟨F, sg(Δ)⟩ and of RCGM's residual.
+
+    Args:
+        steps: how the two steps are made.
+        clip: bound on the coordinates of g where s > r (RCGM: 1).
+    Source: SoFlow (arXiv 2512.15657); RCGM (TwinFlow's code).
+    """
+
+    steps: TwoStep = TwoStep()
+    clip: float | None = None
+    gaps: ClassVar = ("positive",)
+    continuous: ClassVar = False
+
+    def __post_init__(self) -> None:
+        if self.clip is not None and not self.clip > 0:
+            raise ShortflowError(f"Secant: clip must be positive or null, got {self.clip}")
+        if self.steps.clip is not None:
+            raise IncompatibleParts("Secant: clip the difference (Secant.clip), not the steps (Secant.steps.clip)")
+
+    def velocities(self) -> tuple[Velocity, ...]:
+        return self.steps.velocities()
+
+    def at(self, teacher: FlowMap, draw: Draw, rows: Rows, output: State | None = None) -> TargetValue:
+        t, s, r = draw.times.take(rows)
+        x_t = draw.x_t[rows]
+        goal = self.steps.state(teacher, draw, rows)
+        with torch.no_grad():
+            if output is None:
+                with dropout_of(draw, rows):
+                    output = teacher.predict(x_t, t, r, _taken(draw.condition, rows), _taken(draw.guidance, rows))
+            _, b = teacher.coefficients(t, r)
+            g = (teacher.move(x_t, output, t, r) - goal) / expand(t - s, x_t)
+            if self.clip is not None:
+                # Where s = r nothing is extrapolated, so nothing is clipped.
+                bound = torch.where(s > r, torch.full_like(t, self.clip), torch.full_like(t, torch.inf))
+                g = torch.maximum(torch.minimum(g, expand(bound, g)), -expand(bound, g))
+            return TargetValue(value=output - expand(torch.sign(b), g) * g, space="output")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Along(Target):
+    """One straight step: the output that carries x_t along `velocity` from t to r (r = t: the velocity itself).
+
+    With the conditional velocity the jump ends at α_r x + σ_r ε. Its fixed point over all jumps is the mean of those
+    (trajectory flow matching, α-Flow's α = 1); over pairs that a flow has coupled it is that flow, straightened.
+    """
+
+    velocity: Velocity = Conditional()
+    gaps: ClassVar = ("zero", "positive", "mixed")
+
+    def velocities(self) -> tuple[Velocity, ...]:
+        return (self.velocity,)
+
+    def at(self, teacher: FlowMap, draw: Draw, rows: Rows, output: State | None = None) -> TargetValue:
+        with torch.no_grad():
+            t, _, r = draw.times.take(rows)
+            x_t, v = draw.x_t[rows], self.velocity.on(teacher, draw, rows)
+            value = teacher.output_of(x_t, v, t)
+            jump = (r < t).nonzero()[:, 0]
+            if len(jump):
+                x, start, end = x_t[jump], t[jump], r[jump]
+                a, b = teacher.path.transfer(start, end)
+                state = expand(a, x) * x + expand(b, x) * v[jump]
+                value = value.index_copy(0, jump, teacher.pull_back(x, state, start, end))
+            return TargetValue(value=value, space="output", velocity=v)

@@ -1,0 +1,243 @@
+"""Targets of infinitesimal steps. With D_t = ∂_t + v·∇ at fixed r, the exact map has
+
+    D_t X_{t,r}(x_t) = [a v + ∂_t b F] + [∂_t a x + b D_t F] = 0        (s → t, Eulerian)
+    ∂_r X_{t,r}(x_t) = v_r(X_{t,r}(x_t))                                (s → r, Lagrangian)
+
+`Tangent` moves the network's output along w D_t X (against it where b > 0, so that the state always moves against it);
+for the average velocity (a = 1, b = r − t) and w = 1 the target is v − (t − r) D_t F, MeanFlow's. `Eulerian` and
+`Terminal` compare the two sides themselves, with gradient through the derivative.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from shortflow.draw import Draw
+from shortflow.errors import ShortflowError
+from shortflow.flowmap import FlowMap
+from shortflow.tangent import Derivative, ForwardMode
+from shortflow.targets.base import Rows, State, Target, TargetValue, Time, dropout_of
+from shortflow.typing import expand
+from shortflow.velocity import Conditional, FieldVelocity, Own, Velocity
+
+__all__ = ["CosineWeight", "Eulerian", "Tangent", "TangentWeight", "Terminal", "UnitWeight"]
+
+Norm = Literal["l2", "rms"]
+
+
+def _taken(value: Tensor | None, rows: Rows) -> Tensor | None:
+    return None if value is None else value[rows]
+
+
+def _normalized(g: State, c: float, norm: Norm) -> State:
+    """g/(‖g‖ + c), row by row."""
+    square = g.flatten(1).square()
+    size = (square.sum(1) if norm == "l2" else square.mean(1)).sqrt()
+    return g / expand(size + c, g)
+
+
+def _check(name: str, warmup: float, normalize: float | None, norm: str) -> None:
+    if not 0 <= warmup <= 1:
+        raise ShortflowError(f"{name}: warmup is a share of the run and must be in [0, 1], got {warmup}")
+    if normalize is not None and not normalize > 0:
+        raise ShortflowError(f"{name}: normalize must be positive or null, got {normalize}")
+    if norm not in ("l2", "rms"):
+        raise ShortflowError(f"{name}: norm must be 'l2' or 'rms', got {norm!r}")
+
+
+class TangentWeight(ABC):
+    """The factor w(t) on D_t X."""
+
+    @abstractmethod
+    def __call__(self, t: Time) -> Time:
+        """w at each row."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitWeight(TangentWeight):
+    """w = 1 (MeanFlow, ESC)."""
+
+    def __call__(self, t: Time) -> Time:
+        return torch.ones_like(t)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CosineWeight(TangentWeight):
+    """w = (2/π) cos(πt/2): sCM's tangent cos θ · df/dθ in the angle θ = πt/2."""
+
+    def __call__(self, t: Time) -> Time:
+        return (2 / torch.pi) * torch.cos(t * (torch.pi / 2))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tangent(Target):
+    """F⁻ + w · D_t X along `velocity`; on rows with r = t, the output that stands for the velocity.
+
+    Args:
+        velocity: v, the base of the target.
+        direction: the direction of the derivative; None: the same velocity. Another one with the same mean and less
+            variance is improved MeanFlow's (the network's own).
+        weight: w(t).
+        warmup: share of the run over which the propagated part ∂_t a x + b D_t F grows from 0 to its full size.
+        normalize: c in g ← g/(‖g‖ + c) with g = w D_t X, on rows with r < t; None for no normalisation.
+        norm: ‖·‖ as the plain Euclidean norm ("l2", as sCM is written) or as the root mean square ("rms").
+        derivative: exact forward mode or central differences.
+    """
+
+    velocity: Velocity = Conditional()
+    direction: Velocity | None = None
+    weight: TangentWeight = UnitWeight()
+    warmup: float = 0.0
+    normalize: float | None = None
+    norm: Norm = "l2"
+    derivative: Derivative = ForwardMode()
+    gaps: ClassVar = ("mixed", "positive")
+    continuous: ClassVar = True
+
+    def __post_init__(self) -> None:
+        _check("Tangent", self.warmup, self.normalize, self.norm)
+
+    def velocities(self) -> tuple[Velocity, ...]:
+        return (self.velocity,) if self.direction is None else (self.velocity, self.direction)
+
+    @property
+    def grounded(self) -> bool:
+        return self.velocity.grounded
+
+    def at(self, teacher: FlowMap, draw: Draw, rows: Rows, output: State | None = None) -> TargetValue:
+        with torch.no_grad():
+            t = draw.times.t[rows]
+            v = self.velocity.on(teacher, draw, rows)
+            value = teacher.output_of(draw.x_t[rows], v, t)
+            size = torch.full_like(t, torch.nan)
+            jump = draw.times.bootstrap[rows].nonzero()[:, 0]
+            if len(jump):
+                moved, rate = self.moved(teacher, draw, v[jump], rows[jump])
+                value = value.index_copy(0, jump, moved.to(value.dtype))
+                size = size.index_copy(0, jump, rate.flatten(1).square().mean(1).sqrt().to(size.dtype))
+        return TargetValue(value=value, space="output", logs={"tangent": size}, velocity=v)
+
+    def moved(self, teacher: FlowMap, draw: Draw, v: State, rows: Rows) -> tuple[State, State]:
+        """(target output, D_t F) on the chosen rows, all with r < t."""
+        t, _, r = draw.times.take(rows)
+        x = draw.x_t[rows]
+        label, guidance = _taken(draw.condition, rows), _taken(draw.guidance, rows)
+        along = v if self.direction is None else self.direction.on(teacher, draw, rows)
+
+        def network(x: Tensor, time: Tensor) -> Tensor:
+            with dropout_of(draw, rows):  # inside, so that every evaluation starts from the first mask
+                return teacher.predict(x, time, r, label, guidance)
+
+        output, rate = self.derivative(network, x, t, along)
+        a, b = teacher.coefficients(t, r)
+        a_t, b_t = teacher.parameterization.coefficient_rates(teacher.path, teacher.sigma_data, t, r)
+        w = -self.weight(t) * torch.sign(b)  # b < 0 for all parameterisations but EDM's
+        ramp = draw.progress.along(self.warmup)
+        propagated = expand(w * a_t, x) * x + expand(w * b, x) * rate
+        if self.normalize is None:
+            # (1 + w ∂_t b) is exactly 0 for the average velocity with w = 1: no F is added and taken away again.
+            return expand(1 + w * b_t, x) * output + expand(w * a, x) * v + ramp * propagated, rate
+        g = expand(w * a, x) * v + expand(w * b_t, x) * output + ramp * propagated
+        return output + _normalized(g, self.normalize, self.norm), rate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terminal(Target):
+    """∂_r X_{t,r}(x_t) = v_r(X_{t,r}(x_t)): the velocity at the end of a jump is that of the flow there.
+
+    With gradient `through` the derivative this is Lagrangian self-distillation (LSD) and terminal velocity matching
+    (TVM): ∂_r X, with gradient, is compared with v_r, without. Else the output is moved along ∂_r X − v_r, the limit
+    s → r of two steps whose second one follows v (AYF's LMD): F + sign(b) g, g possibly normalised to g/(‖g‖ + c).
+
+    Args:
+        velocity: v, known at every point: the network's own (needs rows with r = t), or a teacher's.
+        through, normalize, norm: as said; normalisation only without gradient through the derivative.
+    Source: Boffi et al. (arXiv 2505.18825), TVM (arXiv 2511.19797), AYF (arXiv 2506.14603).
+    """
+
+    velocity: FieldVelocity = Own()
+    through: bool = True
+    normalize: float | None = None
+    norm: Norm = "l2"
+    gaps: ClassVar = ("positive",)
+    continuous: ClassVar = True
+
+    def __post_init__(self) -> None:
+        _check("Terminal", 0.0, self.normalize, self.norm)
+        if self.through and self.normalize is not None:
+            raise ShortflowError("Terminal: normalize needs through=False, where the target is an output")
+
+    @property
+    def compares(self) -> Literal["jump", "rate"]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return "rate" if self.through else "jump"
+
+    def velocities(self) -> tuple[Velocity, ...]:
+        return (self.velocity,)
+
+    def compared(self, flow: FlowMap, draw: Draw, rows: Rows) -> tuple[State, State]:
+        t, _, r = draw.times.take(rows)
+        with dropout_of(draw, rows):
+            return flow.end_rate(draw.x_t[rows], t, r, _taken(draw.condition, rows), _taken(draw.guidance, rows))
+
+    def at(self, teacher: FlowMap, draw: Draw, rows: Rows, output: State | None = None) -> TargetValue:
+        t, _, r = draw.times.take(rows)
+        x_t, label, guidance = draw.x_t[rows], _taken(draw.condition, rows), _taken(draw.guidance, rows)
+        with torch.no_grad():
+            if self.through:
+                if output is None:
+                    with dropout_of(draw, rows):
+                        output = teacher.predict(x_t, t, r, label, guidance)
+                x_r = teacher.move(x_t, output, t, r)
+                return TargetValue(value=self.velocity.field(teacher, draw, rows, x_r, r), space="rate")
+            with dropout_of(draw, rows):
+                own, rate = teacher.end_rate(x_t, t, r, label, guidance)
+            v = self.velocity.field(teacher, draw, rows, teacher.move(x_t, own, t, r), r)
+            _, b = teacher.coefficients(t, r)
+            g = expand(torch.sign(b), x_t) * (rate - v)
+            if self.normalize is not None:
+                g = _normalized(g, self.normalize, self.norm)
+            return TargetValue(value=own + g, space="output")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eulerian(Target):
+    """D_t X_{t,r}(x_t) = 0 as a residual, with gradient through the derivative in time (Eulerian self-distillation).
+
+    Args:
+        velocity: v; the network's own needs rows with r = t.
+        detach_space: no gradient through ∇X·v, as recommended for stability.
+    Source: Boffi et al. (arXiv 2505.18825). Without gradient through the derivative it is `Tangent(velocity=Own())`.
+    """
+
+    velocity: Velocity = Own()
+    detach_space: bool = True
+    gaps: ClassVar = ("positive",)
+    continuous: ClassVar = True
+    compares: ClassVar = "rate"
+
+    def velocities(self) -> tuple[Velocity, ...]:
+        return (self.velocity,)
+
+    def compared(self, flow: FlowMap, draw: Draw, rows: Rows) -> tuple[State, State]:
+        t, _, r = draw.times.take(rows)
+        x, label, guidance = draw.x_t[rows], _taken(draw.condition, rows), _taken(draw.guidance, rows)
+        v = self.velocity.on(flow, draw, rows)
+        still = torch.zeros_like(x)
+        with dropout_of(draw, rows):
+            output, residual = flow.residual(x, t, r, still if self.detach_space else v, label, guidance)
+        if not self.detach_space:
+            return output, residual
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+
+            def jump(x: Tensor) -> Tensor:
+                with dropout_of(draw, rows):
+                    return flow(x, t, r, label, guidance)
+
+            spatial = torch.func.jvp(jump, (x,), (v,))[1]
+        return output, residual + spatial
+
+    def at(self, teacher: FlowMap, draw: Draw, rows: Rows, output: State | None = None) -> TargetValue:
+        return TargetValue(value=torch.zeros_like(draw.x_t[rows]), space="rate")

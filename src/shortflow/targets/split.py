@@ -1,0 +1,125 @@
+"""Rows of different kinds take different targets."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from shortflow.draw import Draw
+from shortflow.errors import IncompatibleParts
+from shortflow.flowmap import FlowMap
+from shortflow.targets.base import Direct, Rows, State, Target, TargetValue, dropout_of
+from shortflow.targets.jumps import TwoStep
+from shortflow.velocity import Velocity
+
+__all__ = ["Split"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split(Target):
+    """Rows with r = t take `direct`, rows with r < t take `bootstrap`; of these, those with s = t take `limit`.
+
+    `limit` is for laws whose first step shrinks to nothing (α-Flow); None where that cannot happen. If `bootstrap`
+    compares rates, rows with r = t are compared as velocities, the same units.
+    """
+
+    direct: Target = Direct()
+    bootstrap: Target = TwoStep(first=None)
+    limit: Target | None = None
+    gaps: ClassVar = ("mixed",)
+
+    def __post_init__(self) -> None:
+        for name, part in (("direct", self.direct), ("bootstrap", self.bootstrap), ("limit", self.limit)):
+            if isinstance(part, Split):
+                raise IncompatibleParts(f"Split: {name} is itself a Split; the kinds of rows are these three")
+        if "zero" not in self.direct.gaps:
+            raise IncompatibleParts(
+                f"Split: direct is for rows with r = t, where {type(self.direct).__name__} is not defined; use Direct"
+            )
+        if "positive" not in self.bootstrap.gaps:
+            raise IncompatibleParts(
+                f"Split: bootstrap is for rows with r < t, where {type(self.bootstrap).__name__} is not defined"
+            )
+        if self.limit is not None and not (
+            self.limit.continuous is True and self.bootstrap.continuous is False and self.limit.compares == "jump"
+        ):
+            raise IncompatibleParts(
+                "Split: limit is what a two-step bootstrap becomes where s = t; use limit=Tangent(…) with a two-step "
+                "bootstrap, or no limit"
+            )
+        if self.direct.compares == "rate":
+            raise IncompatibleParts("Split: direct must have an output as its target; use Direct or Along")
+
+    @property
+    def continuous(self) -> bool | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.bootstrap.continuous
+
+    @property
+    def compares(self) -> Literal["jump", "rate"]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.bootstrap.compares
+
+    @property
+    def parts(self) -> tuple[Target, ...]:
+        return (self.direct, self.bootstrap) if self.limit is None else (self.direct, self.bootstrap, self.limit)
+
+    def velocities(self) -> tuple[Velocity, ...]:
+        return tuple(velocity for part in self.parts for velocity in part.velocities())
+
+    @property
+    def grounded(self) -> bool:
+        return self.direct.grounded
+
+    def _kinds(self, draw: Draw, rows: Rows) -> list[tuple[Target, Int[Tensor, "_"]]]:
+        """The parts that have rows, with the positions of those among `rows`."""
+        t, s, r = draw.times.take(rows)
+        still = t == s if self.limit is not None else torch.zeros_like(t, dtype=torch.bool)
+        kinds = [(self.direct, r == t), (self.bootstrap, (r < t) & ~still)]
+        kinds += [] if self.limit is None else [(self.limit, (r < t) & still)]
+        found = ((part, mask.nonzero()[:, 0]) for part, mask in kinds)
+        return [(part, where) for part, where in found if len(where)]
+
+    def compared(self, flow: FlowMap, draw: Draw, rows: Rows) -> tuple[State, State]:
+        output = torch.zeros_like(draw.x_t[rows])
+        seen = output
+        for part, where in self._kinds(draw, rows):
+            chosen = rows[where]
+            if part.compares == "rate":
+                own, rate = part.compared(flow, draw, chosen)
+            else:
+                t, _, r = draw.times.take(chosen)
+                label = None if draw.condition is None else draw.condition[chosen]
+                guidance = None if draw.guidance is None else draw.guidance[chosen]
+                with dropout_of(draw, chosen):
+                    own = flow.predict(draw.x_t[chosen], t, r, label, guidance)
+                rate = flow.velocity_of(draw.x_t[chosen], own, t)
+            output = output.index_copy(0, where, own.to(output.dtype))
+            seen = seen.index_copy(0, where, rate.to(seen.dtype))
+        return output, seen
+
+    def at(self, teacher: FlowMap, draw: Draw, rows: Rows, output: State | None = None) -> TargetValue:
+        x = draw.x_t[rows]
+        value = torch.zeros_like(x)
+        logs: dict[str, torch.Tensor] = {}
+        velocity = None
+        for part, where in self._kinds(draw, rows):
+            chosen = rows[where]
+            target = part.at(teacher, draw, chosen, None if output is None else output[where])
+            if self.compares == "jump":
+                found = target.in_space("output", teacher, draw, chosen)
+            elif part.compares == "rate":
+                found = target.value
+            else:
+                found = teacher.velocity_of(
+                    x[where], target.in_space("output", teacher, draw, chosen), draw.times.t[chosen]
+                )
+            value = value.index_copy(0, where, found.to(value.dtype))
+            for name, rowwise in target.logs.items():
+                empty = torch.full_like(draw.times.t[rows], torch.nan)
+                logs[name] = logs.get(name, empty).index_copy(0, where, rowwise.to(empty.dtype))
+            if target.velocity is not None:
+                velocity = torch.zeros_like(x) if velocity is None else velocity
+                velocity = velocity.index_copy(0, where, target.velocity.to(x.dtype))
+        space = "output" if self.compares == "jump" else "rate"
+        return TargetValue(value=value, space=space, logs=logs, velocity=velocity)
