@@ -10,7 +10,7 @@ X'_{t',r'}(x') = (X_{t,r}(y) − α_r m)/c_r, and both have the same noise ε̂ 
 """
 
 import math
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -69,6 +69,18 @@ def _rows(mask: Bool[Tensor, "b"], like: Tensor) -> Tensor:
     return mask.reshape(len(mask), *([1] * (like.ndim - 1)))
 
 
+class _Seen(NamedTuple):
+    """A jump as the other model sees it: its point and times, the factor at its end, and what lies outside its span."""
+
+    y: Tensor
+    t: Tensor
+    r: Tensor
+    factor: Tensor
+    late: Tensor
+    early: Tensor
+    ended: Tensor
+
+
 class ReframedFlowMap(FlowMap):
     """`flow` on another path and in other data units; to targets and samplers a flow map like any other.
 
@@ -81,8 +93,9 @@ class ReframedFlowMap(FlowMap):
     """
 
     def __init__(self, flow: FlowMap, path: Path, scale: float, shift: float) -> None:
-        at = torch.tensor(flow.span, dtype=torch.float64)
-        low, high = equal_ratio_time(path, scale * flow.path.alpha(at), flow.path.sigma(at)).tolist()
+        window = (0.0, 0.0) if flow.told is None else flow.told[1:]
+        at = torch.tensor((*flow.span, flow.lowest, *window), dtype=torch.float64)
+        here = equal_ratio_time(path, scale * flow.path.alpha(at), flow.path.sigma(at)).tolist()
         grid = torch.linspace(0, 1, 33, dtype=torch.float64)
         there = equal_ratio_time(flow.path, path.alpha(grid), scale * path.sigma(grid))
         same = torch.allclose(grid, there, rtol=0, atol=1e-9)
@@ -94,9 +107,13 @@ class ReframedFlowMap(FlowMap):
             sigma_data=flow.sigma_data / scale,
             # Jumps of dyadic length have other lengths where times change; the velocity remains.
             ends=flow.ends if same or flow.ends != "dyadic" else "diagonal",
-            span=flow.span if same else (low, high),
+            span=flow.span if same else (here[0], here[1]),
             guided=flow.guided,
+            told=flow.told is not None,
+            lowest=flow.lowest if same else here[2],
         )
+        if flow.told is not None:
+            self.told = (flow.told[0], here[3], here[4])
         self.flow, self.scale, self.shift = flow, scale, shift
 
     def _there(self, t: Time) -> tuple[Time, Time, Bool[Tensor, "b"], Bool[Tensor, "b"]]:
@@ -114,24 +131,40 @@ class ReframedFlowMap(FlowMap):
         return time, above / torch.where(below > 0, below, one), late, early
 
     def predict(self, x_t: State, t: Time, r: Time, label: Label = None, guidance: Guidance = None) -> State:
-        old, new = self.flow.path, self.path
+        seen = self._seen(x_t, t, r)
+        raw = self.flow.predict(seen.y, seen.t, seen.r, label, self._told(self._guidance(guidance, t)))
+        return self._answer(x_t, t, r, seen, raw)
+
+    def predict_both(
+        self, x_t: State, t: Time, r: Time, label: Label = None, guidance: Guidance = None
+    ) -> tuple[State, State]:
+        seen = self._seen(x_t, t, r)
+        raw, head = self.flow.predict_both(seen.y, seen.t, seen.r, label, self._told(self._guidance(guidance, t)))
+        return self._answer(x_t, t, r, seen, raw), self._answer(x_t, t, t, self._seen(x_t, t, t), head)
+
+    def _seen(self, x_t: State, t: Time, r: Time) -> "_Seen":
+        """The jump from x_t as `flow` sees it."""
         time, factor, late, early = self._there(t)
         end, end_factor, _, ended = self._there(r)
-        y = expand(factor, x_t) * x_t + expand(old.alpha(time), x_t) * self.shift
-        told: tuple[Any, ...] = () if guidance is None else (self._told(guidance),)
-        raw = self.flow.predict(y, time, end, label, *told)
-        output = self._transfer_output(y, time, end, raw)
-        data = (old.data(y, output, time) - self.shift) / self.scale
-        noise = old.noise(y, output, time)
+        y = expand(factor, x_t) * x_t + expand(self.flow.path.alpha(time), x_t) * self.shift
+        return _Seen(y=y, t=time, r=end, factor=end_factor, late=late, early=early, ended=ended)
+
+    def _answer(self, x_t: State, t: Time, r: Time, seen: "_Seen", raw: State) -> State:
+        """The output for the jump here that `flow`'s output `raw` stands for there."""
+        old, new, y = self.flow.path, self.path, seen.y
+        output = self._transfer_output(y, seen.t, seen.r, raw)
+        data = (old.data(y, output, seen.t) - self.shift) / self.scale
+        noise = old.noise(y, output, seen.t)
         alpha, sigma, one = new.alpha(t), new.sigma(t), torch.ones_like(t)
-        kept = (x_t - expand(alpha, x_t) * data) / expand(torch.where(late, sigma, one), x_t)
-        seen = (x_t - expand(sigma, x_t) * noise) / expand(torch.where(early, alpha, one), x_t)
-        data = torch.where(_rows(early, x_t), seen, data)
-        answer = new.velocity(data, torch.where(_rows(late, x_t), kept, noise), t)
+        kept = (x_t - expand(alpha, x_t) * data) / expand(torch.where(seen.late, sigma, one), x_t)
+        left = (x_t - expand(sigma, x_t) * noise) / expand(torch.where(seen.early, alpha, one), x_t)
+        data = torch.where(_rows(seen.early, x_t), left, data)
+        answer = new.velocity(data, torch.where(_rows(seen.late, x_t), kept, noise), t)
         # The noise of a long jump is not what is left at its end.
         keep, move = new.transfer(t, r)
-        short = ended & ~early & (move != 0)
-        landed = (self.flow.move(y, raw, time, end) - expand(old.alpha(end), y) * self.shift) / expand(end_factor, y)
+        short = seen.ended & ~seen.early & (move != 0)
+        landed = self.flow.move(y, raw, seen.t, seen.r) - expand(old.alpha(seen.r), y) * self.shift
+        landed = landed / expand(seen.factor, y)
         pulled = (landed - expand(keep, x_t) * x_t) / expand(torch.where(short, move, one), x_t)
         return torch.where(_rows(short, x_t), pulled, answer)
 
@@ -146,8 +179,10 @@ class ReframedFlowMap(FlowMap):
         theirs = torch.where(still, rate_b, b / move)
         return expand(ours, y) * y + expand(theirs, y) * output
 
-    def _told(self, guidance: Float[Tensor, "b 3"]) -> Float[Tensor, "b 3"]:
+    def _told(self, guidance: Guidance) -> Guidance:
         """(ω, low, high) with the window in the times of `flow`."""
+        if guidance is None:
+            return None
         scale, low, high = guidance.unbind(1)
         return torch.stack([scale, self._there(low)[0], self._there(high)[0]], 1)
 
