@@ -57,6 +57,7 @@ FAMILIES: tuple[type, ...] = (
     flowmap.Conditioning,
     laws.Law,
     times.TimeSampler,
+    times.Fraction,
     grids.KarrasGrid,
     grids.SquareRootCount,
     grids.DoublingCount,
