@@ -70,6 +70,7 @@ FAMILIES: tuple[type, ...] = (
     flowmap.Conditioning,
     laws.Law,
     times.TimeSampler,
+    times.Fraction,
     grids.KarrasGrid,
     grids.SquareRootCount,
     grids.DoublingCount,
