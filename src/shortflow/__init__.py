@@ -21,8 +21,8 @@ _HOMES = {
     "shortflow.velocity": "Conditional Mixture PlugIn Velocity",
     "shortflow.guidance": "Guided guide",
     "shortflow.targets": "Direct Split Tangent Target TwoStep",
-    "shortflow.losses": "Adaptive ByTime KernelMMD Metric Product PseudoHuber SquaredError Unweighted "
-    "Variational Weighting",
+    "shortflow.losses": "Adaptive Boundary ByTime KernelMMD Metric Perceptual Product PseudoHuber SquaredError "
+    "Unweighted Variational Weighting",
     "shortflow.objective": "Objective",
     "shortflow.optimizer": "Optimizer",
     "shortflow.recipe": "Recipe",
