@@ -48,7 +48,9 @@ from shortflow.velocity import Conditional, Mixture, PlugIn, Velocity
 
 # Settings of the parts that have some without a default.
 NEEDED: dict[str, dict[str, Any]] = {
+    "Boundary": {"at": 0.0125},
     "ByTime": {"rule": "imm"},
+    "Perceptual": {"trunk": "vgg16.pth", "heads": "vgg.pth"},
     "Product": {"parts": (Adaptive(), Variational())},
     "TrigFlow": {},
 }
