@@ -14,7 +14,8 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from shortflow import flowmap, grids, guidance, laws, losses, objective, paths, tangent, targets, times, velocity
 from shortflow.errors import ConfigError, ShortflowError
-from shortflow.nn.configs import MLPConfig, NetworkConfig, SiTConfig
+from shortflow.nn import configs as networks
+from shortflow.nn.configs import NetworkConfig, SiTConfig
 from shortflow.objective import Objective
 from shortflow.optimizer import Optimizer
 from shortflow.recipe import Recipe
@@ -68,8 +69,7 @@ FAMILIES: tuple[type, ...] = (
     losses.Metric,
     losses.Weighting,
     objective.Teacher,
-    SiTConfig,
-    MLPConfig,
+    NetworkConfig,
 )
 
 _KINDS: dict[str, type] = {}
@@ -172,14 +172,12 @@ def defaults(part: type) -> dict[str, Any]:
     return plain
 
 
-for _module in (flowmap, grids, guidance, laws, losses, objective, paths, tangent, targets, times, velocity):
+for _module in (flowmap, grids, guidance, laws, losses, networks, objective, paths, tangent, targets, times, velocity):
     for _name in _module.__all__:
         _part = getattr(_module, _name)
         # CustomPath, made of functions, is the one part with a fault.
         if isinstance(_part, type) and issubclass(_part, FAMILIES) and _fault(_part) is None:
             register(_part)
-register(SiTConfig)
-register(MLPConfig)
 
 
 # -------------------------------------------------------------------------------------------------------------- writing
