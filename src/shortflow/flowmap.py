@@ -11,6 +11,7 @@ import copy
 import math
 from typing import Literal
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
