@@ -48,7 +48,9 @@ from shortflow.velocity import Conditional, Mixture, PlugIn, Velocity
 
 # Settings of the parts that have some without a default.
 NEEDED: dict[str, dict[str, Any]] = {
+    "Boundary": {"at": 0.0125},
     "ByTime": {"rule": "imm"},
+    "Perceptual": {"trunk": "vgg16.pth", "heads": "vgg.pth"},
     "Product": {"parts": (Adaptive(), Variational())},
     "TrigFlow": {},
 }
@@ -359,9 +361,7 @@ def test_a_missing_kind_and_a_missing_setting_are_told() -> None:
         from_plain(ByTime, "ByTime")
     with pytest.raises(ConfigError, match=r"^recipe: is missing"):
         from_plain(RunConfig, {})
-    with pytest.raises(
-        ConfigError, match=r"expected the name of a part \(Conditional, FadingGuidance"
-    ):
+    with pytest.raises(ConfigError, match=r"expected the name of a part \(Conditional, FadingGuidance"):
         from_plain(Velocity, None)
     with pytest.raises(ConfigError, match=r"no such kind \['SquaredError'\]"):
         from_plain(Metric, {"kind": ["SquaredError"]})

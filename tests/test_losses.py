@@ -4,12 +4,14 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from decimal import Decimal, localcontext
+from typing import Literal
 
 import pytest
 import torch
+from jaxtyping import TypeCheckError
 from torch import Tensor, nn
 
-from oracles import f64
+from oracles import f64, log_slope
 from shortflow.draw import Draw
 from shortflow.errors import IncompatibleParts, ShortflowError
 from shortflow.flowmap import AverageVelocity, FlowMap
@@ -17,6 +19,7 @@ from shortflow.losses import (
     Adaptive,
     ByTime,
     KernelMMD,
+    Metric,
     Product,
     PseudoHuber,
     SquaredError,
@@ -74,6 +77,41 @@ def test_pseudo_huber_keeps_its_digits_near_zero(size: float) -> None:
     assert got.item() == pytest.approx(want, rel=1e-13, abs=1e-300)
     slope = torch.autograd.grad(got.sum(), error)[0]
     close(slope, error.detach() / math.sqrt(2 * size**2 + 0.03**2), 1e-10)
+
+
+@pytest.mark.parametrize("size", [1e-12, 1e-3, 1.0, 1e6])
+def test_pseudo_huber_without_a_constant_is_the_norm(size: float) -> None:
+    """c = 0: ‖e‖ with the gradient e/‖e‖; and what small constants tend to."""
+    error = (size * f64(3.0, -4.0)[None]).requires_grad_()
+    at, zero = draw(f64(0.5)), torch.zeros(1, 2).double()
+    got = PseudoHuber(c=0.0)(error, zero, flow(), at)
+    close(got.detach() / size, f64(5.0), 1e-14)
+    close(torch.autograd.grad(got.sum(), error)[0], f64(0.6, -0.8)[None], 1e-14)
+    assert got.item() == pytest.approx(PseudoHuber(c=size * 1e-9)(error, zero, flow(), at).item(), rel=1e-8)
+
+
+@pytest.mark.parametrize("c", [0.0, 1e-8, 0.03, None])
+def test_pseudo_huber_has_gradient_zero_where_there_is_no_error(c: float | None) -> None:
+    """On a row of zeros, and none of the others suffers from it."""
+    error = torch.tensor([[0.0, 0.0], [0.3, 0.4]], requires_grad=True)
+    got = PseudoHuber(c=c)(error, torch.zeros(2, 2), flow(), draw(f64(0.5, 0.5)))
+    slope = torch.autograd.grad(got.sum(), error)[0]
+    assert got[0].item() == 0
+    assert slope[0].tolist() == [0, 0]
+    assert slope[1].norm().item() == pytest.approx(
+        0.5 / math.hypot(0.5, 0.00054 * 2**0.5 if c is None else c), rel=1e-6
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("metric", [SquaredError(reduce="sum"), PseudoHuber(c=0.0), PseudoHuber(c=1.0)], ids=repr)
+def test_errors_of_half_precision_are_computed_in_single(metric: Metric, dtype: torch.dtype) -> None:
+    """Sums of squares that overflow float16, and 4096 equal terms that bfloat16 would stop adding up at 256."""
+    a = torch.full((1, 4096), 9.0, dtype=dtype)
+    got = metric(a, torch.ones_like(a), flow(), draw(f64(0.5)))
+    assert got.dtype == torch.float32
+    want = metric(a.double(), torch.ones_like(a).double(), flow(), draw(f64(0.5)))
+    assert got.item() == pytest.approx(want.item(), rel=1e-6)
 
 
 def test_pseudo_huber_default_constant() -> None:
@@ -154,6 +192,74 @@ def test_single_particle_mmd_is_the_kernel_distance() -> None:
     want = 2 * (1 - torch.exp(-(a - b).norm(dim=1) / (3 * (t - r))))
     close(got, want, 2e-3)
     close(KernelMMD(group=1, epsilon=1e-9)(a, b, flow(), draw(t, r)), want, 1e-7)
+
+
+def test_single_particles_are_pulled_straight_to_the_target() -> None:
+    """M = 1: the gradient is 2 k w/D · e/‖e‖, that of a pseudo-l1 distance."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(5, 1, 3, generator=generator, dtype=torch.float64) for _ in range(2))
+    w = f64(0.5, 1.0, 2.0, 4.0, 8.0)
+    a.requires_grad_()
+    slope = torch.autograd.grad(grouped_mmd(a, b, w, 1e-4, False).sum(), a)[0][:, 0]
+    e = (a - b).detach()[:, 0]
+    distance = e.norm(dim=1, keepdim=True)
+    close(slope, 2 * torch.exp(-w[:, None] * distance / 3) * w[:, None] / 3 * e / distance)
+
+
+@pytest.mark.parametrize("kernel", ["laplace", "energy", "linear"])
+def test_diagonals_damp_the_gradient_between_particles(kernel: Literal["laplace", "energy", "linear"]) -> None:
+    """∂V = (1 − 1/M) ∂U_aa − 2 ∂C: the V-statistic pushes the particles apart with 3/4 of the force at M = 4."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(2, 4, 3, generator=generator, dtype=torch.float64) for _ in range(2))
+    a.requires_grad_()
+    w, m = f64(1.0, 3.0), 4
+
+    def slope(value: Tensor) -> Tensor:
+        return torch.autograd.grad(value.sum(), a)[0]
+
+    v, u = (slope(grouped_mmd(a, b, w, 1e-4, unbiased, kernel)) for unbiased in (False, True))
+    # U_aa by hand: pairs i ≠ j, far enough apart that ε plays no part
+    i, j = torch.triu_indices(m, m, 1)
+    square = (a[:, i] - a[:, j]).square().sum(-1)
+    pairs = {"laplace": torch.exp(-w[:, None] * square.sqrt() / 3), "energy": -square.sqrt(), "linear": -square}[kernel]
+    inner = slope(2 * pairs.sum(1) / (m * (m - 1)))
+    close(v, u - inner / m)
+    close(v - (1 - 1 / m) * inner, u - inner)  # what pulls towards the targets is the same in both
+
+
+def test_linear_kernel_matches_means_and_nothing_else() -> None:
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(3, 4, 5, generator=generator, dtype=torch.float64) for _ in range(2))
+    w = torch.ones(3).double()
+    value = grouped_mmd(a, b, w, 1e-4, False, "linear")
+    close(value, 2 * (a.mean(1) - b.mean(1)).square().sum(1))
+    spread = a.mean(1, keepdim=True) + 3 * (a - a.mean(1, keepdim=True))
+    close(grouped_mmd(spread, b, w, 1e-4, False, "linear"), value)
+    one = KernelMMD(group=1, kernel="linear")(a[0], b[0], flow(), draw(torch.full((4,), 0.5).double()))
+    close(one, 2 * SquaredError(reduce="sum")(a[0], b[0], flow(), draw(torch.full((4,), 0.5).double())))
+
+
+def test_energy_kernel_is_the_energy_distance_and_the_limit_of_a_wide_laplace() -> None:
+    """2 E‖a − b‖ − E‖a − a'‖ − E‖b − b'‖; and MMD²_laplace = (w/D) energy + O(w²)."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(1, 4, 3, generator=generator, dtype=torch.float64) for _ in range(2))
+
+    def mean(x: Tensor, y: Tensor) -> float:
+        return sum(math.dist(p, q) for p in x[0].tolist() for q in y[0].tolist()) / 16
+
+    got = grouped_mmd(a, b, f64(1.0), 1e-9, False, "energy").item()
+    assert got == pytest.approx(2 * mean(a, b) - mean(a, a) - mean(b, b), abs=1e-8)
+    widths = [1e-2, 3e-3, 1e-3]
+    errors = [abs(grouped_mmd(a, b, f64(w), 1e-9, False).item() * 3 / w - got) for w in widths]
+    assert log_slope(widths, errors) == pytest.approx(1, abs=0.02)
+
+
+def test_bandwidth_of_one_for_outputs_that_are_data() -> None:
+    """Golden number with w̃ = 2 from b = 1/2; the same points at b = 1/4 and in units of one."""
+    at = draw(f64(0.7, 0.7), f64(0.45, 0.45))
+    close(KernelMMD(group=2)(A[0], B[0], flow(), at), grouped_mmd(A, B, f64(4.0), 1e-4, False).expand(2))
+    unit = KernelMMD(group=2, bandwidth="unit")(A[0], B[0], flow(), at)
+    close(unit, grouped_mmd(A, B, f64(1.0), 1e-4, False).expand(2))
 
 
 def test_mmd_of_equal_points_is_zero_with_a_finite_gradient() -> None:
@@ -301,7 +407,10 @@ def test_a_variational_weight_must_come_last(first: Weighting) -> None:
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: PseudoHuber(c=0.0), "c must be positive or null, got 0"),
+        (lambda: PseudoHuber(c=-1.0), "c must be a finite number, not negative, or null, got -1"),
+        (lambda: PseudoHuber(c=math.inf), "c must be a finite number, not negative, or null, got inf"),
+        (lambda: KernelMMD(kernel="gauss"), "(?s)laplace.*energy.*linear"),  # type: ignore
+        (lambda: KernelMMD(bandwidth="wide"), "(?s)output.*unit"),  # type: ignore
         (lambda: KernelMMD(group=0), "group must be at least 1, got 0"),
         (lambda: KernelMMD(group=1, unbiased=True), "group must be at least 2, got 1"),
         (lambda: KernelMMD(epsilon=0.0), "epsilon must be positive, got 0"),
@@ -310,5 +419,5 @@ def test_a_variational_weight_must_come_last(first: Weighting) -> None:
     ],
 )
 def test_impossible_settings_are_refused(build: Callable[[], object], message: str) -> None:
-    with pytest.raises(ShortflowError, match=message):
+    with pytest.raises((ShortflowError, TypeCheckError), match=message):
         build()

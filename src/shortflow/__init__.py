@@ -16,12 +16,13 @@ _HOMES = {
     "shortflow.paths": "Cosine CustomPath Linear Path VarianceExploding",
     "shortflow.laws": "LogitNormal TrigLogNormal Uniform",
     "shortflow.times": "Diagonal Dyadic Gradual GridPairs GroupedJumps Independent Sorted TimeSampler ToData",
-    "shortflow.flowmap": "AverageVelocity EDMSkip FlowMap Transfer TrigFlow",
+    "shortflow.flowmap": "FlowMap",
+    "shortflow.parameterizations": "AverageVelocity Denoiser EDMSkip SimpleEDM Transfer TrigFlow TrigJump",
     "shortflow.velocity": "Conditional Mixture PlugIn Velocity",
     "shortflow.guidance": "Guided guide",
     "shortflow.targets": "Direct Split Tangent Target TwoStep",
-    "shortflow.losses": "Adaptive ByTime KernelMMD Metric Product PseudoHuber SquaredError Unweighted "
-    "Variational Weighting",
+    "shortflow.losses": "Adaptive Boundary ByTime KernelMMD Metric Perceptual Product PseudoHuber SquaredError "
+    "Unweighted Variational Weighting",
     "shortflow.objective": "Objective",
     "shortflow.optimizer": "Optimizer",
     "shortflow.recipe": "Recipe",

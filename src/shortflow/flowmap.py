@@ -2,225 +2,64 @@
 
     X_{t,r}(x) = a x + b F(c_in x, time inputs, label),
 
-where the parameterisation supplies a(t, r), b(t, r) and c_in(t) such that X_{t,t} is the identity for any weights.
+where the parameterisation supplies a(t, r), b(t, r) and c_in(t) such that X_{t,t} is the identity for any weights, and
+the conditioning the time inputs; both live in `shortflow.parameterizations` and are importable from here, too.
 The object that is trained is the object that is sampled, saved and evaluated.
 """
 
 import copy
 import math
-from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from shortflow.errors import IncompatibleParts, ShortflowError
-from shortflow.paths import Cosine, Path, VarianceExploding
+from shortflow.parameterizations import (
+    AngleOnly,
+    AverageVelocity,
+    Conditioning,
+    Denoiser,
+    EDMSkip,
+    LogSigma,
+    LogStep,
+    Parameterization,
+    SimpleEDM,
+    StartAndEnd,
+    StartAndGap,
+    StartOnly,
+    Transfer,
+    TrigFlow,
+    TrigJump,
+)
+from shortflow.paths import Path
 from shortflow.tangent import Derivative, ForwardMode
 from shortflow.typing import expand
 
 __all__ = [
+    "AngleOnly",
     "AverageVelocity",
     "Conditioning",
+    "Denoiser",
     "EDMSkip",
     "FlowMap",
     "LogSigma",
     "LogStep",
     "Parameterization",
+    "SimpleEDM",
+    "StartAndEnd",
     "StartAndGap",
     "StartOnly",
     "Transfer",
     "TrigFlow",
+    "TrigJump",
 ]
 
 Time = Float[Tensor, "b"]
 State = Float[Tensor, "b ..."]
 Label = Int[Tensor, "b"] | None
 Guidance = Float[Tensor, "b 3"] | None  # (ω, low, high) of each row, for networks that are told their guidance
-
-
-# ------------------------------------------------------------------------------------------------ parameterisations
-
-
-class Parameterization(ABC):
-    """How the output F of a network becomes a jump: X_{t,r}(x) = a x + b F with a = 1 and b = 0 at r = t."""
-
-    def check(self, path: Path, sigma_data: float) -> None:
-        """Raise `IncompatibleParts` if it is not defined on `path`; by default every path will do."""
-        return
-
-    def input_scale(self, path: Path, sigma_data: float, t: Time) -> Time | None:
-        """c_in, the factor on the network's input; None for 1."""
-        return None
-
-    @abstractmethod
-    def coefficients(self, path: Path, sigma_data: float, t: Time, r: Time) -> tuple[Time, Time]:
-        """(a, b) of X_{t,r}(x) = a x + b F."""
-
-    @abstractmethod
-    def rates(self, path: Path, sigma_data: float, t: Time) -> tuple[Time, Time]:
-        """(∂_r a, ∂_r b) at r = t: the velocity that F stands for on the diagonal is v = ∂_r a · x + ∂_r b · F."""
-
-    def coefficient_rates(self, path: Path, sigma_data: float, t: Time, r: Time) -> tuple[Time, Time]:
-        """(∂_t a, ∂_t b) at fixed r."""
-        with torch.no_grad():
-            rates = torch.func.jvp(
-                lambda time: self.coefficients(path, sigma_data, time, r), (t,), (torch.ones_like(t),)
-            )[1]
-        return rates
-
-
-@dataclass(frozen=True, kw_only=True)
-class AverageVelocity(Parameterization):
-    """F = u/scale, the average velocity: X_{t,r}(x) = x + (r − t) · scale · F.
-
-    With `normalize` the input is divided by its standard deviation √(α² σ_data² + σ²) and scale is σ_data (the
-    "euler" form of IMM); without, both are 1 (MeanFlow, ESC, shortcut models).
-    """
-
-    normalize: bool = False
-
-    def input_scale(self, path: Path, sigma_data: float, t: Time) -> Time | None:
-        if not self.normalize:
-            return None
-        return torch.rsqrt((path.alpha(t) * sigma_data) ** 2 + path.sigma(t) ** 2)
-
-    def coefficients(self, path: Path, sigma_data: float, t: Time, r: Time) -> tuple[Time, Time]:
-        scale = sigma_data if self.normalize else 1.0
-        return torch.ones_like(t), (r - t) * scale
-
-    def rates(self, path: Path, sigma_data: float, t: Time) -> tuple[Time, Time]:
-        return torch.zeros_like(t), torch.full_like(t, sigma_data if self.normalize else 1.0)
-
-    def coefficient_rates(self, path: Path, sigma_data: float, t: Time, r: Time) -> tuple[Time, Time]:
-        return torch.zeros_like(t), torch.full_like(t, -(sigma_data if self.normalize else 1.0))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Transfer(Parameterization):
-    """F = v and a DDIM step: X_{t,r}(x) = ā x + b̄ F with the path's transfer coefficients.
-
-    On the linear path this is `AverageVelocity`.
-    """
-
-    def coefficients(self, path: Path, sigma_data: float, t: Time, r: Time) -> tuple[Time, Time]:
-        return path.transfer(t, r)
-
-    def rates(self, path: Path, sigma_data: float, t: Time) -> tuple[Time, Time]:
-        return torch.zeros_like(t), torch.ones_like(t)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrigFlow(Parameterization):
-    """X_{t,r}(x) = cos(θ_t − θ_r) x − sin(θ_t − θ_r) σ_data F(x/σ_data), with the angle θ = πt/2.
-
-    Needs the cosine path with noise scale σ_data. The velocity per unit of t is v = (π/2) σ_data F.
-    Source: sCM (arXiv 2410.11081), equation (5).
-    """
-
-    def check(self, path: Path, sigma_data: float) -> None:
-        if not isinstance(path, Cosine) or not math.isclose(path.noise_scale, sigma_data):
-            raise IncompatibleParts(
-                f"TrigFlow needs the cosine path with noise_scale = sigma_data = {sigma_data}, got {path}; "
-                f"use Cosine(noise_scale={sigma_data}) or the Transfer parameterisation"
-            )
-
-    def input_scale(self, path: Path, sigma_data: float, t: Time) -> Time | None:
-        return torch.full_like(t, 1 / sigma_data)
-
-    def coefficients(self, path: Path, sigma_data: float, t: Time, r: Time) -> tuple[Time, Time]:
-        angle = (t - r) * (math.pi / 2)
-        return torch.cos(angle), -sigma_data * torch.sin(angle)
-
-    def rates(self, path: Path, sigma_data: float, t: Time) -> tuple[Time, Time]:
-        return torch.zeros_like(t), torch.full_like(t, sigma_data * math.pi / 2)
-
-
-@dataclass(frozen=True, kw_only=True)
-class EDMSkip(Parameterization):
-    """X_{t,r}(x) = c_skip x + c_out F(c_in x) on the variance-exploding path, the identity at r = t.
-
-    c_skip = σ_d²/((σ_t − σ_r)² + σ_d²), c_out = (σ_t − σ_r) σ_d/√(σ_t² + σ_d²), c_in = 1/√(σ_t² + σ_d²).
-    With σ_r = σ_min this is the consistency model's form, with σ_r = 0 that of EDM.
-    Source: Song et al. 2023 (arXiv 2303.01469), appendix C.
-    """
-
-    def check(self, path: Path, sigma_data: float) -> None:
-        if not isinstance(path, VarianceExploding):
-            raise IncompatibleParts(f"EDMSkip needs the variance-exploding path, got {path}; use VarianceExploding()")
-
-    def input_scale(self, path: Path, sigma_data: float, t: Time) -> Time | None:
-        return torch.rsqrt(path.sigma(t) ** 2 + sigma_data**2)
-
-    def coefficients(self, path: Path, sigma_data: float, t: Time, r: Time) -> tuple[Time, Time]:
-        gap = path.sigma(t) - path.sigma(r)
-        skip = sigma_data**2 / (gap**2 + sigma_data**2)
-        return skip, gap * sigma_data * torch.rsqrt(path.sigma(t) ** 2 + sigma_data**2)
-
-    def rates(self, path: Path, sigma_data: float, t: Time) -> tuple[Time, Time]:
-        out = path.d_sigma(t) * sigma_data * torch.rsqrt(path.sigma(t) ** 2 + sigma_data**2)
-        return torch.zeros_like(t), -out
-
-
-# --------------------------------------------------------------------------------------------- what the network is told
-
-
-class Conditioning(ABC):
-    """Which functions of (t, r) the network sees."""
-
-    second: ClassVar[bool]
-
-    @abstractmethod
-    def inputs(self, path: Path, t: Time, r: Time) -> tuple[Time, Time | None]:
-        """(time, second time input or None)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StartOnly(Conditioning):
-    """t alone: networks for one end only (flow matching: r = t; consistency: r = 0)."""
-
-    second: ClassVar[bool] = False
-
-    def inputs(self, path: Path, t: Time, r: Time) -> tuple[Time, Time | None]:
-        return t, None
-
-
-@dataclass(frozen=True, kw_only=True)
-class StartAndGap(Conditioning):
-    """(scale·t, scale·(t − r)). Keep scale = 1 where a derivative in t is taken: large scales make it explode."""
-
-    scale: float = 1.0
-    second: ClassVar[bool] = True
-
-    def inputs(self, path: Path, t: Time, r: Time) -> tuple[Time, Time | None]:
-        return self.scale * t, self.scale * (t - r)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LogStep(Conditioning):
-    """(t, log₂(1/(t − r))), where r = t counts as the finest step 1/steps (shortcut models)."""
-
-    steps: int = 128
-    second: ClassVar[bool] = True
-
-    def inputs(self, path: Path, t: Time, r: Time) -> tuple[Time, Time | None]:
-        return t, -torch.log2((t - r).clamp(min=1 / self.steps))
-
-
-@dataclass(frozen=True, kw_only=True)
-class LogSigma(Conditioning):
-    """¼ log σ_t (EDM's c_noise)."""
-
-    second: ClassVar[bool] = False
-
-    def inputs(self, path: Path, t: Time, r: Time) -> tuple[Time, Time | None]:
-        # Finite at σ = 0 too, so that X_{0,0} stays the identity.
-        return 0.25 * torch.log(path.sigma(t).clamp(min=torch.finfo(t.dtype).tiny)), None
-
-
-# ----------------------------------------------------------------------------------------------------- the flow map
 
 
 class FlowMap(nn.Module):

@@ -18,7 +18,6 @@ from shortflow.config import RunConfig, from_plain, to_plain
 from shortflow.data import DataSpec
 from shortflow.errors import CheckpointError, ShortflowError
 from shortflow.flowmap import FlowMap
-from shortflow.nn.configs import SiTConfig
 
 __all__ = ["FORMAT", "Model", "build_flow", "check", "describe", "load", "read_header"]
 
@@ -155,8 +154,7 @@ def _check_weights(run: RunConfig, spec: DataSpec, tensors: Mapping[str, Tensor]
 
     A description is only believed as far as the weights bear it out, so a wrong one costs no time and no memory.
     """
-    network = run.network
-    blocks = network.dimensions.depth if isinstance(network, SiTConfig) else network.depth
+    blocks = run.network.blocks
     if blocks > len(tensors):
         raise CheckpointError(f"the network described has {blocks} blocks, the file has {len(tensors)} tensors")
     flow = check(run, spec)

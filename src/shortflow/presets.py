@@ -10,7 +10,7 @@ from dataclasses import replace
 from shortflow.config import DataConfig, RunConfig, override
 from shortflow.data import Dataset
 from shortflow.errors import ConfigError
-from shortflow.nn.configs import MLPConfig, SiTConfig
+from shortflow.nn.configs import MLPConfig, NetworkConfig, SiTConfig
 from shortflow.recipe import Recipe
 from shortflow.train.settings import TrainSettings
 
@@ -54,7 +54,7 @@ _LOW_DIMENSION = {
 # The digits are few and small: no row is spent on an unconditional model that nobody asks for.
 _DATA = {"digits": ("optimizer.lr=2e-3", "objective.label_dropout=0")}
 
-_NETWORKS = {
+_NETWORKS: dict[str, NetworkConfig] = {
     "digits": SiTConfig(size="digits", patch=4, width=128),
     "mnist": SiTConfig(size="mnist", patch=4),
     "fashion-mnist": SiTConfig(size="mnist", patch=4),
@@ -90,7 +90,8 @@ def preset(recipe: Recipe, data: DataConfig, dataset: Dataset) -> RunConfig:
     """A run of `recipe` on `dataset` to start from; unconditional data get the recipe without guidance and classes."""
     name = data.source
     if not dataset.is_image:
-        network, budget = MLPConfig(), _POINTS
+        network: NetworkConfig = MLPConfig()
+        budget = _POINTS
     else:
         network = _NETWORKS.get(name, SiTConfig(size="mnist", width=256, depth=8, heads=4, patch=_patch(dataset.shape)))
         budget = _BUDGETS.get(name, _FOLDER)

@@ -27,7 +27,8 @@ from shortflow import (
     velocity,
 )
 from shortflow.errors import ConfigError, ShortflowError
-from shortflow.nn.configs import MLPConfig, NetworkConfig, SiTConfig
+from shortflow.nn import configs as networks
+from shortflow.nn.configs import NetworkConfig, SiTConfig
 from shortflow.objective import Objective
 from shortflow.optimizer import Optimizer
 from shortflow.recipe import Recipe
@@ -70,6 +71,7 @@ FAMILIES: tuple[type, ...] = (
     flowmap.Conditioning,
     laws.Law,
     times.TimeSampler,
+    times.Fraction,
     grids.KarrasGrid,
     grids.SquareRootCount,
     grids.DoublingCount,
@@ -83,8 +85,7 @@ FAMILIES: tuple[type, ...] = (
     teachers.Teacher,
     guidance.PowerGuidance,
     coupling.Coupling,
-    SiTConfig,
-    MLPConfig,
+    NetworkConfig,
 )
 
 _KINDS: dict[str, type] = {}
@@ -187,14 +188,28 @@ def defaults(part: type) -> dict[str, Any]:
     return plain
 
 
-for _module in (coupling, flowmap, grids, guidance, laws, losses, paths, tangent, targets, teachers, times, velocity):
+_MODULES = (
+    coupling,
+    flowmap,
+    grids,
+    guidance,
+    laws,
+    losses,
+    networks,
+    paths,
+    tangent,
+    targets,
+    teachers,
+    times,
+    velocity,
+)
+
+for _module in _MODULES:
     for _name in _module.__all__:
         _part = getattr(_module, _name)
         # CustomPath, made of functions, is the one part with a fault.
         if isinstance(_part, type) and issubclass(_part, FAMILIES) and _fault(_part) is None:
             register(_part)
-register(SiTConfig)
-register(MLPConfig)
 
 
 # -------------------------------------------------------------------------------------------------------------- writing

@@ -1,22 +1,33 @@
-"""What all networks here share: the conditioning vector and the log-variance head.
+"""What all networks here share: the conditioning vector, the heads, and the contract of `shortflow.nn`.
 
-    c = E_t(time) + E_2(second) + E_y(label),        log-variance = w · E_t(time) + w_0
+    c = E_t(time) + E_2(second) + E_y(label) + E_g(guidance)
+    h = trunk(x, c),    output = output(h, c),    velocity = velocity(h, c),    log-variance = w · E_t(time) + w_0
 
 Each part exists only where it was asked for, so that no weight goes without a gradient.
 """
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from shortflow.errors import ShortflowError
-from shortflow.nn.embeddings import LabelEmbedding, TimeEmbedding, full_precision, precise_linear
+from shortflow.nn.embeddings import GuidanceEmbedding, LabelEmbedding, TimeEmbedding, full_precision, precise_linear
 
 __all__ = ["ConditionedNetwork"]
 
+Time = Float[Tensor, "b"]
+Second = Float[Tensor, "b"] | None
+Label = Int[Tensor, "b"] | None
+Guidance = Float[Tensor, "b 3"] | None
 
-class ConditionedNetwork(nn.Module):
+
+class ConditionedNetwork(nn.Module, ABC):
     """Base of the networks: holds the embeddings and checks what is passed against what was built.
+
+    A network is its `trunk` and the heads `output` and `velocity`, which read what the trunk returns.
 
     Args:
         shape: shape of one point.
@@ -25,9 +36,12 @@ class ConditionedNetwork(nn.Module):
         null_class: add a "no class" row; a missing label then means this row.
         second_time: take a second time.
         log_variance: add the head of `log_variance`; it starts at zero.
+        guidance: take the guidance (scale, low, high) of each row.
+        velocity_head: add a head for the instantaneous velocity, see `both`; it starts at zero, too.
+        embedding: makes the embedding of a time, given the width.
 
     Attributes:
-        shape, num_classes, second_time: as given.
+        shape, num_classes, second_time, guidance, velocity_head: as given.
         null_label: index of the "no class" row (= num_classes), or None.
 
     Raises:
@@ -43,6 +57,9 @@ class ConditionedNetwork(nn.Module):
         null_class: bool,
         second_time: bool,
         log_variance: bool,
+        guidance: bool = False,
+        velocity_head: bool = False,
+        embedding: Callable[[int], TimeEmbedding] = TimeEmbedding,
     ) -> None:
         super().__init__()
         if num_classes < 0:
@@ -50,19 +67,103 @@ class ConditionedNetwork(nn.Module):
         if null_class and num_classes == 0:
             raise ShortflowError("null_class=True needs classes: set num_classes, or null_class=False")
         self.shape, self.num_classes, self.second_time = tuple(shape), num_classes, second_time
+        self.guidance, self.velocity_head = guidance, velocity_head
         self.null_label: int | None = num_classes if null_class else None
-        self.t_embedder = TimeEmbedding(width)
-        self.r_embedder = TimeEmbedding(width) if second_time else None
+        self.t_embedder = embedding(width)
+        self.r_embedder = embedding(width) if second_time else None
         self.y_embedder = LabelEmbedding(num_classes, width, null=null_class) if num_classes else None
+        self.g_embedder = GuidanceEmbedding(width) if guidance else None
         self.logvar_linear = nn.Linear(width, 1) if log_variance else None
         if self.logvar_linear is not None:
             nn.init.zeros_(self.logvar_linear.weight)
             nn.init.zeros_(self.logvar_linear.bias)
 
+    # ------------------------------------------------------------------------------------------- what a network is
+
+    @abstractmethod
+    def trunk(self, x: Tensor, c: Float[Tensor, "b d"]) -> Tensor:
+        """What the heads read, for points x and conditioning vectors c in the precision of the weights."""
+
+    @abstractmethod
+    def output(self, h: Tensor, c: Float[Tensor, "b d"]) -> Tensor:
+        """The output, of the shape of x, from what the trunk returned."""
+
+    @abstractmethod
+    def velocity(self, h: Tensor, c: Float[Tensor, "b d"]) -> Tensor:
+        """The velocity, of the shape of x, from what the trunk returned; only where that head was built."""
+
+    # ------------------------------------------------------------------------------------------------ the contract
+
+    def forward(
+        self,
+        x: Float[Tensor, "b *point"],
+        time: Time,
+        second: Second = None,
+        label: Label = None,
+        guidance: Guidance = None,
+    ) -> Float[Tensor, "b *point"]:
+        """The output of the network, of the shape of x.
+
+        Raises:
+            ShortflowError: if x has another shape, or an input is missing or was not built for.
+        """
+        c = self._conditioned(x, time, second, label, guidance)
+        return self.output(self.trunk(x, c), c)
+
+    def both(
+        self,
+        x: Float[Tensor, "b *point"],
+        time: Time,
+        second: Second = None,
+        label: Label = None,
+        guidance: Guidance = None,
+    ) -> tuple[Float[Tensor, "b *point"], Float[Tensor, "b *point"]]:
+        """(output, velocity): what `forward` returns, and the estimate of the velocity by the auxiliary head.
+
+        Dropout sees the masks of `forward` in the output, because the velocity is computed last.
+
+        Raises:
+            ShortflowError: as `forward`, and if the network was built without the head.
+        """
+        if not self.velocity_head:
+            raise ShortflowError("the network has no velocity head: build the network with velocity_head=True")
+        c = self._conditioned(x, time, second, label, guidance)
+        h = self.trunk(x, c)
+        return self.output(h, c), self.velocity(h, c)
+
+    def log_variance(
+        self, time: Time, second: Second = None, label: Label = None, guidance: Guidance = None
+    ) -> Float[Tensor, "b"]:
+        """The learned log-variance of the error at `time`, in float32 at least; zero before training.
+
+        It depends on the first time only; the other inputs are there so that every network is called alike.
+
+        Raises:
+            ShortflowError: if the network was built without the head.
+        """
+        if self.logvar_linear is None:
+            raise ShortflowError("the network has no log-variance head: build the network with log_variance=True")
+        with full_precision(time.device):
+            return precise_linear(self.logvar_linear, self.t_embedder(time)).squeeze(1)
+
+    def silence_second(self) -> None:
+        """Make the network independent of the second time, exactly, until training changes that.
+
+        For a few-step model that starts from the weights of a flow-matching model, which knows one time.
+
+        Raises:
+            ShortflowError: if the network takes one time only.
+        """
+        if self.r_embedder is None:
+            raise ShortflowError("the network takes one time only: there is no second time to silence")
+        self.r_embedder.silence()
+
+    # ------------------------------------------------------------------------------------------------- conditioning
+
     def condition(
-        self, time: Float[Tensor, "b"], second: Float[Tensor, "b"] | None, label: Int[Tensor, "b"] | None
+        self, time: Time, second: Second = None, label: Label = None, guidance: Guidance = None
     ) -> Float[Tensor, "b d"]:
-        """c = E_t(time) + E_2(second) + E_y(label), in float32 at least.
+        """c = E_t(time) + E_2(second) + E_y(label) + E_g(guidance), in float32 at least.
 
         Raises:
             ShortflowError: if an input is missing or not one the network was built for.
@@ -82,7 +183,24 @@ class ConditionedNetwork(nn.Module):
             raise ShortflowError(
                 "the network is unconditional (num_classes=0): pass label=None, or build it with num_classes"
             )
+        if self.g_embedder is not None:
+            if guidance is None:
+                raise ShortflowError(
+                    "the network takes a guidance: pass guidance= (scale, low, high) for each row, where (1, 0, 1) "
+                    "means none, or build the network with guidance=False"
+                )
+            c = c + self.g_embedder(guidance)
+        elif guidance is not None:
+            raise ShortflowError("the network takes no guidance: build it with guidance=True to pass guidance=")
         return c
+
+    def _conditioned(self, x: Tensor, time: Tensor, second: Second, label: Label, guidance: Guidance) -> Tensor:
+        if tuple(x.shape[1:]) != self.shape:
+            raise ShortflowError(
+                f"the network was built for points of shape {self.shape}, got a batch of shape {tuple(x.shape)}"
+            )
+        # float32 until here, then the precision of the weights (autocast lowers it from there on)
+        return self.condition(time, second, label, guidance).to(self.t_embedder.dtype)
 
     def _known(self, label: Tensor | None, time: Tensor) -> Tensor:
         if label is not None:
@@ -93,25 +211,3 @@ class ConditionedNetwork(nn.Module):
                 "or build the network with null_class=True"
             )
         return torch.full(time.shape, self.null_label, dtype=torch.long, device=time.device)
-
-    def log_variance(
-        self, time: Float[Tensor, "b"], second: Float[Tensor, "b"] | None = None, label: Int[Tensor, "b"] | None = None
-    ) -> Float[Tensor, "b"]:
-        """The learned log-variance of the error at `time`, in float32 at least; zero before training.
-
-        It depends on the first time only; `second` and `label` are there so that every network is called alike.
-
-        Raises:
-            ShortflowError: if the network was built without the head.
-        """
-        if self.logvar_linear is None:
-            raise ShortflowError("the network has no log-variance head: build the network with log_variance=True")
-        with full_precision(time.device):
-            return precise_linear(self.logvar_linear, self.t_embedder(time)).squeeze(1)
-
-    def check_point(self, x: Tensor) -> None:
-        """Raises `ShortflowError` if x is not a batch of points of the shape the network was built for."""
-        if tuple(x.shape[1:]) != self.shape:
-            raise ShortflowError(
-                f"the network was built for points of shape {self.shape}, got a batch of shape {tuple(x.shape)}"
-            )

@@ -2,13 +2,16 @@
 
     time      e(τ) = [cos(ω_j τ), sin(ω_j τ)],  ω_j = 10000^{−j/J}, j < J,  then Linear, SiLU, Linear
     class     a table of rows, the last of them "no class" where asked for
+    guidance  the sum of the embeddings of 1 − 1/ω and of the two ends of the interval, each like a time
     position  [e(column), e(row)] with e(p) = [sin(ω_j p), cos(ω_j p)], fixed
 
 Times enter as they are, in [0, 1] and not in thousands: with ω_0 = 1 the highest frequency is one, so that the time
 derivative of the network stays of the size of the network. It is lost in half precision, hence float32 at least.
 """
 
+import math
 from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -18,7 +21,17 @@ from torch.nn import functional as F
 
 from shortflow.errors import ShortflowError
 
-__all__ = ["LabelEmbedding", "TimeEmbedding", "full_precision", "position_embedding", "precise_linear"]
+__all__ = [
+    "GuidanceEmbedding",
+    "LabelEmbedding",
+    "Spectrum",
+    "TimeEmbedding",
+    "full_precision",
+    "position_embedding",
+    "precise_linear",
+]
+
+Spectrum = Literal["positional", "fourier"]
 
 BASE = 10_000.0
 
@@ -43,27 +56,53 @@ class TimeEmbedding(nn.Module):
 
     Args:
         width: length of the result.
-        frequencies: length of the sinusoidal vector, twice the number J of the frequencies ω_j = 10000^{−j/J}.
-        scale: multiplies the time; the largest frequency. Time derivatives grow with it.
+        frequencies: length of the sinusoidal vector, twice the number J of the frequencies.
+        scale: multiplies the time, τ = scale · time. Time derivatives grow with it.
+        spectrum: the frequencies. "positional": ω_j = 10000^{−j/J}, the largest of which is 1. "fourier":
+            2π times normal numbers, as in NCSN++ (arXiv 2011.13456), where the scale is 16; here the J quantiles of
+            |N(0, 1)| stand for J draws, ω_j = 2π √2 erf⁻¹((j + ½)/J), so that nothing has to be kept.
 
     Raises:
         ShortflowError: if `frequencies` is not a positive even number, or a time comes in half precision.
     """
 
-    def __init__(self, width: int, frequencies: int = 256, scale: float = 1.0) -> None:
+    def __init__(
+        self, width: int, frequencies: int = 256, scale: float = 1.0, spectrum: Spectrum = "positional"
+    ) -> None:
         super().__init__()
         if frequencies < 2 or frequencies % 2:
             raise ShortflowError(f"frequencies must be a positive even number (cosines and sines), got {frequencies}")
-        self.frequencies, self.scale = frequencies, scale
+        self.frequencies, self.scale, self.spectrum = frequencies, scale, spectrum
         self.mlp = nn.Sequential(nn.Linear(frequencies, width), nn.SiLU(), nn.Linear(width, width))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the weights."""
+        first = self.mlp[0]
+        assert isinstance(first, nn.Linear)
+        return first.weight.dtype
 
     def sinusoids(self, time: Float[Tensor, "b"]) -> Float[Tensor, "b f"]:
         """[cos(ω_j τ), sin(ω_j τ)], in the precision of `time`."""
         half = self.frequencies // 2
         # Made on the spot: as a buffer it would be rounded whenever the network is cast.
-        omega = BASE ** (-torch.arange(half, device=time.device, dtype=time.dtype) / half)
+        index = torch.arange(half, device=time.device, dtype=time.dtype)
+        if self.spectrum == "fourier":
+            omega = 2 * math.pi * math.sqrt(2) * torch.erfinv((index + 0.5) / half)
+        else:
+            omega = BASE ** (-index / half)
         angle = self.scale * time[:, None] * omega
         return torch.cat([angle.cos(), angle.sin()], dim=1)
+
+    def silence(self) -> None:
+        """Make every result zero until training changes that.
+
+        The last layer is zeroed, which leaves it a gradient: that of its weights is the hidden layer's values.
+        """
+        last = self.mlp[2]
+        assert isinstance(last, nn.Linear)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
 
     def forward(self, time: Float[Tensor, "b"]) -> Float[Tensor, "b d"]:
         if time.dtype not in (torch.float32, torch.float64):
@@ -77,6 +116,35 @@ class TimeEmbedding(nn.Module):
         with full_precision(time.device):
             time = time.to(torch.promote_types(time.dtype, first.weight.dtype))
             return precise_linear(second, F.silu(precise_linear(first, self.sinusoids(time))))
+
+
+class GuidanceEmbedding(nn.Module):
+    """A vector of `width` numbers for each guidance (ω, low, high): E_ω(1 − 1/ω) + E_low(low) + E_high(high).
+
+    ω ≥ 1 is the scale of guidance and [low, high] the times at which it acts; 1 − 1/ω is 0 without guidance and below 1
+    for any scale (improved MeanFlow, arXiv 2512.02012). The precision is that of `TimeEmbedding`.
+
+    Raises:
+        ShortflowError: if a guidance is no row of three numbers, comes in half precision, or (where the values can be
+            read for free) has a scale that is not positive.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.omega, self.low, self.high = TimeEmbedding(width), TimeEmbedding(width), TimeEmbedding(width)
+
+    def forward(self, guidance: Float[Tensor, "b 3"]) -> Float[Tensor, "b d"]:
+        if guidance.ndim != 2 or guidance.shape[1] != 3:
+            raise ShortflowError(
+                f"guidance must hold (scale, low, high) for each row, shape (b, 3), got {tuple(guidance.shape)}"
+            )
+        omega, low, high = guidance.unbind(1)
+        if _readable(omega) and not bool((omega > 0).all()):
+            raise ShortflowError(
+                f"the scale of guidance must be positive (1 means none), got {float(omega.min())}; "
+                "it is the first number of each row"
+            )
+        return self.omega(1 - 1 / omega) + self.low(low) + self.high(high)
 
 
 class LabelEmbedding(nn.Module):
@@ -108,11 +176,11 @@ class LabelEmbedding(nn.Module):
         return self.embedding_table(label)
 
 
-def _readable(label: Tensor) -> bool:
+def _readable(value: Tensor) -> bool:
     """Whether the values can be looked at for free: on the CPU, not being traced, not an axis of vmap, not empty."""
-    if label.device.type != "cpu" or label.numel() == 0 or torch.compiler.is_compiling():
+    if value.device.type != "cpu" or value.numel() == 0 or torch.compiler.is_compiling():
         return False
-    return not is_batchedtensor(label)
+    return not is_batchedtensor(value)
 
 
 def position_embedding(rows: int, columns: int, width: int) -> Float[Tensor, "n d"]:

@@ -3,10 +3,10 @@
     h ← Linear(x),    h ← h + B SiLU(A SiLU(h) + C SiLU(c))  (depth times),    output = Linear(SiLU(h))
 
 c is the conditioning vector of `shortflow.nn.conditioning`. Smooth everywhere, so derivatives along times and points
-are as well behaved as the function; the last layer starts at zero.
+are as well behaved as the function; the last layer, and that of the velocity head, starts at zero.
 """
 
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -46,7 +46,7 @@ class MLP(ConditionedNetwork):
     Args:
         shape: (d,).
         width, depth: units of a layer, number of residual blocks.
-        num_classes, null_class, second_time, log_variance: see `ConditionedNetwork`.
+        num_classes, null_class, second_time, log_variance, guidance, velocity_head: see `ConditionedNetwork`.
         dropout: probability of dropping a hidden unit.
 
     Raises:
@@ -63,6 +63,8 @@ class MLP(ConditionedNetwork):
         null_class: bool = False,
         second_time: bool = True,
         log_variance: bool = False,
+        guidance: bool = False,
+        velocity_head: bool = False,
         dropout: float = 0.0,
     ) -> None:
         found = faults(width=width, depth=depth, dropout=dropout)
@@ -77,28 +79,29 @@ class MLP(ConditionedNetwork):
             null_class=null_class,
             second_time=second_time,
             log_variance=log_variance,
+            guidance=guidance,
+            velocity_head=velocity_head,
         )
         self.first = nn.Linear(shape[0], width)
         self.blocks = nn.ModuleList(ResidualBlock(width, dropout) for _ in range(depth))
-        self.last = nn.Linear(width, shape[0])
-        nn.init.zeros_(self.last.weight)
-        nn.init.zeros_(self.last.bias)
+        self.last = _zeroed(nn.Linear(width, shape[0]))
+        self.velocity_last = _zeroed(nn.Linear(width, shape[0])) if velocity_head else None
 
-    def forward(
-        self,
-        x: Float[Tensor, "b *point"],
-        time: Float[Tensor, "b"],
-        second: Float[Tensor, "b"] | None = None,
-        label: Int[Tensor, "b"] | None = None,
-    ) -> Float[Tensor, "b *point"]:
-        """The output of the network, of the shape of x.
-
-        Raises:
-            ShortflowError: if x has another shape, or an input is missing or was not built for.
-        """
-        self.check_point(x)
-        c = self.condition(time, second, label).to(self.first.weight.dtype)
+    def trunk(self, x: Float[Tensor, "b p"], c: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
         h = self.first(x)
         for block in self.blocks:
             h = block(h, c)
-        return self.last(F.silu(h))
+        return F.silu(h)
+
+    def output(self, h: Float[Tensor, "b d"], c: Float[Tensor, "b d"]) -> Float[Tensor, "b p"]:
+        return self.last(h)
+
+    def velocity(self, h: Float[Tensor, "b d"], c: Float[Tensor, "b d"]) -> Float[Tensor, "b p"]:
+        assert self.velocity_last is not None
+        return self.velocity_last(h)
+
+
+def _zeroed(layer: nn.Linear) -> nn.Linear:
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer

@@ -7,25 +7,30 @@
 N is layer normalisation without weights, c the conditioning vector of `shortflow.nn.conditioning`. All gates and the
 last layer start at zero, so the network starts as the zero function. Names of the weights follow the published ones.
 
-Sources: Peebles & Xie 2023 (DiT), section 3.2; Ma et al. 2024 (SiT).
+The velocity head is a second final layer, and before it a copy of the last `head_depth` blocks with weights of its own,
+which read what the blocks before them return.
+
+Sources: Peebles & Xie 2023 (DiT), section 3.2; Ma et al. 2024 (SiT); the velocity head: arXiv 2512.02012.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from shortflow.dropout import Dropout
 from shortflow.errors import ShortflowError
 from shortflow.nn.attention import Attention
 from shortflow.nn.conditioning import ConditionedNetwork
-from shortflow.nn.embeddings import position_embedding
+from shortflow.nn.embeddings import TimeEmbedding, position_embedding
 
 __all__ = ["SIZES", "SiT", "Size", "faults", "unpatchify"]
+
+_ZERO = ("final_layer.linear", "velocity_layer.linear", "logvar_linear")
 
 
 class Size(NamedTuple):
@@ -51,7 +56,9 @@ SIZES: Mapping[str, Size] = MappingProxyType(
 """The published sizes (DiT, table 1; M as used with MeanFlow) and three small ones for small images."""
 
 
-def faults(*, width: int, depth: int, heads: int, patch: int, mlp_ratio: float, dropout: float) -> list[str]:
+def faults(
+    *, width: int, depth: int, heads: int, patch: int, mlp_ratio: float, dropout: float, head_depth: int = 0
+) -> list[str]:
     """Everything that is wrong with the settings of a SiT, one sentence each; empty if nothing is."""
     counts = {"width": width, "depth": depth, "heads": heads, "patch": patch}
     found = [f"{name} must be at least 1, got {value}" for name, value in counts.items() if value < 1]
@@ -63,6 +70,8 @@ def faults(*, width: int, depth: int, heads: int, patch: int, mlp_ratio: float, 
         found.append(f"mlp_ratio must be positive, got {mlp_ratio}")
     if not 0 <= dropout < 1:
         found.append(f"dropout must be in [0, 1), got {dropout}")
+    if not 0 <= head_depth <= depth:
+        found.append(f"head_depth must be between 0 and the depth of {depth}, got {head_depth}")
     return found
 
 
@@ -145,9 +154,10 @@ class SiT(ConditionedNetwork):
         patch: side of a patch; divides both sides.
         width, depth, heads: length of a token, number of blocks, attention heads (see `SIZES`).
         mlp_ratio: hidden units of a block's MLP over `width`.
-        num_classes, null_class, second_time, log_variance: see `ConditionedNetwork`.
+        num_classes, null_class, second_time, log_variance, guidance, velocity_head: see `ConditionedNetwork`.
         qk_norm: normalise queries and keys.
         dropout: probability of dropping an entry of what attention or MLP adds.
+        head_depth: number of the last blocks that the velocity head, where there is one, has of its own.
 
     Raises:
         ShortflowError: if the settings do not fit each other or the shape.
@@ -168,10 +178,21 @@ class SiT(ConditionedNetwork):
         null_class: bool = False,
         second_time: bool = True,
         log_variance: bool = False,
+        guidance: bool = False,
+        velocity_head: bool = False,
         qk_norm: bool = False,
         dropout: float = 0.0,
+        head_depth: int = 0,
     ) -> None:
-        found = faults(width=width, depth=depth, heads=heads, patch=patch, mlp_ratio=mlp_ratio, dropout=dropout)
+        found = faults(
+            width=width,
+            depth=depth,
+            heads=heads,
+            patch=patch,
+            mlp_ratio=mlp_ratio,
+            dropout=dropout,
+            head_depth=head_depth,
+        )
         if found:
             raise ShortflowError("; ".join(found))
         c, h, w = shape
@@ -183,15 +204,22 @@ class SiT(ConditionedNetwork):
             null_class=null_class,
             second_time=second_time,
             log_variance=log_variance,
+            guidance=guidance,
+            velocity_head=velocity_head,
         )
         self.patch = patch
         self.x_embedder = PatchEmbedding(c, width, patch)
         # Not persistent: a function of the shape, so it is no part of a checkpoint.
         self.register_buffer("pos_embed", position_embedding(h // patch, w // patch, width), persistent=False)
-        self.blocks = nn.ModuleList(
-            Block(width=width, heads=heads, mlp_ratio=mlp_ratio, qk_norm=qk_norm, dropout=dropout) for _ in range(depth)
-        )
+
+        def block() -> Block:
+            return Block(width=width, heads=heads, mlp_ratio=mlp_ratio, qk_norm=qk_norm, dropout=dropout)
+
+        self.blocks = nn.ModuleList(block() for _ in range(depth))
         self.final_layer = FinalLayer(width, patch * patch * c)
+        self.shared = depth - head_depth if velocity_head else depth
+        self.velocity_blocks = nn.ModuleList(block() for _ in range(depth - self.shared))
+        self.velocity_layer = FinalLayer(width, patch * patch * c) if velocity_head else None
         self.reset_parameters()
 
     @torch.no_grad()
@@ -204,32 +232,35 @@ class SiT(ConditionedNetwork):
         nn.init.xavier_uniform_(self.x_embedder.proj.weight.flatten(1))
         if self.x_embedder.proj.bias is not None:
             nn.init.zeros_(self.x_embedder.proj.bias)
+        for module in self.modules():
+            if isinstance(module, TimeEmbedding):
+                for layer in module.mlp:
+                    if isinstance(layer, nn.Linear):
+                        nn.init.normal_(layer.weight, std=0.02)
+            elif isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
         for name, weight in self.named_parameters():
-            if name.endswith("embedding_table.weight") or ("_embedder.mlp" in name and name.endswith("weight")):
-                nn.init.normal_(weight, std=0.02)
-            if "adaLN_modulation" in name or name.startswith(("final_layer.linear", "logvar_linear")):
+            if "adaLN_modulation" in name or name.startswith(_ZERO):
                 nn.init.zeros_(weight)
 
-    def forward(
-        self,
-        x: Float[Tensor, "b *point"],
-        time: Float[Tensor, "b"],
-        second: Float[Tensor, "b"] | None = None,
-        label: Int[Tensor, "b"] | None = None,
-    ) -> Float[Tensor, "b *point"]:
-        """The output of the network, of the shape of x.
-
-        Raises:
-            ShortflowError: if x has another shape, or an input is missing or was not built for.
-        """
-        self.check_point(x)
-        # float32 until here, then the precision of the weights (autocast lowers it from there on)
-        c = self.condition(time, second, label).to(self.x_embedder.proj.weight.dtype)
+    def trunk(self, x: Float[Tensor, "b c h w"], c: Float[Tensor, "b d"]) -> Float[Tensor, "b n d"]:
         h = self.x_embedder(x) + self.pos_embed
-        for block in self.blocks:
+        for block in self.blocks[: self.shared]:
+            h = block(h, c)
+        return h
+
+    def output(self, h: Float[Tensor, "b n d"], c: Float[Tensor, "b d"]) -> Float[Tensor, "b c h w"]:
+        return self._head(h, c, self.blocks[self.shared :], self.final_layer)
+
+    def velocity(self, h: Float[Tensor, "b n d"], c: Float[Tensor, "b d"]) -> Float[Tensor, "b c h w"]:
+        return self._head(h, c, self.velocity_blocks, self.velocity_layer)
+
+    def _head(self, h: Tensor, c: Tensor, blocks: Iterable[nn.Module], last: nn.Module | None) -> Tensor:
+        assert last is not None
+        for block in blocks:
             h = block(h, c)
         channels, rows, columns = self.shape
-        return unpatchify(self.final_layer(h, c), (channels, rows, columns), self.patch)
+        return unpatchify(last(h, c), (channels, rows, columns), self.patch)
 
 
 def _check_patch(shape: tuple[int, int, int], patch: int) -> None:
