@@ -224,7 +224,7 @@ REFUSED: dict[str, tuple[Any, Any, str]] = {
     "units": (
         lambda: old(small(second_time=False), sigma_data=0.5),
         lambda: flow(small(), form=AverageVelocity(normalize=True), sigma_data=0.5),
-        r"other units: AverageVelocity\(normalize=False\).*recipe\.parameterization",
+        r"other units: AverageVelocity\(normalize=False.*recipe\.parameterization",
     ),
     "data scale": (
         lambda: flow(small(second_time=False), form=AverageVelocity(normalize=True), told=StartOnly(), sigma_data=0.5),

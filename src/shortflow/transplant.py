@@ -155,7 +155,7 @@ def _value(name: str, fresh: Tensor, old: Mapping[str, Tensor], flow: FlowMap, s
         rows = old[name][: source.num_classes]
         return torch.cat([rows, rows.mean(0, keepdim=True)]) if flow.null_label is not None else rows
     twin = name if name in old else _twin(name, flow.network.state_dict())
-    if twin in old and old[twin].shape == fresh.shape:
+    if twin is not None and twin in old and old[twin].shape == fresh.shape:
         return old[twin]
     return torch.zeros_like(fresh) if name.startswith("logvar") else fresh
 
