@@ -57,6 +57,8 @@ def build_flow(run: RunConfig, spec: DataSpec) -> FlowMap:
         null_class=run.recipe.null_class and spec.num_classes > 0,
         second_time=run.recipe.conditioning.second,
         log_variance=run.recipe.log_variance,
+        guidance=run.recipe.objective.guidance is not None,
+        velocity_head=run.recipe.objective.velocity_head,
     )
     return run.recipe.flow_map(network)
 
