@@ -5,7 +5,7 @@
 | symbol in the paper | field |
 |---|---|
 | X = x + (s − t) F, told t and t − s | `parameterization` AverageVelocity, `conditioning` StartAndGap; r is s there |
-| gap ~ LN(−0.8, 1), s ~ LN(−0.4, 1) below 1 − gap | `objective.times.jumps` GapThenEnd |
+| gap t − s ~ LN(−0.8, 1), s ~ LN(−0.4, 1) below 1 − gap | `objective.times.jumps` GapThenEnd |
 | r' ~ LN(−0.4, 1) for the flow-matching term | `objective.times.law`; half of the rows each (`ratio` 0.5) |
 | ∂_s X, with gradient through the derivative | `objective.target.bootstrap` Terminal(velocity=Own()) |
 | F̄, EMA of decay 0.99 | `objective.teacher` Ema |
@@ -52,7 +52,7 @@ def tvm(scale: float = 2.0, ratio: float = 0.5, decay: float = 0.99) -> Recipe:
         conditioning=StartAndGap(),
         objective=Objective(
             times=WithDiagonal(
-                jumps=GapThenEnd(gap=LogitNormal(mu=-0.8, sigma=1.0), end=end), law=end, ratio=ratio, count="exact"
+                jumps=GapThenEnd(length=LogitNormal(mu=-0.8, sigma=1.0), end=end), law=end, ratio=ratio, count="exact"
             ),
             target=Split(
                 direct=Direct(velocity=Guided(base=Conditional(), omega=scale, kappa=0.0)),
