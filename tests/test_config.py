@@ -355,7 +355,9 @@ def test_a_name_stands_for_a_part_with_its_defaults() -> None:
 
 
 def test_a_missing_kind_and_a_missing_setting_are_told() -> None:
-    with pytest.raises(ConfigError, match=r"^'kind' is missing; there are: KernelMMD, PseudoHuber, SquaredError"):
+    with pytest.raises(
+        ConfigError, match=r"^'kind' is missing; there are: KernelMMD, Perceptual, PseudoHuber, SquaredError"
+    ):
         from_plain(Metric, {"reduce": "sum"})
     with pytest.raises(ConfigError, match=r"^rule: is missing; ByTime needs it: 'inverse-step' or 'inverse-gap'"):
         from_plain(ByTime, "ByTime")

@@ -17,7 +17,7 @@ _HOMES = {
     "shortflow.laws": "LogitNormal TrigLogNormal Uniform",
     "shortflow.times": "Diagonal Dyadic Gradual GridPairs GroupedJumps Independent Sorted TimeSampler ToData",
     "shortflow.flowmap": "FlowMap",
-    "shortflow.parameterizations": "AverageVelocity Denoiser EDMSkip SimpleEDM Transfer TrigFlow TrigJump",
+    "shortflow.parameterizations": "AverageVelocity Denoiser EDM EDMSkip SimpleEDM Transfer TrigFlow TrigJump",
     "shortflow.velocity": "Conditional Mixture PlugIn Velocity",
     "shortflow.guidance": "Guided guide",
     "shortflow.targets": "Direct Split Tangent Target TwoStep",

@@ -10,7 +10,7 @@ from shortflow.guidance import GuidanceAsInput, PowerGuidance, TrainingGuidance
 from shortflow.losses import ByTime, Metric, Weighting
 from shortflow.targets import Along, Direct, Secant, Split, Tangent, Target, TwoStep
 from shortflow.teachers import ScheduledEma, Snapshot, Teacher
-from shortflow.times import Dyadic, TimeSampler
+from shortflow.times import Dyadic, StagedDyadic, TimeSampler
 from shortflow.velocity import Mixture, Own, PlugIn, Reference, Velocity
 
 __all__ = ["check_guidance", "check_times", "two_steps"]
@@ -52,7 +52,9 @@ def _inside(velocity: Velocity) -> list[Velocity]:
     return inner
 
 
-def check_times(law: TimeSampler, target: Target, metric: Metric, weightings: Sequence[Weighting]) -> None:
+def check_times(
+    law: TimeSampler, target: Target, metric: Metric, weightings: Sequence[Weighting], teacher: Teacher
+) -> None:
     """Raise `IncompatibleParts` where target, metric or weighting are not defined for the times."""
     name = type(law).__name__
     if not _fits(target, law):
@@ -62,12 +64,13 @@ def check_times(law: TimeSampler, target: Target, metric: Metric, weightings: Se
             f"{' or '.join(target.gaps)} gaps t − r, the law has {steps[law.continuous]} ones with {law.gap} gaps; "
             + _fitting(target, law)
         )
-    if getattr(law, "limit", False) and not (isinstance(target, Split) and target.limit is not None):
+    if law.limit and not (isinstance(target, Split) and target.limit is not None):
         raise IncompatibleParts(
             f"{type(target).__name__} with {name}: the first step of this law shrinks to nothing (s = t), where two "
             "steps are no target; use Split(…, limit=Tangent(…))"
         )
-    _check_sight(law, target)
+    if not isinstance(teacher, Snapshot):  # which holds the model that training started from
+        _check_sight(law, target)
     if metric.space == "state" and target.compares == "rate":
         raise IncompatibleParts(
             f"{type(metric).__name__} compares states, but {type(target).__name__} compares rates; use "
@@ -83,11 +86,12 @@ def check_times(law: TimeSampler, target: Target, metric: Metric, weightings: Se
             f"{type(metric).__name__} compares groups of {metric.group} rows at the same times, but "
             f"{name} draws groups of {law.group}; use GroupedJumps(group={metric.group})"
         )
-    for rule in (part.rule for part in weightings if isinstance(part, ByTime)):
-        step = rule == "inverse-step"
-        if rule != "imm" and (law.gap != "positive" or (step and law.continuous)):
+    for part in weightings:
+        step = part.needs_step
+        if (step or part.needs_gap) and (law.gap != "positive" or (step and (law.continuous or law.limit))):
+            what = f"ByTime(rule={part.rule!r})" if isinstance(part, ByTime) else type(part).__name__
             raise IncompatibleParts(
-                f"ByTime(rule={rule!r}) divides by {'t − s' if step else 't − r'}, which is 0 on rows that {name} "
+                f"{what} divides by {'t − s' if step else 't − r'}, which is 0 on rows that {name} "
                 "draws; use GridPairs or GroupedJumps times, or another weighting"
             )
 
@@ -152,10 +156,10 @@ def check_guidance(
             f"ScheduledEma follows the number of noise levels, so teacher.count = {teacher.count} must equal "
             f"times.count of {name}; set both, or use Ema(rate=…)"
         )
-    if isinstance(teacher, Snapshot) and getattr(law, "stages", None) != teacher.stages:
+    if isinstance(teacher, Snapshot) and law.stages != teacher.stages:
         raise IncompatibleParts(
             f"Snapshot renews its weights after each of {teacher.stages} stages, but {name} has "
-            f"{getattr(law, 'stages', 'none')}; make them equal"
+            f"{law.stages}; make them equal, with StagedDyadic times"
         )
     followed = any(isinstance(v, Reference) for v in velocities)
     if label_dropout == 0 and guided is not None and not (followed and not mixes):
@@ -172,7 +176,7 @@ def check_guidance(
             f"dropped_rows='diagonal' hides classes where r = t only, which {name} never draws, so "
             "the null class would never be trained; use dropped_rows='all' or label_dropout=0"
         )
-    smallest = getattr(law, "smallest", 2 / law.steps if isinstance(law, Dyadic) else None)
+    smallest = 2 / law.steps if isinstance(law, Dyadic | StagedDyadic) else None
     if steps is not None and steps.guidance != 1 and steps.guided_gap != smallest:
         remedy = "use Dyadic times" if smallest is None else f"set guided_gap to {smallest:g}, the smallest one"
         raise IncompatibleParts(

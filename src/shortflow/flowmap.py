@@ -17,11 +17,14 @@ from torch import Tensor, nn
 
 from shortflow.errors import IncompatibleParts, ShortflowError
 from shortflow.parameterizations import (
+    EDM,
     AngleOnly,
     AverageVelocity,
     Conditioning,
     Denoiser,
     EDMSkip,
+    GapOnly,
+    JumpFlag,
     LogSigma,
     LogStep,
     Parameterization,
@@ -38,12 +41,15 @@ from shortflow.tangent import Derivative, ForwardMode
 from shortflow.typing import expand
 
 __all__ = [
+    "EDM",
     "AngleOnly",
     "AverageVelocity",
     "Conditioning",
     "Denoiser",
     "EDMSkip",
     "FlowMap",
+    "GapOnly",
+    "JumpFlag",
     "LogSigma",
     "LogStep",
     "Parameterization",

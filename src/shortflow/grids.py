@@ -10,7 +10,7 @@ from torch import Tensor
 from shortflow.errors import require
 from shortflow.typing import Progress
 
-__all__ = ["DoublingCount", "KarrasGrid", "LogNormalIndex", "SquareRootCount", "UniformIndex"]
+__all__ = ["ConstantCount", "DoublingCount", "KarrasGrid", "LogNormalIndex", "SquareRootCount", "UniformIndex"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +35,19 @@ class KarrasGrid:
         sigma = (high + torch.linspace(0, 1, n, dtype=torch.float64) * (low - high)) ** self.rho
         sigma[0], sigma[-1] = self.sigma_max, self.sigma_min  # without the rounding of the powers: t = 1 exactly
         return sigma
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConstantCount:
+    """N = n grid points throughout (consistency distillation: 18 on CIFAR-10, 40 on ImageNet-64)."""
+
+    n: int = 18
+
+    def __post_init__(self) -> None:
+        require(self.n >= 2, f"ConstantCount needs n ≥ 2, got {self.n}")
+
+    def __call__(self, progress: Progress) -> int:
+        return self.n
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,6 +27,7 @@ from shortflow.targets import Direct, Target, TargetValue, TwoStep
 from shortflow.targets.base import all_rows
 from shortflow.teachers import Ema, GrowingEma, Online, ScheduledEma, Snapshot, Teacher
 from shortflow.times import Diagonal, TimeSampler
+from shortflow.times.base import Ends
 from shortflow.typing import Batch, LossTerms, Progress, expand
 from shortflow.velocity import Reference, Velocity
 
@@ -71,7 +72,7 @@ class Objective:
             raise ShortflowError(f"label_dropout must be in [0, 1), got {self.label_dropout}")
         if self.dropped_rows not in ("all", "diagonal"):
             raise ShortflowError(f"dropped_rows must be 'all' or 'diagonal', got {self.dropped_rows!r}")
-        check_times(self.times, self.target, self.metric, self.weightings)
+        check_times(self.times, self.target, self.metric, self.weightings, self.teacher)
         check_guidance(
             law=self.times,
             target=self.target,
@@ -99,11 +100,18 @@ class Objective:
 
     @property
     def needs(self) -> frozenset[str]:
-        """What must be given beside the data: "teacher", "weak", and "pairs"."""
+        """What must be given beside the data: "teacher", "weak", "pairs", and "init" for a model to start from."""
         needs = {name for velocity in self.target.velocities() for name in velocity.follows}
         steps = self.steps
         needs |= {"teacher"} if steps is not None and steps.below is not None else set()
-        return frozenset(needs | ({"pairs"} if self.pairs else set()))
+        needs |= {"pairs"} if self.pairs else set()
+        needs |= {"init"} if isinstance(self.teacher, Snapshot) else set()
+        return frozenset(needs)
+
+    @property
+    def ends(self) -> Ends:
+        """The jumps that are trained; see `shortflow.times`. Straight flows can be followed to any end."""
+        return "any" if self.coupling is not None else self.times.ends
 
     @property
     def lowest(self) -> float:

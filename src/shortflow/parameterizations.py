@@ -13,7 +13,8 @@ so that a jump of length zero is the identity for any weights, and an output on 
 | TrigJump | cos(π/2 (r − t)) | sin(π/2 (r − t)) | the velocity over π/2 |
 | TrigFlow | cos(θ_t − θ_r) | −σ_d sin(θ_t − θ_r) | the velocity over σ_d π/2 |
 | SimpleEDM | c_skip(t, r) | c_out(t, r) | TrigFlow's F, on any path |
-| EDMSkip | c_skip(t, r) | c_out(t, r) | EDM's F |
+| EDMSkip | c_skip(t, r) | c_out(t, r) | EDM's F for jumps to σ_r = 0 |
+| EDM | σ_r/σ_t + (1 − σ_r/σ_t) c_skip | (1 − σ_r/σ_t) c_out | EDM's F; a DDIM step |
 """
 
 import math
@@ -29,11 +30,14 @@ from shortflow.errors import IncompatibleParts, ShortflowError
 from shortflow.paths import Cosine, Path, VarianceExploding
 
 __all__ = [
+    "EDM",
     "AngleOnly",
     "AverageVelocity",
     "Conditioning",
     "Denoiser",
     "EDMSkip",
+    "GapOnly",
+    "JumpFlag",
     "LogSigma",
     "LogStep",
     "Parameterization",
@@ -273,13 +277,52 @@ class EDMSkip(Parameterization):
         return torch.zeros_like(t), -out
 
 
+@dataclass(frozen=True, kw_only=True)
+class EDM(Parameterization):
+    """A DDIM step with the denoiser D = c_skip x + c_out F(c_in x) on the variance-exploding path:
+
+    X_{t,r}(x) = D + (σ_r/σ_t)(x − D), c_skip = σ_d²/(σ² + σ_d²), c_out = σ σ_d/√(σ² + σ_d²), c_in = 1/√(σ² + σ_d²).
+
+    F is the same function of x for every r, and at r = 0 the jump is `EDMSkip`'s: a diffusion model in this form is a
+    consistency model's starting point as it stands. In units of F the squared error is EDM's weighted loss.
+    Source: Karras et al. 2022 (arXiv 2206.00364), equations (7) and (8).
+    """
+
+    def check(self, path: Path, sigma_data: float) -> None:
+        if not isinstance(path, VarianceExploding):
+            raise IncompatibleParts(f"EDM needs the variance-exploding path, got {path}; use VarianceExploding()")
+
+    def input_scale(self, path: Path, sigma_data: float, t: Time) -> Time | None:
+        return torch.rsqrt(path.sigma(t) ** 2 + sigma_data**2)
+
+    def coefficients(self, path: Path, sigma_data: float, t: Time, r: Time) -> tuple[Time, Time]:
+        sigma, gap = path.sigma(t), path.sigma(t) - path.sigma(r)
+        variance = sigma**2 + sigma_data**2
+        # (1 − σ_r/σ_t) c_out = gap σ_d/√variance and (1 − σ_r/σ_t)(1 − c_skip) = gap σ/variance: nothing divides by σ.
+        return 1 - gap * sigma / variance, gap * sigma_data * torch.rsqrt(variance)
+
+    def rates(self, path: Path, sigma_data: float, t: Time) -> tuple[Time, Time]:
+        sigma, d_sigma = path.sigma(t), path.d_sigma(t)
+        variance = sigma**2 + sigma_data**2
+        return d_sigma * sigma / variance, -d_sigma * sigma_data * torch.rsqrt(variance)
+
+
 # --------------------------------------------------------------------------------------------- what the network is told
 
 
 class Conditioning(ABC):
-    """Which functions of (t, r) the network sees."""
+    """Which functions of (t, r) the network sees.
+
+    Attributes:
+        second: whether the network has a second time input.
+        tells_end: whether two ends r of the same t can be told apart.
+    """
 
     second: ClassVar[bool]
+
+    @property
+    def tells_end(self) -> bool:
+        return self.second
 
     @abstractmethod
     def inputs(self, path: Path, t: Time, r: Time) -> tuple[Time, Time | None]:
@@ -349,3 +392,27 @@ class LogSigma(Conditioning):
     def inputs(self, path: Path, t: Time, r: Time) -> tuple[Time, Time | None]:
         # Finite at σ = 0 too, so that X_{0,0} stays the identity.
         return self.scale * torch.log(path.sigma(t).clamp(min=torch.finfo(t.dtype).tiny)), None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GapOnly(Conditioning):
+    """t − r alone: how noisy the point is, the network has to see for itself (improved MeanFlow, arXiv 2512.02012)."""
+
+    second: ClassVar[bool] = False
+
+    @property
+    def tells_end(self) -> bool:
+        return True
+
+    def inputs(self, path: Path, t: Time, r: Time) -> tuple[Time, Time | None]:
+        return t - r, None
+
+
+@dataclass(frozen=True, kw_only=True)
+class JumpFlag(Conditioning):
+    """(t, 1 where r < t and 0 where r = t): two velocities of one network, as live reflow has them."""
+
+    second: ClassVar[bool] = True
+
+    def inputs(self, path: Path, t: Time, r: Time) -> tuple[Time, Time | None]:
+        return t, (r < t).to(t.dtype)

@@ -34,21 +34,49 @@ _TINY = {
         "objective.teacher.rate=0.99",
     ),
     "ct": ("objective.times.count.s1=20", "objective.teacher.count.s1=20", "objective.teacher.mu0=0.5"),
+    "ict": ("objective.times.count.s1=80",),
+    "ct-linear": ("objective.times.levels=5", "objective.teacher.rate=0.99"),
+    "cd-linear": ("objective.times.steps=32", "objective.teacher.rate=0.99"),
+    "progressive-distillation": (
+        "objective.times.levels=5",
+        "conditioning.steps=32",
+        "objective.target.guided_gap=0.0625",
+        "objective.teacher.stages=5",
+        "objective.teacher.rate=0.95",
+    ),
 }
 
 # Guidance sharpens classes at the expense of variety; where classes are easy, variety is what counts.
 _EASY = ("digits", "mnist", "fashion-mnist", "cifar10")
+_PLAIN = ("objective.target.velocity.omega=1", "objective.target.velocity.kappa=0")
 _UNGUIDED = {
-    "esc": ("objective.target.velocity.omega=1", "objective.target.velocity.kappa=0"),
-    "meanflow": ("objective.target.velocity.omega=1", "objective.target.velocity.kappa=0"),
+    "esc": _PLAIN,
+    "esc-plus": _PLAIN,
+    "meanflow": _PLAIN,
+    "sct-linear": _PLAIN,
     "shortcut": ("objective.target.bootstrap.guidance=1",),
+    "live-reflow": ("objective.coupling.guidance=1",),
+    "progressive-distillation": ("objective.target.guidance=1", "objective.label_dropout=0"),
+    "cd-linear": ("objective.target.first.guidance=1",),
+    "imf": ("objective.target.velocity=Conditional", "objective.guidance=null"),
+    "soflow": ("objective.target.direct.velocity=Conditional", "objective.target.bootstrap.steps.first=Conditional"),
+    "alphaflow": (
+        "objective.target.direct.velocity=Conditional",
+        "objective.target.bootstrap.first=Conditional",
+        "objective.target.limit.velocity=Conditional",
+    ),
+    "tvm": ("objective.target.direct.velocity=Conditional",),
 }
 
 # In few dimensions the noise of one pair is skewed, and dividing by its own size (the adaptive weight)
 # moves the fixed point: bias ≈ −E[z³]/(D E[z²]) per coordinate. Points are trained with plain squared errors.
 _LOW_DIMENSION = {
     "esc": ("objective.weighting.parts.0.power=0",),
+    "esc-plus": ("objective.weighting.parts.0.power=0",),
+    "alphaflow": ("objective.weighting.parts.0.power=0",),
     "meanflow": ("objective.weighting.power=0",),
+    "imf": ("objective.weighting.power=0",),
+    "soflow": ("objective.weighting.power=0",),
 }
 
 # The digits are few and small: no row is spent on an unconditional model that nobody asks for.

@@ -3,34 +3,56 @@
 Combinations of parts that make no sense are refused at construction (`IncompatibleParts`).
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from shortflow.errors import IncompatibleParts
 from shortflow.flowmap import (
     AverageVelocity,
     Conditioning,
-    EDMSkip,
     FlowMap,
+    JumpFlag,
     LogStep,
     Parameterization,
     StartAndGap,
-    TrigFlow,
 )
 from shortflow.losses import Adaptive
 from shortflow.objective import Objective
 from shortflow.optimizer import Optimizer
 from shortflow.paths import Linear, Path, VarianceExploding, check_path
-from shortflow.targets import Tangent
-from shortflow.times import (
-    Dyadic,
-    GridPairs,
-)
+from shortflow.targets import Along, Tangent
 
-__all__ = ["Recipe"]
+__all__ = ["Published", "Recipe"]
+
+
+def noise_levels(part: Any) -> Iterator[tuple[str, float]]:
+    """(name, σ_max) of every part of a law of times that counts time in noise levels over σ_max."""
+    for f in fields(part):
+        value = getattr(part, f.name)
+        if f.name == "sigma_max":
+            yield type(part).__name__, value
+        elif is_dataclass(value):
+            yield from noise_levels(value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """What a method was trained with, apart from the objective: for the record, not for the run.
+
+    Args:
+        batch, steps: images a step, optimiser steps.
+        dropout: of the network.
+        network: what it was, and on which data.
+    """
+
+    batch: int
+    steps: int
+    dropout: float = 0.0
+    network: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +65,7 @@ class Recipe:
         sigma_data: standard deviation that data are scaled to; None leaves them as they are (images in [−1, 1]).
         batches: "shuffled", or "class-consistent" (each group of rows shares one class).
         optimizer: the published optimiser settings.
+        published: batch, steps and network of the published run.
 
     Raises:
         IncompatibleParts: if parts do not fit together.
@@ -59,6 +82,7 @@ class Recipe:
     objective: Objective = Objective()
     batches: Literal["shuffled", "class-consistent"] = "shuffled"
     optimizer: Optimizer = Optimizer()
+    published: Published | None = None
 
     def __post_init__(self) -> None:
         check_path(self.path)
@@ -66,35 +90,41 @@ class Recipe:
         self._check_parts()
 
     def _check_parts(self) -> None:
-        law, ends = self.objective.times, self.objective.times.ends
-        if isinstance(law, GridPairs) and (
-            not isinstance(self.path, VarianceExploding) or self.path.sigma_max != law.grid.sigma_max
-        ):
+        law, target, told = self.objective.times, self.objective.target, self.conditioning
+        name = type(law).__name__
+        for part, sigma_max in noise_levels(law):
+            if not isinstance(self.path, VarianceExploding) or self.path.sigma_max != sigma_max:
+                raise IncompatibleParts(
+                    f"{part} draws noise levels up to {sigma_max}, the path is {self.path}; "
+                    f"use VarianceExploding(sigma_max={sigma_max})"
+                )
+        steps = getattr(law, "steps", 128)
+        if isinstance(told, LogStep) != (law.ends == "dyadic") or (isinstance(told, LogStep) and told.steps != steps):
             raise IncompatibleParts(
-                f"GridPairs draws noise levels up to {law.grid.sigma_max}, the path is {self.path}; "
-                f"use VarianceExploding(sigma_max={law.grid.sigma_max})"
+                f"{name} with {told}: jumps of dyadic length and LogStep conditioning go together; use Dyadic times "
+                f"with LogStep(steps={steps if law.ends == 'dyadic' else 128})"
             )
-        if isinstance(self.conditioning, LogStep) != isinstance(law, Dyadic) or (
-            isinstance(self.conditioning, LogStep) and isinstance(law, Dyadic) and self.conditioning.steps != law.steps
-        ):
-            steps = law.steps if isinstance(law, Dyadic) else 128
+        if isinstance(told, JumpFlag) and not isinstance(target, Along):
             raise IncompatibleParts(
-                f"{type(law).__name__} with {self.conditioning}: jumps of dyadic length and LogStep conditioning go "
-                f"together; use Dyadic times with LogStep(steps={steps})"
+                f"JumpFlag tells the network no more of r than that it is below t, but {type(target).__name__} depends "
+                "on r; use StartAndGap, or the target Along"
             )
-        scaled = isinstance(self.parameterization, TrigFlow | EDMSkip) or self.parameterization == AverageVelocity(
-            normalize=True
-        )
-        if isinstance(self.objective.target, Tangent) and law.gap == "mixed" and scaled:
+        if isinstance(target, Tangent) and law.gap == "mixed" and not self._in_velocity_units:
             raise IncompatibleParts(
-                f"Tangent with {type(law).__name__} and {self.parameterization}: rows with r < t and rows with r = t "
+                f"Tangent with {name} and {self.parameterization}: rows with r < t and rows with r = t "
                 "would be in different units; use AverageVelocity() or Transfer(), or ToData times"
             )
-        if not self.conditioning.second and ends == "any":
+        if not told.tells_end and (law.ends == "any" or law.gap == "mixed"):
             raise IncompatibleParts(
-                f"{type(law).__name__} draws many ends r, but {type(self.conditioning).__name__} tells the network t "
-                "only; use StartAndGap"
+                f"{name} draws many ends r, but {type(told).__name__} tells the network t only; use StartAndGap"
             )
+
+    @property
+    def _in_velocity_units(self) -> bool:
+        """Whether an output at r = t is the velocity itself, on this path."""
+        t = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+        a, b = self.parameterization.rates(self.path, self.sigma_data or 1.0, t)
+        return bool((a == 0).all() and (b == 1).all())
 
     @property
     def null_class(self) -> bool:
@@ -114,7 +144,7 @@ class Recipe:
             self.parameterization,
             self.conditioning,
             sigma_data=self.sigma_data or 1.0,
-            ends=self.objective.times.ends,
+            ends=self.objective.ends,
             span=self.objective.times.span,
             guided=self.objective.guided,
             told=self.objective.guidance is not None,

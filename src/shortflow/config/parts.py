@@ -31,7 +31,7 @@ from shortflow.nn import configs as networks
 from shortflow.nn.configs import NetworkConfig, SiTConfig
 from shortflow.objective import Objective
 from shortflow.optimizer import Optimizer
-from shortflow.recipe import Recipe
+from shortflow.recipe import Published, Recipe
 from shortflow.reflow import Pairs
 from shortflow.train.settings import TrainSettings
 
@@ -80,7 +80,7 @@ class RunConfig:
 
 
 # Groups of settings that come in one form only, so they are written without a kind.
-WHOLES: tuple[type, ...] = (RunConfig, Recipe, Objective, Optimizer, DataConfig, TrainSettings, Pairs)
+WHOLES: tuple[type, ...] = (RunConfig, Recipe, Published, Objective, Optimizer, DataConfig, TrainSettings, Pairs)
 
 FAMILIES: tuple[type, ...] = (
     paths.Path,
@@ -90,6 +90,7 @@ FAMILIES: tuple[type, ...] = (
     laws.Law,
     times.TimeSampler,
     times.Fraction,
+    grids.ConstantCount,
     grids.KarrasGrid,
     grids.SquareRootCount,
     grids.DoublingCount,

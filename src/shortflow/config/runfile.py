@@ -13,7 +13,7 @@ from shortflow.config.reading import from_plain, nearest
 from shortflow.errors import ConfigError
 from shortflow.files import write_atomic
 from shortflow.recipe import Recipe
-from shortflow.recipes import RECIPES
+from shortflow.recipes import RECIPES, SETTINGS
 
 __all__ = ["dump", "load_run", "parse_yaml", "recipe_named", "to_yaml"]
 
@@ -117,11 +117,18 @@ def to_yaml(value: Any) -> str:
 
 
 def recipe_named(name: str) -> Recipe:
-    """The recipe called `name`, with its published settings.
+    """The recipe called `name`, with its published settings; "method/setting" where it has several.
 
     Raises:
-        ConfigError: naming the nearest recipe.
+        ConfigError: naming the nearest recipe, or the settings there are.
     """
-    if name not in RECIPES:
-        raise ConfigError(f"there is no recipe called {name!r}, {nearest(name, RECIPES)}")
-    return RECIPES[name]()
+    method, _, setting = name.partition("/")
+    if method not in RECIPES:
+        raise ConfigError(f"there is no recipe called {method!r}, {nearest(method, RECIPES)}")
+    if not setting:
+        return RECIPES[method]()
+    known = SETTINGS.get(method, ())
+    if setting not in known:
+        choice = f"there are {', '.join(f'{method}/{one}' for one in known)}" if known else "it has one setting only"
+        raise ConfigError(f"{method} has no setting called {setting!r}; {choice}")
+    return RECIPES[method](setting=setting)

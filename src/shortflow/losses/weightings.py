@@ -102,7 +102,7 @@ class ByTime(Weighting):
     """A fixed weight of the times.
 
     rule:
-        "inverse-step"           1/(σ_t − σ_s) (iCT, arXiv 2310.14189; the default of ECT, arXiv 2406.14548);
+        "inverse-step"           1/(σ_t − σ_s) (arXiv 2310.14189; with easy consistency tuning, 2406.14548, too);
         "inverse-root-step"      1/√(σ_t − σ_s);
         "inverse-gap"            1/(t − r)², the output-space weight of a state error;
         "inverse-output"         1/|b(t, r)|, with b the factor of the network's output (c_out);

@@ -11,9 +11,10 @@
 | θ⁻, μ(k) | `objective.teacher` ScheduledEma(mu0, count) |
 
 Where the authors' code differs: it shares dropout between student and target through the CPU random state only, so that
-on a GPU the masks differ; here masks are a function of the step and the row on every device. It trains with RAdam, here
-with AdamW.
+on a GPU the masks differ; here masks are a function of the step and the row on every device.
 Sampling: one jump, or several with new noise in between. The network knows no end other than σ_min.
+
+Expected: CIFAR-10 FID 8.70 in one step, 5.83 in two (with LPIPS).
 """
 
 from shortflow.flowmap import EDMSkip, LogSigma
@@ -21,7 +22,7 @@ from shortflow.losses import SquaredError
 from shortflow.objective import Objective, ScheduledEma
 from shortflow.optimizer import Optimizer
 from shortflow.paths import VarianceExploding
-from shortflow.recipe import Recipe
+from shortflow.recipe import Published, Recipe
 from shortflow.targets import TwoStep
 from shortflow.times import GridPairs, KarrasGrid, SquareRootCount
 from shortflow.velocity import Conditional
@@ -53,5 +54,6 @@ def consistency_training(s0: int = 2, s1: int = 150, mu0: float = 0.9, sigma_max
             label_dropout=0.0,
             teacher=ScheduledEma(mu0=mu0, count=count),
         ),
-        optimizer=Optimizer(lr=2e-4, betas=(0.9, 0.999), clip=None, ema=0.9999),
+        optimizer=Optimizer(algorithm="radam", lr=2e-4, betas=(0.9, 0.999), clip=None, ema=0.9999),
+        published=Published(batch=512, steps=800_000, dropout=0.0, network="NCSN++, CIFAR-10"),
     )

@@ -9,6 +9,8 @@
 
 Sampling: Euler steps on any grid; one step lands on the mean of the data. Published code often keeps a residual noise
 of 1e-5 at the data end (α = 1 − (1 − 1e-5) t reversed); here the ends are exact.
+
+Expected: ImageNet-256 FID in 128, 4, 1 steps 17.3, 108.2, 324.8 (DiT-B/2, as measured for the shortcut-models paper).
 """
 
 from shortflow.flowmap import AverageVelocity, StartOnly
@@ -16,7 +18,7 @@ from shortflow.losses import SquaredError
 from shortflow.objective import Objective
 from shortflow.optimizer import Optimizer
 from shortflow.paths import Linear
-from shortflow.recipe import Recipe
+from shortflow.recipe import Published, Recipe
 from shortflow.targets import Direct
 from shortflow.times import Diagonal, Uniform
 
@@ -45,4 +47,5 @@ def flow_matching(label_dropout: float = 0.1) -> Recipe:
             label_dropout=label_dropout,
         ),
         optimizer=Optimizer(lr=1e-4, betas=(0.9, 0.999), clip=1.0, ema=0.9999),
+        published=Published(batch=256, steps=400_000, dropout=0.0, network="SiT-B/2 to XL/2, ImageNet-256 latents"),
     )

@@ -14,6 +14,8 @@
 
 Where published code differs: ports divide by the warm-up length (an error for length 0), lose σ_d in the tangent, and
 use the root mean square for ‖·‖ (`norm="rms"` here). Sampling: one jump, or several with new noise in between.
+
+Expected: CIFAR-10 FID 2.85 in one step, 2.06 in two.
 """
 
 from shortflow.flowmap import StartOnly, TrigFlow
@@ -21,7 +23,7 @@ from shortflow.losses import SquaredError, Variational
 from shortflow.objective import Objective
 from shortflow.optimizer import Optimizer
 from shortflow.paths import Cosine
-from shortflow.recipe import Recipe
+from shortflow.recipe import Published, Recipe
 from shortflow.targets import CosineWeight, Tangent
 from shortflow.times import ToData, TrigLogNormal
 from shortflow.velocity import Conditional
@@ -52,5 +54,6 @@ def sct(mean: float = -1.0, std: float = 1.4, sigma_data: float = 0.5, warmup: f
             weighting=Variational(),
             label_dropout=0.0,
         ),
-        optimizer=Optimizer(lr=1e-4, betas=(0.9, 0.99), clip=None, ema=0.9999),
+        optimizer=Optimizer(algorithm="radam", lr=1e-4, betas=(0.9, 0.99), clip=None, ema=0.9999),
+        published=Published(batch=512, steps=400_000, dropout=0.2, network="DDPM++ with TrigFlow changes, CIFAR-10"),
     )

@@ -24,16 +24,25 @@ Where the authors' code differs, and what is done here:
 
 The guided velocity is stored in jumps of 1/64 and longer, while jumps of 1/128 stay unguided: samples in 128 steps are
 unguided, those in fewer steps are guided.
+
+`shortcut(continuous=True)` has jumps of any length. The fixed point of the dyadic form is the map of 128 Euler steps.
+
+Expected: FID in 128, 4, 1 steps, CelebA-HQ 6.9, 13.8, 20.5 (B/2), ImageNet-256 15.5, 28.3, 40.3 (B/2), 3.8, 7.8, 10.6
+(XL/2).
 """
 
-from shortflow.flowmap import AverageVelocity, LogStep
+from dataclasses import replace
+
+from shortflow.flowmap import AverageVelocity, LogStep, StartAndGap
+from shortflow.guidance import Guided
 from shortflow.losses import SquaredError
 from shortflow.objective import Ema, Objective
 from shortflow.optimizer import Optimizer
 from shortflow.paths import Linear
-from shortflow.recipe import Recipe
+from shortflow.recipe import Published, Recipe
 from shortflow.targets import Direct, Split, TwoStep
-from shortflow.times import Dyadic
+from shortflow.times import Between, Dyadic, Fixed, Triangle, Uniform, WithDiagonal
+from shortflow.velocity import Conditional
 
 BIBTEX = """@inproceedings{frans2025one,
   title     = {One Step Diffusion via Shortcut Models},
@@ -43,8 +52,30 @@ BIBTEX = """@inproceedings{frans2025one,
 }"""
 
 
-def shortcut(guidance: float = 1.5, share: float = 0.25, levels: int = 7) -> Recipe:
-    """Shortcut models. `guidance` 1.5 is the paper's for ImageNet; 1 for CelebA-HQ."""
+def shortcut(guidance: float = 1.5, share: float = 0.25, levels: int = 7, continuous: bool = False) -> Recipe:
+    """Shortcut models. `guidance` 1.5 is the paper's for ImageNet; 1 for CelebA-HQ.
+
+    With `continuous` jumps have any length, uniform on the triangle r < t, split at their middle, and the network is
+    told t − r itself; guidance is then that of the flow-matching rows, from which all jumps inherit it.
+    """
+    objective = Objective(
+        times=Dyadic(levels=levels, share=share),
+        target=Split(
+            direct=Direct(),
+            bootstrap=TwoStep(first=None, clip=4.0, guidance=guidance, guided_gap=2.0 ** (1 - levels)),
+        ),
+        metric=SquaredError(reduce="mean"),
+        label_dropout=0.1,
+        dropped_rows="diagonal",
+        teacher=Ema(rate=0.999),
+    )
+    if continuous:
+        velocity = Guided(base=Conditional(), omega=guidance, kappa=0.0) if guidance != 1 else Conditional()
+        objective = replace(
+            objective,
+            times=WithDiagonal(jumps=Between(base=Triangle(), at=Fixed(value=0.5)), law=Uniform(), ratio=share),
+            target=Split(direct=Direct(velocity=velocity), bootstrap=TwoStep(first=None, clip=4.0)),
+        )
     return Recipe(
         name="shortcut",
         title="One Step Diffusion via Shortcut Models",
@@ -52,17 +83,8 @@ def shortcut(guidance: float = 1.5, share: float = 0.25, levels: int = 7) -> Rec
         arxiv="2410.12557",
         path=Linear(),
         parameterization=AverageVelocity(),
-        conditioning=LogStep(steps=2**levels),
-        objective=Objective(
-            times=Dyadic(levels=levels, share=share),
-            target=Split(
-                direct=Direct(),
-                bootstrap=TwoStep(first=None, clip=4.0, guidance=guidance, guided_gap=2.0 ** (1 - levels)),
-            ),
-            metric=SquaredError(reduce="mean"),
-            label_dropout=0.1,
-            dropped_rows="diagonal",
-            teacher=Ema(rate=0.999),
-        ),
+        conditioning=StartAndGap() if continuous else LogStep(steps=2**levels),
+        objective=objective,
         optimizer=Optimizer(lr=1e-4, betas=(0.9, 0.999), weight_decay=0.1, clip=None, ema=0.999),
+        published=Published(batch=256, steps=810_000, dropout=0.0, network="DiT-B/2, XL/2, ImageNet-256 latents"),
     )

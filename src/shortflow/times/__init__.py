@@ -19,7 +19,7 @@ A sampler also says what it trains, for compatibility checks and for the sampler
 All of them hold for a sampler, that is for the instance; the class has those that no setting changes.
 """
 
-from shortflow.grids import DoublingCount, KarrasGrid, LogNormalIndex, SquareRootCount, UniformIndex
+from shortflow.grids import ConstantCount, DoublingCount, KarrasGrid, LogNormalIndex, SquareRootCount, UniformIndex
 from shortflow.laws import (
     Beta,
     GridLaw,
@@ -43,6 +43,7 @@ __all__ = [
     "Beta",
     "Between",
     "BoundaryRows",
+    "ConstantCount",
     "Count",
     "Diagonal",
     "DoublingCount",

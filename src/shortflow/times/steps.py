@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from shortflow.errors import ShortflowError, require
-from shortflow.grids import DoublingCount, KarrasGrid, LogNormalIndex, SquareRootCount, UniformIndex
+from shortflow.grids import ConstantCount, DoublingCount, KarrasGrid, LogNormalIndex, SquareRootCount, UniformIndex
 from shortflow.laws import GridLaw
 from shortflow.times.base import LEAST_GAP, TimeSampler, stage_of
 from shortflow.typing import Progress, Times
@@ -141,7 +141,7 @@ class GridPairs(TimeSampler):
     """
 
     grid: KarrasGrid = KarrasGrid()
-    count: SquareRootCount | DoublingCount = field(default_factory=SquareRootCount)
+    count: SquareRootCount | DoublingCount | ConstantCount = field(default_factory=SquareRootCount)
     index: UniformIndex | LogNormalIndex = field(default_factory=UniformIndex)
     uniforms = 1
     gap = "positive"

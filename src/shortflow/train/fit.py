@@ -6,6 +6,7 @@ RUN/tensorboard/        the same for TensorBoard, if it is installed
 RUN/samples/*.png       previews
 RUN/state/<step>/       training states
 RUN/model.safetensors   the averaged weights, self-describing
+RUN/model-ema-*.safetensors  the extra averages, if the optimiser keeps some
 """
 
 import signal
@@ -24,7 +25,7 @@ from shortflow.errors import CheckpointError
 from shortflow.flowmap import FlowMap
 from shortflow.objective import Objective
 from shortflow.optimizer import Optimizer
-from shortflow.train.ema import Average
+from shortflow.train.ema import Average, averages_of
 from shortflow.train.engine import Engine
 from shortflow.train.log import StatsLog
 from shortflow.train.loop import StepRecord, build_optimizer, train
@@ -79,12 +80,12 @@ class _Run:
     settings: TrainSettings
     metadata: Mapping[str, Any]
     module: TrainStep
-    average: Average
+    averages: Mapping[str, Average]
     adamw: torch.optim.Optimizer
 
     @property
     def _parts(self) -> dict[str, FlowMap]:
-        parts = {"network": self.module.flow, "average": self.average.module}
+        parts = {"network": self.module.flow, **{name: average.module for name, average in self.averages.items()}}
         return parts if self.module.teacher is None else {**parts, "teacher": self.module.teacher.module}
 
     @property
@@ -100,7 +101,9 @@ class _Run:
         images = step * self.settings.batch
         # The model first: where there is a state, there is its model.
         header = {**self.metadata, "images": images, "step": step}
-        save_model(self.average.module, self.directory / "model.safetensors", header)
+        for name, average in self.averages.items():
+            file = "model.safetensors" if name == "average" else f"model-{name}.safetensors"
+            save_model(average.module, self.directory / file, header)
         info = {"images": images, "settings": self._steering, "references": self._references, "pending": pending}
         save_state(self.directory / "state", step, self._parts, self.adamw, info, self.settings.keep)
 
@@ -166,16 +169,15 @@ def fit(
         settings=settings,
         metadata=metadata,
         module=module,
-        average=Average(flow, optimizer.ema, warm=True),
+        averages=averages_of(flow, optimizer),
         adamw=build_optimizer(module, optimizer),
     )
     start, pending = 0, []
     if found is not None:
         info = run.load(found)
         start, pending = info["step"], info["pending"]
-    steps = train(
-        module, settings, optimizer, batch_of, engine=engine, adamw=run.adamw, averages=(run.average,), start=start
-    )
+    averages = tuple(run.averages.values())
+    steps = train(module, settings, optimizer, batch_of, engine=engine, adamw=run.adamw, averages=averages, start=start)
     return _watch(run, steps, engine, start, pending, preview)
 
 
@@ -202,7 +204,7 @@ def _watch(
                     run.save(record.step, log.pending)
                 every = settings.preview_every
                 if preview is not None and every and (last or record.step % every == 0):
-                    preview(run.average.module, directory / "samples" / f"step-{record.step:08d}.png")
+                    preview(run.averages["average"].module, directory / "samples" / f"step-{record.step:08d}.png")
                 yield record
                 if stopped() and not last:
                     if not saved:

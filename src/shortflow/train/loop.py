@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,14 +54,18 @@ def learning_rate(optimizer: Optimizer, share: float) -> float:
 
 
 def build_optimizer(step: TrainStep, settings: Optimizer) -> torch.optim.Optimizer:
-    """AdamW in its fused form."""
-    return torch.optim.AdamW(
-        [p for p in step.flow.parameters() if p.requires_grad],
-        lr=settings.lr,
-        betas=settings.betas,
-        weight_decay=settings.weight_decay,
-        fused=True,
-    )
+    """The algorithm of the settings over the trained weights, in its fused form where torch has one."""
+    weights = [p for p in step.flow.parameters() if p.requires_grad]
+    shared: dict[str, Any] = {
+        "lr": settings.lr,
+        "betas": settings.betas,
+        "eps": settings.eps,
+        "weight_decay": settings.weight_decay,
+    }
+    if settings.algorithm == "radam":
+        return torch.optim.RAdam(weights, **shared)
+    algorithm = torch.optim.Adam if settings.algorithm == "adam" else torch.optim.AdamW
+    return algorithm(weights, **shared, fused=True)
 
 
 def train(
