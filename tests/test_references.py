@@ -20,12 +20,13 @@ from shortflow.data import DataSpec
 from shortflow.draw import Draw, References
 from shortflow.errors import CheckpointError, ConfigError
 from shortflow.flowmap import FlowMap
+from shortflow.pairs import Pairs
 from shortflow.paths import Cosine
 from shortflow.references import load_references, units
-from shortflow.reflow import Pairs
 from shortflow.reframe import ReframedFlowMap
 from shortflow.streams import Streams
 from shortflow.train import Average, StepRecord, TrainStep
+from shortflow.train.ema import averages_of
 from shortflow.typing import Progress
 
 SMALL = ("network={kind: MLPConfig, width: 16, depth: 1}", "train.preview_every=0", "train.images=64", "train.batch=32")
@@ -355,16 +356,17 @@ def test_weights_and_average_start_from_the_old_model(
     seen: list[FlowMap] = []
     fit = importlib.import_module("shortflow.train.fit")  # the package has a function of this name
 
-    def averaged(flow: FlowMap, *arguments: Any, **others: Any) -> Average:
-        seen.append(Average(flow, *arguments, **others).module)
-        return Average(flow, *arguments, **others)
+    def averages(flow: FlowMap, settings: Any) -> dict[str, Average]:
+        made = averages_of(flow, settings)
+        seen.extend(average.module for average in made.values())
+        return made
 
     def optimizer(module: TrainStep, settings: Any) -> torch.optim.Optimizer:
         assert module.teacher is not None
         seen.extend([module.flow, module.teacher.module])
         return torch.optim.SGD(module.flow.parameters(), lr=0.0)
 
-    monkeypatch.setattr(fit, "Average", averaged)
+    monkeypatch.setattr(fit, "averages_of", averages)
     monkeypatch.setattr(fit, "build_optimizer", optimizer)
     records = runs.training(run, dataset, tmp_path / "run")
     assert len(seen) == 3
@@ -460,9 +462,9 @@ def test_guided_pairs_make_a_guided_model(models: dict[str, str], tmp_path: Path
 def test_a_run_interrupted_among_its_pairs_goes_on(
     models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from shortflow import reflow
+    from shortflow import pairs as pairs_module
 
-    monkeypatch.setattr(reflow, "ROWS", 16)
+    monkeypatch.setattr(pairs_module, "ROWS", 16)
     settings = (PAIRS, "pairs={count: 48, steps: 2}")
     run, dataset = configured("flow-matching", *settings, teacher=models["plain"])
     whole = list(runs.training(run, dataset, tmp_path / "whole"))

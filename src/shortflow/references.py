@@ -15,7 +15,7 @@ from shortflow.draw import References
 from shortflow.errors import CheckpointError, ConfigError, ShortflowError
 from shortflow.flowmap import FlowMap
 from shortflow.hub import Model
-from shortflow.reflow import PairMaker, Pairs, check_pairs, pair_labels
+from shortflow.pairs import PairMaker, Pairs, check_pairs, pair_labels
 from shortflow.reframe import reframe
 from shortflow.transplant import check_start, start_from
 

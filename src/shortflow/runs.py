@@ -17,10 +17,10 @@ from shortflow.errors import CheckpointError, ConfigError, MetricError, SamplerE
 from shortflow.flowmap import FlowMap
 from shortflow.guidance import guide
 from shortflow.hub import Model, build_flow, check, outline, read_header
+from shortflow.pairs import PairMaker, Pairs
 from shortflow.pictures import comparison, image_grid, save_png, scatter
 from shortflow.presets import preset, settled
 from shortflow.references import check_references, describe, load_references, pair_maker, start
-from shortflow.reflow import PairMaker, Pairs
 from shortflow.sample import PushForward, ReNoise, Sampler, default_sampler, grid_times, interpolate, sample
 from shortflow.train import StepRecord, fit
 from shortflow.train.state import latest_state

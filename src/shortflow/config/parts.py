@@ -31,8 +31,8 @@ from shortflow.nn import configs as networks
 from shortflow.nn.configs import NetworkConfig, SiTConfig
 from shortflow.objective import Objective
 from shortflow.optimizer import Optimizer
+from shortflow.pairs import Pairs
 from shortflow.recipe import Published, Recipe
-from shortflow.reflow import Pairs
 from shortflow.train.settings import TrainSettings
 
 __all__ = ["DataConfig", "RunConfig", "defaults", "fields_of", "kinds", "part_named", "register", "to_plain"]

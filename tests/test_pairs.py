@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from oracles import column, f64
-from shortflow import reflow
+from shortflow import pairs as pairs_module
 from shortflow.errors import CheckpointError, IncompatibleParts, SamplerError, ShortflowError
 from shortflow.flowmap import AverageVelocity, EDMSkip, FlowMap, LogSigma, StartAndGap, StartOnly
+from shortflow.pairs import PairMaker, Pairs, check_pairs, pair_labels
 from shortflow.paths import Linear, VarianceExploding
-from shortflow.reflow import PairMaker, Pairs, check_pairs, pair_labels
 from shortflow.streams import Streams
 from shortflow.theory import ExactNetwork, FiniteData, Gaussian
 from steps import mlp
@@ -39,8 +39,8 @@ def maker(directory: Path, flow: FlowMap | None = None, **others: Any) -> PairMa
 
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reflow, "ROWS", 4)
-    monkeypatch.setattr(reflow, "BATCH", 3)
+    monkeypatch.setattr(pairs_module, "ROWS", 4)
+    monkeypatch.setattr(pairs_module, "BATCH", 3)
 
 
 def files(directory: Path) -> dict[str, bytes]:
