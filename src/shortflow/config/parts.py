@@ -12,7 +12,20 @@ import typing
 from dataclasses import dataclass
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-from shortflow import flowmap, grids, guidance, laws, losses, objective, paths, tangent, targets, times, velocity
+from shortflow import (
+    flowmap,
+    grids,
+    guidance,
+    laws,
+    losses,
+    objective,
+    paths,
+    sample,
+    tangent,
+    targets,
+    times,
+    velocity,
+)
 from shortflow.errors import ConfigError, ShortflowError
 from shortflow.nn.configs import MLPConfig, NetworkConfig, SiTConfig
 from shortflow.objective import Objective
@@ -68,6 +81,7 @@ FAMILIES: tuple[type, ...] = (
     losses.Metric,
     losses.Weighting,
     objective.Teacher,
+    sample.Sampler,
     SiTConfig,
     MLPConfig,
 )
@@ -172,7 +186,7 @@ def defaults(part: type) -> dict[str, Any]:
     return plain
 
 
-for _module in (flowmap, grids, guidance, laws, losses, objective, paths, tangent, targets, times, velocity):
+for _module in (flowmap, grids, guidance, laws, losses, objective, paths, sample, tangent, targets, times, velocity):
     for _name in _module.__all__:
         _part = getattr(_module, _name)
         # CustomPath, made of functions, is the one part with a fault.
