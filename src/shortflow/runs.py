@@ -414,7 +414,9 @@ def sampler_named(name: str, gamma: float | None = None) -> Sampler | None:
         raise ConfigError(f"there is no sampler called {name!r}, {nearest(name, ('auto', *SAMPLERS))}")
     if gamma is not None:
         if name != "gamma":
-            raise ConfigError(f"gamma = {gamma:g} is a setting of the sampler gamma, not of {name}; choose that sampler")
+            raise ConfigError(
+                f"gamma = {gamma:g} is a setting of the sampler gamma, not of {name}; choose that sampler"
+            )
         return Gamma(gamma=gamma)
     return None if name == "auto" else SAMPLERS[name]()
 
