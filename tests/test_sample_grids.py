@@ -54,7 +54,7 @@ def test_the_ends_are_ends(path: Path) -> None:
 
 
 def test_published_middle_levels() -> None:
-    """IMM: η = 1.4 for noise of the scale of the data; ECT: σ = 0.821; sCM: the angle 1.1."""
+    """IMM: η = 1.4 for noise of the scale of the data; easy consistency tuning: σ = 0.821; sCM: the angle 1.1."""
     assert time_at(RECIPES["imm"]().path, 0.5 * 1.4) == pytest.approx(1.4 / 2.4, abs=1e-15)
     assert time_at(VarianceExploding(), 0.821) == pytest.approx(0.821 / 80, abs=1e-15)
     assert time_at(Cosine(noise_scale=0.5), 0.5 * math.tan(1.1)) == pytest.approx(2.2 / math.pi, abs=1e-15)
