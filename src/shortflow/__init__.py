@@ -28,7 +28,7 @@ _HOMES = {
     "shortflow.recipe": "Recipe",
     "shortflow.recipes": "RECIPES",
     # The function `sample` is left to its module, which has the same name; `generate` decodes, too.
-    "shortflow.sample": "PushForward ReNoise",
+    "shortflow.sample": "Euler Gamma Heun PushForward ReNoise Restart",
     "shortflow.hub": "load",
     "shortflow.runs": "configure generate open_run score training",
     "shortflow.config": "register",

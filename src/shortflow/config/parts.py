@@ -20,6 +20,7 @@ from shortflow import (
     laws,
     losses,
     paths,
+    sample,
     tangent,
     targets,
     teachers,
@@ -86,6 +87,7 @@ FAMILIES: tuple[type, ...] = (
     teachers.Teacher,
     guidance.PowerGuidance,
     coupling.Coupling,
+    sample.Sampler,
     NetworkConfig,
 )
 
@@ -198,6 +200,7 @@ _MODULES = (
     losses,
     networks,
     paths,
+    sample,
     tangent,
     targets,
     teachers,
