@@ -14,8 +14,9 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "shortflow.paths": "Cosine CustomPath Linear Path VarianceExploding",
-    "shortflow.laws": "LogitNormal TrigLogNormal Uniform",
-    "shortflow.times": "Diagonal Dyadic Gradual GridPairs GroupedJumps Independent Sorted TimeSampler ToData",
+    "shortflow.laws": "Beta Largest LogNormalNoise LogStudentNoise LogitNormal TrigLogNormal Truncated Uniform",
+    "shortflow.times": "Between BoundaryRows Diagonal Dyadic GapThenEnd Gradual GridPairs GroupedJumps Independent "
+    "Neighbours Nested Sorted StagedDyadic TimeSampler ToData Triangle WithDiagonal",
     "shortflow.flowmap": "AverageVelocity EDMSkip FlowMap Transfer TrigFlow",
     "shortflow.velocity": "Conditional Mixture PlugIn Velocity",
     "shortflow.guidance": "Guided guide",
