@@ -24,6 +24,7 @@ from shortflow.times import (
     Tightening,
     ToData,
 )
+from shortflow.typing import Progress
 
 SOFLOW = Independent(start=LogitNormal(mu=0.2, sigma=0.8), end=LogitNormal(mu=-1.0, sigma=0.8), ratio=1.0, least=1e-4)
 ECT = Between(base=ToData(law=LogNormalNoise()), at=Tightening())
@@ -144,6 +145,17 @@ def test_tightening_is_the_mapping_of_noise_levels() -> None:
     t, s, _ = Between(base=ToData(law=LogNormalNoise()), at=Tightening()).stratified(4000)
     assert bool((s[t < 1 / 80] == 0).all())
     assert ks(t, LogNormalNoise().cdf) < 1e-3
+
+
+@pytest.mark.parametrize("stages", [7, 8, 49, 64])
+def test_stages_begin_at_their_first_image(stages: int) -> None:
+    """Also where share · stages comes out below a whole number: (1/49) · 49 = 1 − 2⁻⁵³."""
+    rule = Tightening(stages=stages)
+    began = [rule.stage(Progress(images=10 * i, total=10 * stages)) for i in range(stages + 1)]
+    assert began == [*range(stages), stages - 1]
+    assert [rule.stage(Progress(images=10 * i - 1, total=10 * stages)) for i in range(1, stages + 1)] == [
+        *range(stages)
+    ]
 
 
 def test_tightening_for_jumps_that_end_above_the_data() -> None:

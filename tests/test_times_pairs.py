@@ -143,7 +143,6 @@ def test_progressive_distillation_goes_through_its_levels() -> None:
 
 @pytest.mark.parametrize("stages", range(1, 21))
 def test_stages_begin_at_their_first_image(stages: int) -> None:
-    """Also where share · stages comes out below a whole number: (1/49) · 49 = 1 − 2⁻⁵³."""
     sampler = StagedDyadic(levels=stages)
     for each in (1, 7, 49):
         began = [sampler.stage(Progress(images=i * each, total=stages * each)) for i in range(stages + 1)]
