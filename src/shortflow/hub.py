@@ -4,9 +4,11 @@ The header of RUN/model.safetensors holds, as JSON, the resolved run (from which
 rebuilt) and the data spec (shape, classes, scaling). No code is stored and none is executed.
 """
 
+import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from shortflow.data import DataSpec
 from shortflow.errors import CheckpointError, ShortflowError
 from shortflow.flowmap import FlowMap
 
-__all__ = ["FORMAT", "Model", "build_flow", "check", "describe", "load", "read_header"]
+__all__ = ["FORMAT", "Model", "build_flow", "check", "describe", "fingerprint", "load", "outline", "read_header"]
 
 FORMAT = 1
 _LARGEST_BUFFERS = 2**28  # numbers that a network holds beside its weights (positions): 1 GiB
@@ -73,9 +75,18 @@ def check(run: RunConfig, spec: DataSpec) -> FlowMap:
         return build_flow(run, spec)
 
 
-def describe(run: RunConfig, spec: DataSpec) -> dict[str, Any]:
-    """What a model file's header says about the model."""
-    return {"format": FORMAT, "run": to_plain(run), "data": spec.to_dict()}
+def describe(
+    run: RunConfig, spec: DataSpec, *, references: Mapping[str, Any] | None = None, guided: str | None = None
+) -> dict[str, Any]:
+    """What a model file's header says about the model.
+
+    Args:
+        references: the frozen models it was trained with, role → {"run": path, "sha256": of the file}. A record only:
+            opening the model needs none of them.
+        guided: guidance that it has from them, in words.
+    """
+    header = {"format": FORMAT, "run": to_plain(run), "data": spec.to_dict()}
+    return header | ({"references": dict(references)} if references else {}) | ({"guided": guided} if guided else {})
 
 
 def load(path: str | Path, device: str | None = None) -> Model:
@@ -84,6 +95,27 @@ def load(path: str | Path, device: str | None = None) -> Model:
     Raises:
         CheckpointError: if there is no model, the file is damaged, or its weights do not fit its description.
     """
+    with _opened(path) as (model, tensors):
+        flow = build_flow(model.run, model.spec)
+        flow.load_state_dict(tensors)
+    flow.guided = model.flow.guided
+    flow.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).requires_grad_(False).eval()
+    return replace(model, flow=flow)
+
+
+def outline(path: str | Path) -> Model:
+    """The model at `path` without memory for its weights: enough to see what it is and what it fits.
+
+    Raises:
+        CheckpointError: as `load`.
+    """
+    with _opened(path) as (model, _):
+        return model
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[tuple[Model, dict[str, Tensor]]]:
+    """The model without its weights, and the weights; what goes wrong here or inside is the file's fault."""
     file = _file(path)
     header = read_header(file)
     try:
@@ -95,17 +127,26 @@ def load(path: str | Path, device: str | None = None) -> Model:
         run = from_plain(RunConfig, header["run"])
         spec = DataSpec.from_dict(header["data"])
         images, step = int(header["images"]), int(header["step"])
-        _check_weights(run, spec, tensors)
-        flow = build_flow(run, spec)
-        flow.load_state_dict(tensors)
+        flow = _check_weights(run, spec, tensors)
+        if "guided" in header:
+            flow.guided = str(header["guided"])
+        yield Model(flow=flow, spec=spec, run=run, images=images, step=step, path=file), tensors
     except KeyError as error:
         raise CheckpointError(f"{file}: the description in the header lacks {error}") from error
     except ShortflowError as error:
         raise CheckpointError(f"{file}: the description in the header cannot be used:\n{error}") from error
     except (ValueError, TypeError, AttributeError, OverflowError, RuntimeError) as error:
         raise CheckpointError(f"{file}: the description in the header makes no sense: {error}") from error
-    flow.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).requires_grad_(False).eval()
-    return Model(flow=flow, spec=spec, run=run, images=images, step=step, path=file)
+
+
+def fingerprint(path: str | Path) -> str:
+    """The SHA-256 (hex) of the model file at `path`.
+
+    Raises:
+        CheckpointError: if there is no model.
+    """
+    with open(_file(path), "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_header(path: str | Path) -> dict[str, Any]:
@@ -151,8 +192,8 @@ def _file(path: str | Path) -> Path:
     return file
 
 
-def _check_weights(run: RunConfig, spec: DataSpec, tensors: Mapping[str, Tensor]) -> None:
-    """Raise `CheckpointError` unless the tensors are those of the network described, before any is made.
+def _check_weights(run: RunConfig, spec: DataSpec, tensors: Mapping[str, Tensor]) -> FlowMap:
+    """The flow map without weights. Raises `CheckpointError` unless the tensors are those of the network described.
 
     A description is only believed as far as the weights bear it out, so a wrong one costs no time and no memory.
     """
@@ -175,3 +216,4 @@ def _check_weights(run: RunConfig, spec: DataSpec, tensors: Mapping[str, Tensor]
     if faults:
         more = f", and {len(faults) - 3} more" if len(faults) > 3 else ""
         raise CheckpointError(f"the weights are not those of the network described: {'; '.join(faults[:3])}{more}")
+    return flow

@@ -1,6 +1,6 @@
 """Whole runs: configure, train, sample and score, as functions. The command line is a thin shell around them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,11 @@ from shortflow.data import load as load_data
 from shortflow.errors import CheckpointError, ConfigError, MetricError, SamplerError, ShortflowError
 from shortflow.flowmap import FlowMap
 from shortflow.guidance import guide
-from shortflow.hub import Model, build_flow, check, describe, read_header
+from shortflow.hub import Model, build_flow, check, outline, read_header
 from shortflow.pictures import comparison, image_grid, save_png, scatter
 from shortflow.presets import preset, settled
+from shortflow.references import check_references, describe, load_references, pair_maker, start
+from shortflow.reflow import PairMaker, Pairs
 from shortflow.sample import (
     GRIDS,
     SAMPLERS,
@@ -54,35 +56,54 @@ Pixels = UInt8[np.ndarray, "n c h w"] | Float[np.ndarray, "n d"]
 
 
 def configure(
-    recipe: str, data: str | None = None, *, resolution: int | None = None, settings: Sequence[str] = ()
+    recipe: str,
+    data: str | None = None,
+    *,
+    resolution: int | None = None,
+    settings: Sequence[str] = (),
+    teacher: str | None = None,
+    weak: str | None = None,
+    init_from: str | None = None,
 ) -> tuple[RunConfig, Dataset]:
     """The resolved run of a recipe (by name, or a run file ending in .yaml) on data, and the training data.
 
-    `data` and `resolution` replace those of a run file; by default a recipe gets the built-in digits.
+    `data` and `resolution` replace those of a run file; by default a recipe gets the built-in digits. So do `teacher`,
+    `weak` and `init_from`, each a run directory or a model file. A recipe by name that starts from a model has that
+    model's network.
 
     Raises:
         ConfigError, DataError: naming everything that is wrong, before any training.
+        CheckpointError: if one of the other models is not there or damaged.
     """
+    others = {"teacher": teacher, "weak": weak, "init_from": init_from}
+    others = {role: path for role, path in others.items() if path is not None}
     if recipe.endswith((".yaml", ".yml")):
         run = load_run(Path(recipe))
         given = {} if data is None else {"source": data}
         given |= {} if resolution is None else {"resolution": resolution}
-        run = override(replace(run, data=replace(run.data, **given)), settings)
+        run = override(replace(run, data=replace(run.data, **given), **others), settings)
         dataset = load_data(run.data.source, "train", resolution=run.data.resolution)
     else:
         chosen = recipe_named(recipe)
         source = DataConfig(source=data or "digits", resolution=resolution)
         dataset = load_data(source.source, "train", resolution=source.resolution)
-        run = settled(preset(chosen, source, dataset), settings)
+        base = replace(preset(chosen, source, dataset), **others)
+        run = settled(base, settings)
         if run.data != source:  # the settings name other data, which have other presets
-            return configure(recipe, run.data.source, resolution=run.data.resolution, settings=settings)
+            return configure(recipe, run.data.source, resolution=run.data.resolution, settings=settings, **others)
+        if run.init_from is not None:
+            run = settled(replace(base, network=outline(run.init_from).run.network), settings)
     if dataset.labels is None:
         run = replace(run, recipe=run.recipe.unconditional())
+    if run.pairs is None and "pairs" in run.recipe.objective.needs:
+        run = replace(run, pairs=Pairs())
     _check_batch(run)
+    spec = DataSpec.fit(dataset, run.recipe.sigma_data)
     try:
-        check(run, DataSpec.fit(dataset, run.recipe.sigma_data))
+        check(run, spec)
     except ShortflowError as error:
         raise ConfigError(f"network: {error} (data: {dataset.name}, shape {dataset.shape})") from error
+    check_references(run, spec)
     return run, dataset
 
 
@@ -123,24 +144,45 @@ def open_run(directory: Path) -> tuple[RunConfig, Dataset]:
     return run, load_data(run.data.source, "train", resolution=run.data.resolution)
 
 
-def _order(run: RunConfig, dataset: Dataset) -> Shuffled | ClassConsistent:
+def _batches(run: RunConfig, dataset: Dataset, spec: DataSpec, maker: PairMaker | None) -> Callable[[int], Batch]:
+    """The batch of a step, of the data or of the pairs that a teacher has made."""
     batch, seed = run.train.batch, run.train.seed
-    if run.recipe.batches == "class-consistent" and dataset.labels is not None:
-        return ClassConsistent(
-            labels=dataset.labels, batch_size=batch, seed=seed, group=run.train.group, num_classes=dataset.num_classes
+    labels, n = (dataset.labels, len(dataset)) if maker is None else (maker.labels, maker.settings.count)
+    order: Shuffled | ClassConsistent = Shuffled(n=n, batch_size=batch, seed=seed)
+    if run.recipe.batches == "class-consistent" and labels is not None:
+        order = ClassConsistent(
+            labels=labels, batch_size=batch, seed=seed, group=run.train.group, num_classes=dataset.num_classes
         )
-    return Shuffled(n=len(dataset), batch_size=batch, seed=seed)
+
+    def batch_of(step: int) -> Batch:
+        rows = order.indices(step)
+        if maker is not None:
+            return maker.batch(rows)
+        label = None if dataset.labels is None else torch.from_numpy(dataset.labels[rows])
+        return Batch(x=spec.encode(dataset.samples[rows]), label=label)
+
+    return batch_of
 
 
-def training(run: RunConfig, dataset: Dataset, directory: Path, *, resume: bool = False) -> Iterator[StepRecord]:
+def training(
+    run: RunConfig,
+    dataset: Dataset,
+    directory: Path,
+    *,
+    resume: bool = False,
+    report: Callable[[int, int], None] | None = None,
+) -> Iterator[StepRecord]:
     """Train in `directory`, yielding the record of every step. Ends with RUN/model.safetensors in place.
 
     The call itself checks everything and writes RUN/run.yaml, so that a run can be resumed from its first moment;
     the steps are taken as the records are asked for. A run that was stopped before its first state starts again.
+    Where a recipe learns from pairs, RUN/pairs/ is filled before the first step, from where it was interrupted;
+    `report` is told (pairs that are there, pairs in all).
 
     Raises:
-        CheckpointError: if the directory holds a run and `resume` is False, or none and it is True, or the data are not
-            those that the run was started with.
+        ConfigError: if a teacher, a weak model or a model to start from is missing or does not fit.
+        CheckpointError: if the directory holds a run and `resume` is False, or none and it is True, or the data or the
+            other models are not those that the run was started with.
         Interrupted: from the iterator, after SIGINT or SIGTERM, with everything saved.
     """
     if directory.exists() and not directory.is_dir():
@@ -152,14 +194,14 @@ def training(run: RunConfig, dataset: Dataset, directory: Path, *, resume: bool 
     started = latest_state(directory / "state") is not None
     if resume and started and (directory / "model.safetensors").is_file():
         _check_data(directory, spec)
+    # A run that goes on has its weights, and needs those it started from no more.
+    check_references(replace(run, init_from=None) if started else run, spec)
+    loaded = load_references(run, spec)
+    maker = pair_maker(run, spec, dataset, loaded, directory / "pairs")
     torch.manual_seed(run.train.seed)
     flow = build_flow(run, spec)
-    order = _order(run, dataset)
-
-    def batch_of(step: int) -> Batch:
-        rows = order.indices(step)
-        label = None if dataset.labels is None else torch.from_numpy(dataset.labels[rows])
-        return Batch(x=spec.encode(dataset.samples[rows]), label=label)
+    if not started:
+        start(flow, run)
 
     def preview(averaged: FlowMap, path: Path) -> None:
         # One Euler step of flow matching is the mean of the data, whatever was learned.
@@ -171,16 +213,24 @@ def training(run: RunConfig, dataset: Dataset, directory: Path, *, resume: bool 
         directory,
         flow,
         run.recipe.objective,
-        batch_of,
+        _batches(run, dataset, spec, maker),
         settings=run.train,
         optimizer=run.recipe.optimizer,
-        metadata=describe(run, spec),
+        metadata=describe(run, spec, loaded),
+        references=loaded.references,
         preview=preview,
         resume=resume and started,
     )
     if not resume:
         dump(run, directory / "run.yaml")
-    return records
+    return records if maker is None else _after(maker, report, records)
+
+
+def _after(
+    maker: PairMaker, report: Callable[[int, int], None] | None, records: Iterator[StepRecord]
+) -> Iterator[StepRecord]:
+    maker.make(report)
+    yield from records
 
 
 def _check_data(directory: Path, spec: DataSpec) -> None:

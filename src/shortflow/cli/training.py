@@ -31,6 +31,18 @@ def train(
         ),
     ] = None,
     resolution: Annotated[int | None, typer.Option(help="Crop and resize images to this side, in pixels.")] = None,
+    teacher: Annotated[
+        str | None, typer.Option(metavar="RUN", help="The model that a recipe distils, or that makes its pairs.")
+    ] = None,
+    weak: Annotated[
+        str | None, typer.Option(metavar="RUN", help="A weaker model of the same data, for autoguidance.")
+    ] = None,
+    init_from: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN", help="Start from the weights of this model, such as flow matching; its network is used."
+        ),
+    ] = None,
     settings: Settings = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in --out, exactly where it stopped.")
@@ -45,23 +57,42 @@ def train(
                 "--resume goes on with the settings of the run; leave out --set, or start a new run in another --out"
             )
         run, dataset = runs.open_run(out)
-        _check_same(out, run, recipe, data, resolution)
+        _check_same(out, run, recipe, data, resolution, teacher, weak, init_from)
     elif recipe is None:
         raise ConfigError(
             "which recipe? For example: shortflow train esc --data digits --out out/esc "
             "(`shortflow recipes` lists them; --resume goes on with a run)"
         )
     else:
-        run, dataset = runs.configure(recipe, data, resolution=resolution, settings=settings or ())
+        run, dataset = runs.configure(
+            recipe,
+            data,
+            resolution=resolution,
+            settings=settings or (),
+            teacher=teacher,
+            weak=weak,
+            init_from=init_from,
+        )
     _train(run, dataset, out, resume)
     say(f"Samples: shortflow sample {out} --out samples.png")
     say(f"Scores:  shortflow evaluate {out}")
 
 
-def _check_same(out: Path, run: Any, recipe: str | None, data: str | None, resolution: int | None) -> None:
+def _check_same(
+    out: Path,
+    run: Any,
+    recipe: str | None,
+    data: str | None = None,
+    resolution: int | None = None,
+    teacher: str | None = None,
+    weak: str | None = None,
+    init_from: str | None = None,
+) -> None:
     """Raise `ConfigError` if what is asked for is not what the run to resume is."""
     asked = {"recipe": recipe, "--data": data, "--resolution": resolution}
+    asked |= {"--teacher": teacher, "--weak": weak, "--init-from": init_from}
     found = {"recipe": run.recipe.name, "--data": run.data.source, "--resolution": run.data.resolution}
+    found |= {"--teacher": run.teacher, "--weak": run.weak, "--init-from": run.init_from}
     if recipe is not None and recipe.endswith((".yaml", ".yml")):
         asked["recipe"] = None  # the run directory has its own copy
     wrong = [f"{name} {found[name]}, not {value}" for name, value in asked.items() if value not in (None, found[name])]
@@ -75,7 +106,10 @@ def _train(run: Any, dataset: Any, out: Path, resume: bool) -> None:
     from shortflow import runs
     from shortflow.train import Interrupted
 
-    records = runs.training(run, dataset, out, resume=resume)
+    def report(done: int, count: int) -> None:
+        say(f"pairs of the teacher: {done:,} of {count:,}")
+
+    records = runs.training(run, dataset, out, resume=resume, report=report)
     kind = count(dataset.num_classes, "class", "classes") if dataset.num_classes else "unconditional"
     total = run.train.steps
     say(
@@ -184,7 +218,7 @@ def demo(
     resume = (out / "run.yaml").is_file() and latest_state(out / "state") is not None
     if resume:
         run, dataset = runs.open_run(out)
-        _check_same(out, run, recipe, None, None)
+        _check_same(out, run, recipe)
         say(f"{out} holds this demo already; going on with it as it was started.")
     else:
         run, dataset = runs.configure(recipe, "digits", settings=settings or ())

@@ -77,6 +77,10 @@ def _child(place: Any, part: type | None, name: str, path: str) -> tuple[Any, ty
         if name not in hints:
             raise ConfigError(f"{path}: no such setting, {nearest(name, hints) if hints else 'there are none here'}")
         child, hint = place.get(name), hints[name]
+        whole = next((option for option in get_args(hint) if option in WHOLES), None)
+        if whole is not None:  # settings that may be left out altogether come into being with the first of them
+            child, hint = place.setdefault(name, None) or defaults(whole), whole
+            place[name] = child
     if isinstance(child, list):
         return child, None
     if not isinstance(child, dict):

@@ -33,6 +33,7 @@ from shortflow.nn.configs import NetworkConfig, SiTConfig
 from shortflow.objective import Objective
 from shortflow.optimizer import Optimizer
 from shortflow.recipe import Published, Recipe
+from shortflow.reflow import Pairs
 from shortflow.train.settings import TrainSettings
 
 __all__ = ["DataConfig", "RunConfig", "defaults", "fields_of", "kinds", "part_named", "register", "to_plain"]
@@ -54,16 +55,33 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Everything that determines a run."""
+    """Everything that determines a run.
+
+    Attributes:
+        recipe, network, data, train: the method, the network, the data and the budget.
+        teacher, weak: runs or model files that the targets follow: the model that is distilled, and a weaker one.
+        init_from: run or model file that the weights start from.
+        pairs: the pairs that a recipe of coupled data learns from; made by the teacher.
+    """
 
     recipe: Recipe
     network: NetworkConfig = SiTConfig()
     data: DataConfig = DataConfig()
     train: TrainSettings = TrainSettings()
+    teacher: str | None = None
+    weak: str | None = None
+    init_from: str | None = None
+    pairs: Pairs | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("teacher", "weak", "init_from"):
+            value = getattr(self, name)
+            if value is not None and not value.strip():
+                raise ShortflowError(f"{name} is empty; give a run directory or a model file, or null")
 
 
 # Groups of settings that come in one form only, so they are written without a kind.
-WHOLES: tuple[type, ...] = (RunConfig, Recipe, Published, Objective, Optimizer, DataConfig, TrainSettings)
+WHOLES: tuple[type, ...] = (RunConfig, Recipe, Published, Objective, Optimizer, DataConfig, TrainSettings, Pairs)
 
 FAMILIES: tuple[type, ...] = (
     paths.Path,

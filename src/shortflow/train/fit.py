@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from shortflow.draw import References
 from shortflow.errors import CheckpointError
 from shortflow.flowmap import FlowMap
 from shortflow.objective import Objective
@@ -92,6 +93,10 @@ class _Run:
         recipe = self.metadata.get("run", {}).get("recipe")
         return {**{name: getattr(self.settings, name) for name in STEERING}, "recipe": recipe}
 
+    @property
+    def _references(self) -> dict[str, Any]:
+        return dict(self.metadata.get("references", {}))
+
     def save(self, step: int, pending: list[dict[str, Any]]) -> None:
         images = step * self.settings.batch
         # The model first: where there is a state, there is its model.
@@ -99,7 +104,7 @@ class _Run:
         for name, average in self.averages.items():
             file = "model.safetensors" if name == "average" else f"model-{name}.safetensors"
             save_model(average.module, self.directory / file, header)
-        info = {"images": images, "settings": self._steering, "pending": pending}
+        info = {"images": images, "settings": self._steering, "references": self._references, "pending": pending}
         save_state(self.directory / "state", step, self._parts, self.adamw, info, self.settings.keep)
 
     def load(self, state: Path) -> dict[str, Any]:
@@ -109,7 +114,19 @@ class _Run:
                 f"{state} was trained with {info.get('settings')}, which cannot go on with {self._steering}; resume "
                 "with the settings it had, or start a new run in another directory"
             )
+        before, now = info.get("references", {}), self._references
+        for role in {**before, **now}:
+            old, new = (each.get(role, {}) for each in (before, now))
+            if old.get("sha256") != new.get("sha256"):
+                raise CheckpointError(
+                    f"the {role} of this run is not what it was: {_said(old)} when {state} was saved, "
+                    f"{_said(new)} now; give the run back its {role}, or start a new run in another directory"
+                )
         return info
+
+
+def _said(reference: Mapping[str, Any]) -> str:
+    return f"{reference['run']} (sha256 {reference['sha256'][:12]})" if reference else "none"
 
 
 def fit(
@@ -121,6 +138,7 @@ def fit(
     settings: TrainSettings,
     optimizer: Optimizer,
     metadata: Mapping[str, Any],
+    references: References = References(),
     preview: Callable[[FlowMap, Path], None] | None = None,
     resume: bool = False,
 ) -> Iterator[StepRecord]:
@@ -131,18 +149,21 @@ def fit(
 
     Args:
         batch_of: the batch of step k, a pure function of k.
-        metadata: JSON values that describe the model (run and data), written into the header of model.safetensors.
+        metadata: JSON values that describe the model (run and data), written into the header of model.safetensors. The
+            frozen models among them, {"references": {role: {"run": path, "sha256": of the file}}}, must be the same
+            where a run goes on.
+        references: the frozen models that targets follow; no part of what is saved.
         preview: draws samples of the averaged flow map to a path.
         resume: go on from the newest state, exactly as if the run had not stopped.
 
     Raises:
         CheckpointError: if the directory holds a run already and `resume` is False, or none and it is True, or its
-            state is damaged or was trained with other settings.
+            state is damaged or was trained with other settings or references.
         Interrupted: from the iterator, after a SIGINT or SIGTERM, with everything saved.
     """
     found = _find(directory, resume)
     engine = Engine(directory)
-    module = TrainStep(flow.to(engine.device), objective, bf16=settings.precision == "bf16")
+    module = TrainStep(flow.to(engine.device), objective, references, bf16=settings.precision == "bf16")
     run = _Run(
         directory=directory,
         settings=settings,

@@ -97,13 +97,15 @@ def train(
     wrapped, stepper = engine.prepare(module, adamw or build_optimizer(module, optimizer))
     for average in (*averages, *([] if module.teacher is None else [module.teacher])):
         average.module.to(engine.device)
+    for model in module.frozen:
+        model.to(engine.device)
     total = settings.steps
     for k in range(start, total):
         began = time.perf_counter()
         wrapped.train()  # a consumer may have looked at the network in evaluation mode
         progress = Progress(images=k * settings.batch, total=total * settings.batch)
-        x, label = _batch(batch_of(k), settings.batch, k, engine.device)
-        loss, terms, t = wrapped(x, label, Streams(seed=settings.seed, images=progress.images), progress)
+        x, label, eps = _batch(batch_of(k), settings.batch, k, engine.device)
+        loss, terms, t = wrapped(x, label, Streams(seed=settings.seed, images=progress.images), progress, eps)
         value = float(loss.detach())
         _check_finite("loss", value, k)
         engine.backward(loss)
@@ -131,14 +133,15 @@ def train(
         )
 
 
-def _batch(batch: Batch, size: int, step: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """Points and classes on the device."""
+def _batch(batch: Batch, size: int, step: int, device: torch.device) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Points, classes and the noise that belongs to the points, on the device."""
     if len(batch.x) != size:
         raise ShortflowError(
             f"the batch of step {step + 1} has {len(batch.x)} rows, but train.batch is {size}, by which images are "
             "counted; make them equal"
         )
-    return batch.x.to(device), None if batch.label is None else batch.label.to(device)
+    label, eps = (None if value is None else value.to(device) for value in (batch.label, batch.eps))
+    return batch.x.to(device), label, eps
 
 
 def _check_finite(what: str, value: float, step: int) -> None:

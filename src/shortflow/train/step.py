@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from shortflow.draw import References
 from shortflow.flowmap import FlowMap
 from shortflow.objective import Objective, Online
 from shortflow.streams import Streams
@@ -17,11 +18,13 @@ __all__ = ["TrainStep"]
 
 
 class TrainStep(nn.Module):
-    """(batch, streams, progress) → (mean loss, per-sample terms, times).
+    """(x, label, streams, progress, eps) → (mean loss, per-sample terms, times).
 
     Args:
         flow: the flow map that is trained.
         objective: what is minimised.
+        references: frozen models that targets follow. They are frozen here, and are no part of the module: neither of
+            its parameters nor of its state.
         bf16: run the networks under autocast; times, derivatives and the loss stay in fp32.
 
     Attributes:
@@ -29,15 +32,31 @@ class TrainStep(nn.Module):
             map itself.
     """
 
-    def __init__(self, flow: FlowMap, objective: Objective, *, bf16: bool = False) -> None:
+    def __init__(
+        self, flow: FlowMap, objective: Objective, references: References = References(), *, bf16: bool = False
+    ) -> None:
         super().__init__()
         self.flow, self.objective, self.bf16 = flow, objective, bf16
+        self.references = references  # in a dataclass, where torch does not look for modules
+        for model in self.frozen:
+            model.requires_grad_(False).eval()
         self.teacher = None if isinstance(objective.teacher, Online) else Average(flow)
 
+    @property
+    def frozen(self) -> tuple[FlowMap, ...]:
+        """The references that there are."""
+        return tuple(model for model in (self.references.teacher, self.references.weak) if model is not None)
+
     def forward(
-        self, x: Float[Tensor, "b ..."], label: Int[Tensor, "b"] | None, streams: Streams, progress: Progress
+        self,
+        x: Float[Tensor, "b ..."],
+        label: Int[Tensor, "b"] | None,
+        streams: Streams,
+        progress: Progress,
+        eps: Float[Tensor, "b ..."] | None = None,
     ) -> tuple[Float[Tensor, ""], LossTerms, Float[Tensor, "b"]]:
-        draw = self.objective.draw(Batch(x=x, label=label), self.flow.path, streams, progress, self.flow.null_label)
+        batch = Batch(x=x, label=label, eps=eps)
+        draw = self.objective.draw(batch, self.flow.path, streams, progress, self.flow.null_label, self.references)
         teacher = self.flow if self.teacher is None else self.teacher.module
         teacher.train(self.flow.training)  # a target has the dropout masks of its prediction
         # Without the cache of cast weights: filled by a pass without gradient, older versions of torch would hand it
