@@ -20,6 +20,7 @@ from shortflow import hub, runs
 from shortflow.cli import app, main
 from shortflow.config import difference, load_run, recipe_named
 from shortflow.recipes import RECIPES
+from shortflow.sample import Euler, Gamma, Heun, Restart, Sampler
 
 TINY = ("--set", "network={kind: SiTConfig, size: tiny, depth: 1, width: 16, heads: 2}", "--set", "preview_every=0")
 
@@ -312,6 +313,32 @@ def test_interpolations_and_samplers(trained: Path, shortflow: Shortflow, tmp_pa
         assert said.out == f"4 samples, 3 steps → {tmp_path}/s.png\n"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "rule", "times"),
+    [
+        (("--sampler", "restart", "--steps", 3), Restart(), (1.0, 2 / 3, 1 / 3, 0.0)),
+        (("--sampler", "gamma", "--steps", 2), Gamma(gamma=0.5), (1.0, 0.5, 0.0)),
+        (("--sampler", "gamma", "--gamma", 0.25, "--steps", 2), Gamma(gamma=0.25), (1.0, 0.5, 0.0)),
+        (("--sampler", "heun", "--times", "1,0.7,0"), Heun(), (1.0, 0.7, 0.0)),
+        (("--sampler", "euler", "--steps", 2, "--grid", "karras"), Euler(), (1.0, 0.5**7, 0.0)),
+        (("--steps", 2, "--middle", 0.7), None, (1.0, 0.7, 0.0)),
+    ],
+)
+def test_every_sampler_and_grid_can_be_asked_for(
+    arguments: tuple[object, ...],
+    rule: Sampler | None,
+    times: tuple[float, ...],
+    trained: Path,
+    shortflow: Shortflow,
+    tmp_path: Path,
+) -> None:
+    said = shortflow("sample", trained, "-n", 4, *arguments, "--out", tmp_path / "s.png")
+    assert said.out == f"4 samples, {len(times) - 1} steps → {tmp_path}/s.png\n"
+    model = hub.load(trained)
+    pixels, _ = runs.generate(model.flow, model.spec, 4, times=times, sampler=rule)
+    assert np.array_equal(picture(tmp_path / "s.png"), runs.picture(pixels))
+
+
 def test_default_outputs_lie_in_the_working_directory(
     trained: Path, points: Path, shortflow: Shortflow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -331,6 +358,14 @@ def test_default_outputs_lie_in_the_working_directory(
         (("--class", "-1"), "there is no class '-1'"),
         (("--class", ","), "--class ',' names no class"),
         (("--sampler", "push"), "there is no sampler called 'push', did you mean 'push-forward'?"),
+        (("--sampler", "restarts"), "there is no sampler called 'restarts', did you mean 'restart'?"),
+        (("--gamma", "0.5"), "gamma = 0.5 is a setting of the sampler gamma, not of auto; choose that sampler"),
+        (("--sampler", "gamma", "--gamma", "1.5"), "Gamma needs 0 ≤ gamma ≤ 1, got 1.5"),
+        (("--grid", "uniforn"), "there is no grid called 'uniforn', did you mean 'uniform'?"),
+        (("--grid", "edm", "--times", "1,0"), "--times and --grid say the same thing in two ways; give one of them"),
+        (("--middle", "0.5"), "--middle is the middle time of two steps, not of 1; add --steps 2"),
+        (("--steps", "2", "--middle", "1.5"), "the middle time must be between 0 and 1, got 1.5"),
+        (("--interpolate", "--grid", "edm"), "--interpolate goes with --steps only"),
         (("--times", "1,half,0"), "--times: expected numbers with commas between them, got '1,half,0'"),
         (("--times", ","), "--times: expected numbers"),
         (("--times", "0,1"), "times of a grid must decrease"),
@@ -380,6 +415,23 @@ def test_scores_are_a_table_and_a_record(trained: Path, shortflow: Shortflow) ->
     assert lines[6] == f"→ {trained}/evaluation.json"
 
 
+def test_the_record_names_sampler_and_grid(points: Path, shortflow: Shortflow, tmp_path: Path) -> None:
+    def record(*arguments: object) -> dict[str, Any]:
+        said = shortflow("evaluate", points, "-n", 50, *arguments, "--out", tmp_path / "e.json")
+        assert said.code == 0, said.err
+        return json.loads((tmp_path / "e.json").read_text())
+
+    plain = record("--steps", "1,2")
+    assert (plain["sampler"], plain["grid"], plain["middle"]) == ({"kind": "PushForward"}, "uniform", None)
+    other = record("--steps", "1,2", "--sampler", "gamma", "--gamma", 1, "--grid", "uniform", "--middle", 0.5)
+    assert (other["sampler"], other["grid"], other["middle"]) == ({"kind": "Gamma", "gamma": 1.0}, "uniform", 0.5)
+    # One step is the same for both, two steps are not.
+    assert other["rows"]["1 step"] == plain["rows"]["1 step"]
+    assert other["rows"]["2 steps"] != plain["rows"]["2 steps"]
+    again = record("--steps", "2", "--sampler", "re-noise", "--grid", "uniform")
+    assert again["rows"]["2 steps"] == other["rows"]["2 steps"]
+
+
 def test_points_are_scored_by_distances(points: Path, shortflow: Shortflow, tmp_path: Path) -> None:
     said = shortflow("evaluate", points, "--steps", "1,2", "-n", 100, "--out", tmp_path / "deep" / "e.json")
     record = json.loads((tmp_path / "deep" / "e.json").read_text())
@@ -394,6 +446,10 @@ def test_points_are_scored_by_distances(points: Path, shortflow: Shortflow, tmp_
         (("--steps", "1.5"), "--steps: expected numbers"),
         (("--steps", "0"), "steps must be at least 1, got 0"),
         (("-n", "5"), "n = 5 samples are too few to score"),
+        (("--sampler", "euller"), "there is no sampler called 'euller', did you mean 'euler'?"),
+        (("--grid", "cosine"), "there is no grid called 'cosine', there are: auto, uniform, karras, edm"),
+        (("--steps", "1,4", "--middle", "0.5"), "the middle time 0.5 is that of 2 steps, which are not among [1, 4]"),
+        (("--steps", "1,2", "--middle", "2"), "the middle time must be between 0 and 1, got 2"),
     ],
 )
 def test_impossible_scores_are_refused(

@@ -10,7 +10,8 @@ from torch.autograd import forward_ad
 
 from shortflow.errors import ShortflowError
 from shortflow.nn import attention
-from shortflow.nn.attention import Attention, RMSNorm, attend, explicit_attention, transformed
+from shortflow.nn.attention import Attention, attend, explicit_attention
+from shortflow.nn.transforms import transformed
 
 
 def heads(dtype=torch.float64, seed=0):
@@ -151,16 +152,6 @@ def test_attention_does_not_know_the_order_of_tokens():
     layer = Attention(width=8, heads=2).double()
     x, order = torch.randn(3, 6, 8, dtype=torch.float64), torch.tensor([3, 0, 5, 1, 2, 4])
     torch.testing.assert_close(layer(x[:, order]), layer(x)[:, order], rtol=0, atol=1e-12)
-
-
-def test_rms_norm_divides_by_the_root_mean_square():
-    norm = RMSNorm(4).double()
-    with torch.no_grad():
-        norm.weight.copy_(torch.tensor([1.0, 2.0, -1.0, 0.5]))
-    x = torch.tensor([[3.0, -1.0, 1.0, 5.0]], dtype=torch.float64)  # mean square 9
-    root = math.sqrt(9 + 1e-6)
-    expected = torch.tensor([[3 / root, -2 / root, -1 / root, 2.5 / root]], dtype=torch.float64)
-    torch.testing.assert_close(norm(x), expected, rtol=0, atol=1e-15)
 
 
 def test_qk_norm_makes_the_result_free_of_the_scale_of_queries_and_keys():

@@ -1,14 +1,16 @@
 """Times, classes and positions as vectors: values against the written-out formulas, precision, errors."""
 
 import math
+import statistics
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from jaxtyping import TypeCheckError
 
 from shortflow.errors import ShortflowError
-from shortflow.nn.embeddings import LabelEmbedding, TimeEmbedding, position_embedding
+from shortflow.nn.embeddings import GuidanceEmbedding, LabelEmbedding, TimeEmbedding, position_embedding
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.02, 16.0])
@@ -23,6 +25,30 @@ def test_sinusoids_are_cosines_then_sines_of_the_raw_time(scale):
     torch.testing.assert_close(
         embedding.sinusoids(time), torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-14
     )
+
+
+@pytest.mark.parametrize("scale", [1.0, 16.0])
+def test_fourier_frequencies_are_the_quantiles_of_a_folded_normal(scale):
+    normal = statistics.NormalDist()
+    omega = [2 * math.pi * scale * normal.inv_cdf(0.5 + (j + 0.5) / 16) for j in range(8)]
+    time = torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64)
+    expected = [[math.cos(t * w) for w in omega] + [math.sin(t * w) for w in omega] for t in time.tolist()]
+    embedding = TimeEmbedding(4, frequencies=16, scale=scale, spectrum="fourier")
+    torch.testing.assert_close(
+        embedding.sinusoids(time), torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-12
+    )
+    assert not list(embedding.buffers())
+
+
+def test_fourier_kernel_tends_to_that_of_random_frequencies():
+    """E cos(ω(t − t')) = exp(−(2π)² (t − t')²/2) for ω = 2π N(0, 1); the quantiles are a rule to integrate it."""
+    time, errors = torch.tensor([0.1, 0.3], dtype=torch.float64), []
+    for count in (32, 128, 512):
+        vectors = TimeEmbedding(4, frequencies=2 * count, spectrum="fourier").sinusoids(time)
+        errors.append(abs(float(vectors[0] @ vectors[1]) / count - math.exp(-((2 * math.pi * 0.2) ** 2) / 2)))
+    assert errors[0] / errors[1] > 2
+    assert errors[1] / errors[2] > 2
+    assert errors[2] < 5e-4
 
 
 def test_time_vector_is_a_two_layer_network_of_the_sinusoids():
@@ -129,3 +155,29 @@ def test_inner_products_of_positions_depend_on_the_offset_only():
 def test_positions_need_a_multiple_of_four(width):
     with pytest.raises(ShortflowError, match=f"multiple of 4, got {width}"):
         position_embedding(2, 2, width)
+
+
+def test_guidance_is_finite_for_every_scale_and_smooth_in_its_numbers():
+    torch.manual_seed(0)
+    embedding = GuidanceEmbedding(8).double()
+    rows = torch.tensor([[1.0, 0.0, 1.0], [8.0, 0.4, 0.65], [math.inf, 0.0, 1.0]], dtype=torch.float64)
+    assert bool(embedding(rows).isfinite().all())
+    dw, h = torch.randn(2, 3, dtype=torch.float64), 1e-6
+    ends = [embedding(rows[:2] + s * dw) for s in (h, -h)]
+    slope = torch.func.jvp(embedding, (rows[:2],), (dw,))[1]
+    torch.testing.assert_close(slope, (ends[0] - ends[1]) / (2 * h), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (torch.ones(4), "b,? 3"),
+        (torch.ones(4, 2), "b,? 3"),
+        (torch.tensor([[2.0, 0.0, 1.0], [-0.5, 0.0, 1.0]]), "must be positive .1 means none., got -0.5"),
+        (torch.tensor([[math.nan, 0.0, 1.0]]), "must be positive"),
+        (torch.ones(4, 3).half(), "float32 or float64"),
+    ],
+)
+def test_guidance_that_is_none_is_refused(rows, message):
+    with pytest.raises((ShortflowError, TypeCheckError), match=message):  # whichever looks first
+        GuidanceEmbedding(8)(rows)

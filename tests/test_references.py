@@ -131,6 +131,8 @@ REFUSED: dict[str, tuple[str, tuple[str, ...], dict[str, str], str]] = {
         {"teacher": "consistency"},
         "jumps to the data only and knows no velocity, which flow-matching follows",
     ),
+    "no jumps": ("tcm", (), {"teacher": "plain"}, "asks its teacher for jumps to the data; take a consistency model"),
+    "no teacher with jumps": ("tcm", (), {}, "train one with: shortflow train ect --data mixture"),
     "pairs in many jumps to the data": ("flow-matching", (PAIRS,), {"teacher": "consistency"}, "set pairs.steps to 1"),
     "start on another path": (
         "meanflow",

@@ -1,5 +1,4 @@
 import math
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -10,11 +9,22 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from oracles import column, f64, finite, gaussian, log_slope, mixture
+from sampling import (
+    SIGMA_MAX,
+    SIGMA_MIN,
+    collect,
+    exact,
+    exploding,
+    mlp,
+    silent,
+    standard_deviation,
+    start,
+    wrong,
+)
 from shortflow.errors import SamplerError
-from shortflow.flowmap import AverageVelocity, EDMSkip, FlowMap, LogSigma, StartAndGap, StartOnly, Transfer
+from shortflow.flowmap import AverageVelocity, FlowMap, StartAndGap, StartOnly, Transfer
 from shortflow.guidance import guide
-from shortflow.nn import MLP
-from shortflow.paths import Cosine, Linear, Path, VarianceExploding
+from shortflow.paths import Cosine, Linear, Path
 from shortflow.sample import (
     PushForward,
     ReNoise,
@@ -25,49 +35,9 @@ from shortflow.sample import (
     noise,
     sample,
 )
-from shortflow.theory import ExactNetwork, FiniteData, Gaussian, Law
-from shortflow.typing import expand
+from shortflow.theory import ExactNetwork, FiniteData, Gaussian
 
 PATHS = [Linear(), Linear(noise_scale=0.5), Cosine()]
-
-
-def exact(law: Law, ends: Any = "any", **options: Any) -> FlowMap:
-    """The exact flow map of a law."""
-    return FlowMap(ExactNetwork(law), law.path, AverageVelocity(), StartAndGap(), ends=ends, **options)
-
-
-def start(b: int = 3, draws: int = 1, d: int = 1) -> Tensor:
-    g = torch.Generator().manual_seed(0)
-    return torch.randn(draws, b, d, generator=g, dtype=torch.float64)
-
-
-def standard_deviation(flow: FlowMap, rule: Sampler, times: Sequence[float], centre: float = 0.0) -> float:
-    """The exact standard deviation of the samples of a one-dimensional flow map that is linear about `centre`.
-
-    A sampler of a linear map is linear in its noises, so unit noises measure its coefficients one by one.
-    """
-    draws = rule.draws(len(times) - 1)
-    eps = torch.eye(draws, dtype=torch.float64)[:, :, None]
-    return float((rule.run(flow, eps, times, None) - centre).square().sum().sqrt())
-
-
-class Scaled(nn.Module):
-    """The network of a consistency map that is wrong by a factor: X_{t,r} = factor(t, r) · exact."""
-
-    def __init__(self, law: Gaussian, factor: Any) -> None:
-        super().__init__()
-        self.law, self.factor = law, factor
-
-    def forward(self, x: Tensor, time: Tensor, second: Tensor, label: Tensor | None) -> Tensor:
-        r = time - second
-        end = expand(self.factor(time, r), x) * self.law.flow_map(x, time, r)
-        return (x - end) / expand(second, x)
-
-
-def wrong(factor: Any) -> FlowMap:
-    """A wrong map for data N(0, ½²) on the linear path."""
-    law = Gaussian(path=Linear(), mean=0.0, std=0.5)
-    return FlowMap(Scaled(law, factor), law.path, AverageVelocity(), StartAndGap())
 
 
 # --------------------------------------------------------------------------------------------------- the exact flow map
@@ -171,13 +141,6 @@ def test_one_step_of_flow_matching_lands_on_the_mean() -> None:
 
 # ---------------------------------------------------------------------------------------------- variance-exploding path
 
-SIGMA_MIN, SIGMA_MAX = 0.002, 80.0
-
-
-def exploding(network: nn.Module, ends: Any = "zero") -> FlowMap:
-    span = (SIGMA_MIN / SIGMA_MAX, 1.0)
-    return FlowMap(network, VarianceExploding(), EDMSkip(), LogSigma(), sigma_data=0.5, ends=ends, span=span)
-
 
 class Zero(nn.Module):
     """Always jumps to c_skip x."""
@@ -221,21 +184,6 @@ def test_karras_grids_can_be_asked_for_on_any_path() -> None:
 
 
 # -------------------------------------------------------------------------------------------- images, batches, classes
-
-
-def network(num_classes: int = 3, null_class: bool = True, dropout: float = 0.0, seed: int = 0) -> MLP:
-    torch.manual_seed(seed)
-    net = MLP(shape=(2,), width=16, depth=1, num_classes=num_classes, null_class=null_class, dropout=dropout)
-    nn.init.normal_(net.last.weight)
-    return net
-
-
-def mlp(ends: Any = "any", **options: Any) -> FlowMap:
-    return FlowMap(network(**options), Linear(), AverageVelocity(), StartAndGap(), ends=ends)
-
-
-def collect(*args: Any, **options: Any) -> Tensor:
-    return torch.cat([batch.x for batch in sample(*args, **options)])
 
 
 @given(
@@ -394,21 +342,6 @@ def test_an_interpolation_without_a_great_circle_is_straight() -> None:
 # ----------------------------------------------------------------------------------------------------------- refusals
 
 
-class Silent(nn.Module):
-    """A network that must not be called."""
-
-    def __init__(self, num_classes: int) -> None:
-        super().__init__()
-        self.num_classes = num_classes
-
-    def forward(self, *_: Any) -> Tensor:
-        raise AssertionError("the network was called")
-
-
-def silent(ends: Any = "any", num_classes: int = 0, span: tuple[float, float] = (0.0, 1.0)) -> FlowMap:
-    return FlowMap(Silent(num_classes), Linear(), AverageVelocity(), ends=ends, span=span)
-
-
 @pytest.mark.parametrize(
     ("flow", "options", "reason"),
     [
@@ -447,7 +380,7 @@ def test_there_must_be_one_class_an_image(label: Tensor) -> None:
 
 
 def test_an_unknown_grid_is_refused() -> None:
-    with pytest.raises(SamplerError, match=r"no grid called 'cosine'.*'uniform' and 'karras'"):
+    with pytest.raises(SamplerError, match=r"no grid called 'cosine'.*'uniform', 'karras' and 'edm'"):
         grid_times(silent(), 4, "cosine")
 
 

@@ -15,7 +15,14 @@ from shortflow.nn import MLP, SiT
 from shortflow.objective import Ema, Objective, Online, ScheduledEma
 from shortflow.optimizer import Optimizer
 from shortflow.paths import Linear
-from shortflow.recipes import consistency_training, esc, flow_matching, meanflow, shortcut
+from shortflow.recipes import (
+    consistency_training,
+    esc,
+    flow_matching,
+    meanflow,
+    progressive_distillation,
+    shortcut,
+)
 from shortflow.streams import Streams
 from shortflow.targets import TwoStep
 from shortflow.times import GridPairs
@@ -455,3 +462,21 @@ def test_a_log_that_is_something_else_is_refused_and_left_alone(tmp_path: Path, 
     with pytest.raises(CheckpointError, match=r"stats.jsonl is not the record of a run.*move the file away"):
         StatsLog(path, 3, start=5)
     assert path.read_text() == content
+
+
+def test_a_snapshot_is_renewed_at_the_end_of_each_stage_with_the_running_average() -> None:
+    recipe = progressive_distillation(levels=3, guidance=1.0)
+    module = TrainStep(tiny.flow_map(recipe), recipe.objective)
+    assert module.teacher is not None
+    assert module.running is not None
+
+    def weights(average: Average) -> Tensor:
+        return torch.cat([weight.flatten() for weight in average.module.parameters()]).clone()
+
+    teacher, running = [weights(module.teacher)], [weights(module.running)]
+    for _ in train(module, tiny.settings(steps=9), Optimizer(lr=1e-2), tiny.batches(recipe)):
+        teacher.append(weights(module.teacher))
+        running.append(weights(module.running))
+    for step, source in {1: 0, 2: 0, 3: 3, 4: 3, 5: 3, 6: 6, 7: 6, 8: 6, 9: 6}.items():  # the last stage has no end
+        assert torch.equal(teacher[step], running[source]), step
+    assert len({tuple(value.tolist()) for value in running}) == 10

@@ -14,13 +14,14 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "shortflow.paths": "Cosine CustomPath Linear Path VarianceExploding",
-    "shortflow.laws": "LogitNormal TrigLogNormal Uniform",
-    "shortflow.times": "Diagonal Dyadic Gradual GridPairs GroupedJumps Independent Sorted TimeSampler ToData",
+    "shortflow.laws": "Beta Largest LogNormalNoise LogStudentNoise LogitNormal TrigLogNormal Truncated Uniform",
+    "shortflow.times": "Between BoundaryRows Diagonal Dyadic GapThenEnd Gradual GridPairs GroupedJumps Independent "
+    "Neighbours Nested Sorted StagedDyadic TimeSampler ToData Triangle WithDiagonal",
     "shortflow.flowmap": "FlowMap",
     "shortflow.parameterizations": "AverageVelocity Denoiser EDM EDMSkip SimpleEDM Transfer TrigFlow TrigJump",
-    "shortflow.velocity": "Conditional Mixture PlugIn Velocity",
+    "shortflow.velocity": "Conditional Mixture Own PlugIn Reference Velocity",
     "shortflow.guidance": "Guided guide",
-    "shortflow.targets": "Direct Split Tangent Target TwoStep",
+    "shortflow.targets": "Along Direct Eulerian Secant Split Tangent Target Terminal TwoStep",
     "shortflow.losses": "Adaptive Boundary ByTime KernelMMD Metric Perceptual Product PseudoHuber SquaredError "
     "Unweighted Variational Weighting",
     "shortflow.objective": "Objective",
@@ -28,7 +29,7 @@ _HOMES = {
     "shortflow.recipe": "Recipe",
     "shortflow.recipes": "RECIPES",
     # The function `sample` is left to its module, which has the same name; `generate` decodes, too.
-    "shortflow.sample": "PushForward ReNoise",
+    "shortflow.sample": "Euler Gamma Heun PushForward ReNoise Restart",
     "shortflow.hub": "load",
     "shortflow.runs": "configure generate open_run score training",
     "shortflow.config": "register",

@@ -316,6 +316,7 @@ class GuidedFlowMap(FlowMap):
             sigma_data=flow.sigma_data,
             ends=flow.ends,
             span=flow.span,
+            lowest=flow.lowest,
             guided=f"sampling guidance {scale:g} on [{window[0]:g}, {window[1]:g}]",
         )
         self.flow, self.scale, self.window = flow, scale, window

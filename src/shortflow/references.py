@@ -59,7 +59,9 @@ def check_references(run: RunConfig, spec: DataSpec) -> None:
 
 def _check_given(run: RunConfig, needs: frozenset[str]) -> None:
     name, data = run.recipe.name, run.data.source
-    example = f"shortflow train flow-matching --data {data} --out out/teacher"
+    steps = run.recipe.objective.steps
+    kind = "flow-matching" if steps is None or steps.below is None else "ect"  # the one that has jumps to the data
+    example = f"shortflow train {kind} --data {data} --out out/teacher"
     if run.teacher is None and needs & {"teacher", "pairs"}:
         why = "follows a teacher" if "teacher" in needs else "learns from pairs that a teacher makes"
         raise ConfigError(
@@ -106,6 +108,12 @@ def _check_frozen(role: str, path: str, model: Model, run: RunConfig, spec: Data
         raise ConfigError(
             f"{role} {path} was trained for jumps to the data only and knows no velocity, which {run.recipe.name} "
             "follows; take a flow-matching model, or a flow map for all jumps"
+        )
+    steps = objective.steps
+    if role == "teacher" and steps is not None and steps.below is not None and model.flow.ends == "diagonal":
+        raise ConfigError(
+            f"teacher {path} was trained at r = t only, and {run.recipe.name} asks its teacher for jumps to the data; "
+            f"take a consistency model: shortflow train ect --data {run.data.source} --out out/teacher"
         )
     if role == "teacher":
         _check_guided(path, model.flow, run)

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, UInt8
 
 from shortflow import evaluate
-from shortflow.config import DataConfig, RunConfig, dump, load_run, nearest, override, recipe_named
+from shortflow.config import DataConfig, RunConfig, dump, load_run, nearest, override, recipe_named, to_plain
 from shortflow.data import ClassConsistent, Dataset, DataSpec, Shuffled
 from shortflow.data import load as load_data
 from shortflow.errors import CheckpointError, ConfigError, MetricError, SamplerError, ShortflowError
@@ -21,7 +21,17 @@ from shortflow.pairs import PairMaker, Pairs
 from shortflow.pictures import comparison, image_grid, save_png, scatter
 from shortflow.presets import preset, settled
 from shortflow.references import check_references, describe, load_references, pair_maker, start
-from shortflow.sample import PushForward, ReNoise, Sampler, default_sampler, grid_times, interpolate, sample
+from shortflow.sample import (
+    GRIDS,
+    SAMPLERS,
+    Gamma,
+    Sampler,
+    default_grid,
+    default_sampler,
+    grid_times,
+    interpolate,
+    sample,
+)
 from shortflow.train import StepRecord, fit
 from shortflow.train.state import latest_state
 from shortflow.typing import Batch
@@ -30,6 +40,7 @@ __all__ = [
     "comparison_picture",
     "configure",
     "generate",
+    "grid_named",
     "interpolation",
     "notes",
     "open_run",
@@ -277,9 +288,19 @@ def generate(
 
 
 def score(
-    model: Model, steps: Sequence[int] = (1, 2, 4, 8, 128), *, n: int = 1000, seed: int = 0, guidance: float = 1.0
+    model: Model,
+    steps: Sequence[int] = (1, 2, 4, 8, 128),
+    *,
+    n: int = 1000,
+    seed: int = 0,
+    guidance: float = 1.0,
+    sampler: Sampler | None = None,
+    grid: str | None = None,
+    middle: float | None = None,
 ) -> dict[str, Any]:
     """The quality of a model by number of steps, next to held-out real data: the content of evaluation.json.
+
+    `sampler` and `grid` are by default those that are usual for the model; `middle` is the middle time of two steps.
 
     Images of digits, MNIST, Fashion-MNIST and CIFAR-10 are scored in the features of the shipped classifier, points by
     energy distance and sliced Wasserstein distance.
@@ -289,13 +310,26 @@ def score(
         SamplerError: if the model cannot be sampled in one of the numbers of steps.
     """
     source, spec = model.run.data.source, model.spec
-    _check_scoring(model, steps, n, guidance)
+    _check_scoring(model, steps, n)
+    rule, flow = sampler or default_sampler(model.flow), guide(model.flow, guidance)
+    grids = _grids(flow, steps, grid, middle)
+    for times in grids.values():
+        rule.check(flow, times)
     train, held_out = (load_data(source, split, resolution=model.run.data.resolution) for split in ("train", "test"))
     rows: dict[str, Any] = {}
-    record = {"model": str(model.path), "images_seen": model.images, "seed": seed, "guidance": guidance, "data": source}
+    record = {
+        "model": str(model.path),
+        "images_seen": model.images,
+        "seed": seed,
+        "guidance": guidance,
+        "sampler": to_plain(rule),
+        "grid": grid or default_grid(flow),
+        "middle": middle,
+        "data": source,
+    }
     if not spec.image:
-        for count in steps:
-            points, _ = generate(model.flow, spec, n, steps=count, seed=seed, guidance=guidance)
+        for count, times in grids.items():
+            points, _ = generate(flow, spec, n, times=times, sampler=rule, seed=seed)
             rows[_name(count)] = evaluate.compare_points(points, held_out.samples[:n])
         rows["real (train)"] = evaluate.compare_points(train.samples[:n], held_out.samples[:n])
         return {**record, "rows": rows}
@@ -303,14 +337,22 @@ def score(
     reference = evaluate.Reference.of(
         train.samples, train.labels, held_out=held_out.samples, held_out_labels=held_out.labels, classifier=classifier
     )
-    for count in steps:
-        pixels, labels = generate(model.flow, spec, n, steps=count, seed=seed, guidance=guidance)
+    for count, times in grids.items():
+        pixels, labels = generate(flow, spec, n, times=times, sampler=rule, seed=seed)
         rows[_name(count)] = evaluate.evaluate_images(pixels, labels, reference=reference, classifier=classifier)
     rows["real (held out)"] = evaluate.real_row(reference=reference, classifier=classifier, count=n)
     return {**record, "rows": rows}
 
 
-def _check_scoring(model: Model, steps: Sequence[int], n: int, guidance: float) -> None:
+def _grids(flow: FlowMap, steps: Sequence[int], grid: str | None, middle: float | None) -> dict[int, tuple[float, ...]]:
+    """The grid of each number of steps: two steps have the middle time where one is given, all others `grid`."""
+    if middle is not None and 2 not in steps:
+        raise SamplerError(f"the middle time {middle:g} is that of 2 steps, which are not among {list(steps)}")
+    two = {} if middle is None else {2: grid_times(flow, 2, middle=middle)}
+    return {count: two.get(count) or grid_times(flow, count, grid) for count in steps}
+
+
+def _check_scoring(model: Model, steps: Sequence[int], n: int) -> None:
     """Raise before time is spent if the model cannot be scored so."""
     source, spec = model.run.data.source, model.spec
     if not steps:
@@ -330,9 +372,6 @@ def _check_scoring(model: Model, steps: Sequence[int], n: int, guidance: float) 
             )
     if n < (least := 6 if spec.image else 1):
         raise MetricError(f"n = {n} samples are too few to score, at least {least} are needed (1,000 or more are wise)")
-    flow = guide(model.flow, guidance)
-    for count in steps:
-        default_sampler(flow).check(flow, grid_times(flow, count))
 
 
 def _name(steps: int) -> str:
@@ -415,9 +454,25 @@ def interpolation(
     return np.concatenate(pixels), points
 
 
-def sampler_named(name: str) -> Sampler | None:
-    """The sampler called "push-forward" or "re-noise"; None for "auto" (what the network was trained for)."""
-    known: dict[str, Sampler | None] = {"auto": None, "push-forward": PushForward(), "re-noise": ReNoise()}
-    if name not in known:
-        raise ConfigError(f"there is no sampler called {name!r}, {nearest(name, list(known))}")
-    return known[name]
+def sampler_named(name: str, gamma: float | None = None) -> Sampler | None:
+    """The sampler of that name in `shortflow.sample.SAMPLERS`; None for "auto" (what the network was trained for).
+
+    Raises:
+        ConfigError: if there is none, or `gamma` is given to another than "gamma".
+    """
+    if name not in ("auto", *SAMPLERS):
+        raise ConfigError(f"there is no sampler called {name!r}, {nearest(name, ('auto', *SAMPLERS))}")
+    if gamma is not None:
+        if name != "gamma":
+            raise ConfigError(
+                f"gamma = {gamma:g} is a setting of the sampler gamma, not of {name}; choose that sampler"
+            )
+        return Gamma(gamma=gamma)
+    return None if name == "auto" else SAMPLERS[name]()
+
+
+def grid_named(name: str) -> str | None:
+    """The grid of that name in `shortflow.sample.GRIDS`; None for "auto" (what is usual for the path)."""
+    if name not in ("auto", *GRIDS):
+        raise ConfigError(f"there is no grid called {name!r}, {nearest(name, ('auto', *GRIDS))}")
+    return None if name == "auto" else name

@@ -68,12 +68,12 @@ class Table:
     def cdf(self, x: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
         """The mass below x: 0 before the low end and 1 beyond the high one."""
         x = x.clamp(self.edges[0], self.edges[-1])
-        cell = (torch.searchsorted(self.edges, x, right=True) - 1).clamp(0, _CELLS - 1)
+        cell = (torch.searchsorted(self.edges, x.contiguous(), right=True) - 1).clamp(0, _CELLS - 1)
         return (self.below[cell] + self._mass(self.edges[cell], x) / self.total).clamp(0, 1)
 
     def icdf(self, u: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
         """The u-quantile, by Newton's method inside the cell that holds it."""
-        cell = (torch.searchsorted(self.below, u, right=True) - 1).clamp(0, _CELLS - 1)
+        cell = (torch.searchsorted(self.below, u.contiguous(), right=True) - 1).clamp(0, _CELLS - 1)
         low, high = self.edges[cell], self.edges[cell + 1]
         share = (u - self.below[cell]) / (self.below[cell + 1] - self.below[cell])
         mass, x = (u - self.below[cell]) * self.total, low + share.clamp(0, 1) * (high - low)

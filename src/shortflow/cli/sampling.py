@@ -11,6 +11,29 @@ from shortflow.errors import ConfigError
 
 __all__ = ["evaluate", "sample"]
 
+SamplerName = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="push-forward, re-noise, restart, gamma, euler, heun, or auto: the one that the recipe was made for.",
+    ),
+]
+GammaShare = Annotated[
+    float | None,
+    typer.Option(
+        metavar="G",
+        help="With --sampler gamma: from 0 (push-forward, no new noise) to 1 (re-noise); by default 0.5.",
+        show_default=False,
+    ),
+]
+GridName = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="How the times are spaced: uniform, karras, edm, or auto: the usual one of the path.",
+    ),
+]
+
 
 def sample(
     run: RunPath,
@@ -19,14 +42,17 @@ def sample(
     times: Annotated[
         str | None, typer.Option(help="The grid itself instead of --steps, decreasing: 1,0.7,0.3,0.")
     ] = None,
+    grid: GridName = "auto",
+    middle: Annotated[
+        float | None, typer.Option(metavar="T", help="The time in the middle of two steps, instead of --grid.")
+    ] = None,
     classes: Annotated[
         str | None, typer.Option("--class", help="Class names or indices, with commas; by default all in turn.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Sample k is a function of (seed, k), for any --n.")] = 0,
     guidance: Guidance = 1.0,
-    sampler: Annotated[
-        str, typer.Option(help="push-forward, re-noise, or auto: the one that the recipe was made for.")
-    ] = "auto",
+    sampler: SamplerName = "auto",
+    gamma: GammaShare = None,
     interpolate: Annotated[
         bool, typer.Option("--interpolate", help="Rows of 8 that go from one noise to another, one class a row.")
     ] = False,
@@ -41,8 +67,12 @@ def sample(
     """
     from shortflow import hub, runs
     from shortflow.pictures import save_png
+    from shortflow.sample import grid_times
 
-    _check_sample(interpolate, single, times, sampler, out)
+    rule, kind = runs.sampler_named(sampler, gamma), runs.grid_named(grid)
+    given = {"--times": times is not None, "--grid": kind is not None, "--middle": middle is not None}
+    _check_grid_options([option for option, is_given in given.items() if is_given], steps)
+    _check_sample(interpolate, single, any(given.values()) or rule is not None, out)
     if interpolate and n % 8:
         raise ConfigError(f"--interpolate draws rows of 8 samples; give --n as a multiple of 8, not {n}")
     model = hub.load(run)
@@ -55,14 +85,16 @@ def sample(
         save_png(runs.picture(pixels, columns), path)
         say(f"{count(len(pixels) // columns, 'row')} of {columns} samples, {count(steps, 'step')} → {path}")
         return
-    grid = None if times is None else tuple(numbers(times, "--times", float))
+    if times is not None:
+        chosen_times = tuple(numbers(times, "--times", float))
+    else:
+        chosen_times = grid_times(model.flow, steps, kind, middle)
     pixels, labels = runs.generate(
         model.flow,
         model.spec,
         n,
-        steps=steps,
-        times=grid,
-        sampler=runs.sampler_named(sampler),
+        times=chosen_times,
+        sampler=rule,
         classes=chosen,
         seed=seed,
         guidance=guidance,
@@ -72,13 +104,23 @@ def sample(
         say(f"{count(n, 'file')} → {path}/")
         return
     save_png(runs.picture(pixels), path)
-    say(f"{count(n, 'sample')}, {count(len(grid) - 1 if grid else steps, 'step')} → {path}")
+    say(f"{count(n, 'sample')}, {count(len(chosen_times) - 1, 'step')} → {path}")
 
 
-def _check_sample(interpolate: bool, single: bool, times: str | None, sampler: str, out: Path | None) -> None:
+def _check_grid_options(given: list[str], steps: int) -> None:
+    """Raise `ConfigError` if more than one of --times, --grid and --middle was given, or a middle without two steps."""
+    if len(given) > 1:
+        raise ConfigError(f"{' and '.join(given)} say the same thing in two ways; give one of them")
+    if given == ["--middle"] and steps != 2:
+        raise ConfigError(f"--middle is the middle time of two steps, not of {steps}; add --steps 2")
+
+
+def _check_sample(interpolate: bool, single: bool, sampled_otherwise: bool, out: Path | None) -> None:
     """Raise `ConfigError` for options that do not go together, before the model is opened."""
-    if interpolate and (times is not None or sampler != "auto" or single):
-        raise ConfigError("--interpolate goes with --steps only; leave out --times, --sampler and --single")
+    if interpolate and (sampled_otherwise or single):
+        raise ConfigError(
+            "--interpolate goes with --steps only; leave out --times, --grid, --middle, --sampler and --single"
+        )
     if not single and out is not None and out.suffix.lower() != ".png":
         raise ConfigError(f"--out {out}: pictures are PNG files; give a name that ends in .png (or --single)")
 
@@ -124,18 +166,26 @@ def evaluate(
     ] = 1000,
     seed: Annotated[int, typer.Option(help="Seed of the samples.")] = 0,
     guidance: Guidance = 1.0,
+    sampler: SamplerName = "auto",
+    gamma: GammaShare = None,
+    grid: GridName = "auto",
+    middle: Annotated[
+        float | None, typer.Option(metavar="T", help="The time in the middle of two steps, instead of --grid's.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="JSON file; by default evaluation.json beside the model.")] = None,
 ) -> None:
     """Score a model by number of steps, next to real data.
 
-    The real data are held out; read the scores against theirs. Prints a table and writes evaluation.json.
+    The real data are held out; read the scores against theirs. Prints a table and writes evaluation.json, in which
+    sampler and grid are named.
     """
     from shortflow import hub, runs
     from shortflow.evaluate import write_record
 
     counts = numbers(steps, "--steps")
+    rule, kind = runs.sampler_named(sampler, gamma), runs.grid_named(grid)
     model = hub.load(run)
-    record = runs.score(model, counts, n=n, seed=seed, guidance=guidance)
+    record = runs.score(model, counts, n=n, seed=seed, guidance=guidance, sampler=rule, grid=kind, middle=middle)
     path = out or model.path.parent / "evaluation.json"
     write_record(path, record)
     say(runs.score_table(record))

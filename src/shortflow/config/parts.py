@@ -20,6 +20,7 @@ from shortflow import (
     laws,
     losses,
     paths,
+    sample,
     tangent,
     targets,
     teachers,
@@ -104,6 +105,7 @@ FAMILIES: tuple[type, ...] = (
     teachers.Teacher,
     guidance.PowerGuidance,
     coupling.Coupling,
+    sample.Sampler,
     NetworkConfig,
 )
 
@@ -216,6 +218,7 @@ _MODULES = (
     losses,
     networks,
     paths,
+    sample,
     tangent,
     targets,
     teachers,

@@ -8,26 +8,16 @@ fused kernel runs. Both compute the same numbers, to rounding.
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from shortflow.dropout import Dropout
 from shortflow.errors import ShortflowError
+from shortflow.nn.norms import RMSNorm
+from shortflow.nn.transforms import transformed
 
-__all__ = ["Attention", "RMSNorm", "attend", "explicit_attention", "transformed"]
+__all__ = ["Attention", "attend", "explicit_attention"]
 
 Heads = Float[Tensor, "b heads n d"]
-
-
-def transformed() -> bool:
-    """Whether a function transform (jvp, vmap, grad, …) or a forward-mode level is active around this call.
-
-    PyTorch has no public question for this. If a release drops the private ones, the answer is yes: the explicit
-    kernel is always right, only slower.
-    """
-    active = getattr(torch._C, "_are_functorch_transforms_active", None)
-    level = getattr(forward_ad, "_current_level", None)
-    return active is None or level is None or level >= 0 or bool(active())
 
 
 def explicit_attention(q: Heads, k: Heads, v: Heads) -> Heads:
@@ -41,22 +31,6 @@ def attend(q: Heads, k: Heads, v: Heads) -> Heads:
     if transformed():
         return explicit_attention(q, k, v)
     return F.scaled_dot_product_attention(q, k, v)
-
-
-class RMSNorm(nn.Module):
-    """g · x / √(mean(x²) + ε) over the last axis, ε = 1e-6; the mean is taken in float32 at least.
-
-    Written out, because affine normalisation layers fail in a compiled forward-mode derivative.
-    """
-
-    def __init__(self, width: int, eps: float = 1e-6) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(width))
-
-    def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps) * self.weight).to(x.dtype)
 
 
 class Attention(nn.Module):

@@ -27,6 +27,7 @@ from shortflow.errors import ShortflowError
 from shortflow.nn.attention import Attention
 from shortflow.nn.conditioning import ConditionedNetwork
 from shortflow.nn.embeddings import TimeEmbedding, position_embedding
+from shortflow.nn.norms import LayerNorm
 
 __all__ = ["SIZES", "SiT", "Size", "faults", "unpatchify"]
 
@@ -120,9 +121,9 @@ class Block(nn.Module):
 
     def __init__(self, *, width: int, heads: int, mlp_ratio: float, qk_norm: bool, dropout: float) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.norm1 = LayerNorm(width)
         self.attn = Attention(width=width, heads=heads, qk_norm=qk_norm, dropout=dropout)
-        self.norm2 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.norm2 = LayerNorm(width)
         self.mlp = FeedForward(width, int(width * mlp_ratio), dropout)
         self.adaLN_modulation = _modulation(width, 6)
 
@@ -137,7 +138,7 @@ class FinalLayer(nn.Module):
 
     def __init__(self, width: int, pixels: int) -> None:
         super().__init__()
-        self.norm_final = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.norm_final = LayerNorm(width)
         self.linear = nn.Linear(width, pixels)
         self.adaLN_modulation = _modulation(width, 2)
 

@@ -30,11 +30,13 @@ from shortflow.errors import ShortflowError
 from shortflow.nn.attention import Attention
 from shortflow.nn.conditioning import ConditionedNetwork
 from shortflow.nn.embeddings import Spectrum, TimeEmbedding
+from shortflow.nn.norms import GroupNorm
 from shortflow.nn.resample import Resample, downsample, filter_faults, upsample
 
-__all__ = ["SIZES", "GroupNorm", "UNet", "USize", "faults"]
+__all__ = ["SIZES", "UNet", "USize", "faults"]
 
 Image = Float[Tensor, "b c h w"]
+Changed = Float[Tensor, "b k i j"]  # an image of as many rows, with other channels or sides
 
 
 class USize(NamedTuple):
@@ -97,30 +99,6 @@ def faults(
     return found + filter_faults(resample_filter)
 
 
-class GroupNorm(nn.Module):
-    """g · (x − mean)/√(variance + ε) + b over groups of channels and all pixels, ε = 1e-6, in float32 at least.
-
-    There are at most 32 groups, of at least 4 channels each: the most that divide the number of channels.
-    Written out, because affine normalisation layers fail in a compiled forward-mode derivative.
-    """
-
-    def __init__(self, channels: int, eps: float = 1e-6) -> None:
-        super().__init__()
-        self.eps = eps
-        self.groups = next(n for n in range(max(1, min(32, channels // 4)), 0, -1) if channels % n == 0)
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
-
-    def forward(self, x: Image) -> Image:
-        wide = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(1, (self.groups, -1))
-        centred = wide - wide.mean((2, 3, 4), keepdim=True)
-        normed = centred * torch.rsqrt(centred.square().mean((2, 3, 4), keepdim=True) + self.eps)
-        return (normed.flatten(1, 2) * self.weight[:, None, None] + self.bias[:, None, None]).to(x.dtype)
-
-    def extra_repr(self) -> str:
-        return f"{len(self.weight)}, groups={self.groups}"
-
-
 class SelfAttention(nn.Module):
     """√½ (h + Attention(N(h))), each pixel a token."""
 
@@ -160,7 +138,7 @@ class ResidualBlock(nn.Module):
         self.skip = nn.Identity() if plain else nn.Conv2d(inputs, outputs, 1)
         self.attention = SelfAttention(outputs, heads) if heads else None
 
-    def forward(self, x: Image, c: Float[Tensor, "b d"]) -> Image:
+    def forward(self, x: Image, c: Float[Tensor, "b d"]) -> Changed:
         h = F.silu(self.norm1(x))
         if self.resample is not None:
             x, h = self.resample(x), self.resample(h)
@@ -178,7 +156,7 @@ class FinalLayer(nn.Module):
         self.norm = GroupNorm(channels)
         self.conv = nn.Conv2d(channels, colours, 3, padding=1)
 
-    def forward(self, h: Image) -> Image:
+    def forward(self, h: Image) -> Changed:
         return self.conv(F.silu(self.norm(h)))
 
 
@@ -291,7 +269,7 @@ class UNet(ConditionedNetwork):
             if name.endswith(("conv2.weight", "attn.proj.weight", "_layer.conv.weight", "logvar_linear.weight")):
                 nn.init.zeros_(weight)
 
-    def trunk(self, x: Image, c: Float[Tensor, "b d"]) -> Image:
+    def trunk(self, x: Image, c: Float[Tensor, "b d"]) -> Changed:
         c = F.silu(c)
         h = self.first(x)
         skips = [h]
@@ -306,10 +284,10 @@ class UNet(ConditionedNetwork):
             h = block(h, c)
         return h
 
-    def output(self, h: Image, c: Float[Tensor, "b d"]) -> Image:
+    def output(self, h: Image, c: Float[Tensor, "b d"]) -> Changed:
         return self.final_layer(h)
 
-    def velocity(self, h: Image, c: Float[Tensor, "b d"]) -> Image:
+    def velocity(self, h: Image, c: Float[Tensor, "b d"]) -> Changed:
         assert self.velocity_layer is not None
         return self.velocity_layer(h)
 

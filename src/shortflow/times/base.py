@@ -75,9 +75,9 @@ class TimeSampler(ABC):
 
 
 def _irrationals() -> Iterator[float]:
-    """The steps of the Kronecker sequence, one for each column: after the first four √5, √7, √11, … modulo 1."""
+    """The steps of the Kronecker sequence, one for each column: after the first four ∛3, ∛5, ∛7, … modulo 1."""
     yield from (0.5545497, 0.308517, 0.7320508, 0.4142136)
-    yield from (math.sqrt(p) % 1 for p in count(5, 2) if all(p % q for q in range(3, math.isqrt(p) + 1, 2)))
+    yield from (p ** (1 / 3) % 1 for p in count(3, 2) if all(p % q for q in range(3, math.isqrt(p) + 1, 2)))
 
 
 def ordered(times: Times, dtype: torch.dtype) -> Times:

@@ -8,9 +8,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from shortflow.errors import require
-from shortflow.laws import Law, LogitNormal, Truncated
+from shortflow.laws import Law, LogitNormal, LogStudentNoise, Truncated
 from shortflow.times.base import LEAST_GAP, Count, TimeSampler, check_ratio, chosen
 from shortflow.times.fractions import Fixed, Fraction
+from shortflow.times.pairs import ToData, Triangle
 from shortflow.typing import Progress, Times
 
 __all__ = ["Between", "BoundaryRows", "WithDiagonal"]
@@ -54,7 +55,7 @@ class WithDiagonal(_Wrapper):
     Source: flow-map self-distillation (arXiv 2505.18825; ratio = 1/4), SoFlow (1/4), α-Flow (1/2 or 3/4).
     """
 
-    jumps: TimeSampler
+    jumps: TimeSampler = Triangle()
     law: Law = LogitNormal()
     ratio: float = 0.25
     count: Count = "bernoulli"
@@ -91,7 +92,7 @@ class Between(_Wrapper):
     Source: discrete flow-map and consistency training; see the fractions.
     """
 
-    base: TimeSampler
+    base: TimeSampler = Triangle()
     at: Fraction = Fixed()
 
     def __post_init__(self) -> None:
@@ -124,7 +125,7 @@ class BoundaryRows(_Wrapper):
     Source: truncated consistency models (arXiv 2410.14895), where boundary = σ'/σ_max and σ' = 1 on CIFAR-10.
     """
 
-    base: TimeSampler
+    base: TimeSampler = ToData(law=LogStudentNoise())
     boundary: float = 1 / 80
     share: float = 0.25
 

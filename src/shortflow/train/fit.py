@@ -85,8 +85,8 @@ class _Run:
 
     @property
     def _parts(self) -> dict[str, FlowMap]:
-        parts = {"network": self.module.flow, **{name: average.module for name, average in self.averages.items()}}
-        return parts if self.module.teacher is None else {**parts, "teacher": self.module.teacher.module}
+        averages = {**self.averages, **self.module.averages}
+        return {"network": self.module.flow, **{name: average.module for name, average in averages.items()}}
 
     @property
     def _steering(self) -> dict[str, Any]:

@@ -95,7 +95,7 @@ def train(
     """
     engine = engine or Engine()
     wrapped, stepper = engine.prepare(module, adamw or build_optimizer(module, optimizer))
-    for average in (*averages, *([] if module.teacher is None else [module.teacher])):
+    for average in (*averages, *module.averages.values()):
         average.module.to(engine.device)
     for model in module.frozen:
         model.to(engine.device)
@@ -103,7 +103,7 @@ def train(
     for k in range(start, total):
         began = time.perf_counter()
         wrapped.train()  # a consumer may have looked at the network in evaluation mode
-        progress = Progress(images=k * settings.batch, total=total * settings.batch)
+        progress = Progress(images=k * settings.batch, total=total * settings.batch, batch=settings.batch)
         x, label, eps = _batch(batch_of(k), settings.batch, k, engine.device)
         loss, terms, t = wrapped(x, label, Streams(seed=settings.seed, images=progress.images), progress, eps)
         value = float(loss.detach())
@@ -116,7 +116,7 @@ def train(
             group["lr"] = lr
         stepper.step()
         stepper.zero_grad(set_to_none=True)
-        after = Progress(images=progress.images + settings.batch, total=progress.total)
+        after = Progress(images=progress.images + settings.batch, total=progress.total, batch=settings.batch)
         module.update_teacher(after)
         for average in averages:
             average.update(module.flow, k)

@@ -3,13 +3,15 @@
 Wrapping the network alone would let the derivative bypass gradient synchronisation, silently.
 """
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from shortflow.draw import References
 from shortflow.flowmap import FlowMap
-from shortflow.objective import Objective, Online
+from shortflow.objective import Objective, Online, Snapshot
 from shortflow.streams import Streams
 from shortflow.train.ema import Average
 from shortflow.typing import Batch, LossTerms, Progress
@@ -30,6 +32,7 @@ class TrainStep(nn.Module):
     Attributes:
         teacher: the average that targets are computed with, outside the module's parameters; None if it is the flow
             map itself.
+        running: the average that the teacher is copied from at the end of a stage; None where there are no stages.
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class TrainStep(nn.Module):
         for model in self.frozen:
             model.requires_grad_(False).eval()
         self.teacher = None if isinstance(objective.teacher, Online) else Average(flow)
+        self.running = Average(flow) if isinstance(objective.teacher, Snapshot) else None
 
     @property
     def frozen(self) -> tuple[FlowMap, ...]:
@@ -65,7 +69,22 @@ class TrainStep(nn.Module):
             terms = self.objective.evaluate(self.flow, teacher, draw)
         return terms.loss.float().mean(), terms, draw.times.t
 
+    @property
+    def averages(self) -> dict[str, Average]:
+        """The averages that the objective needs, by name: a part of the state of training."""
+        found = {"teacher": self.teacher, "running": self.running}
+        return {name: average for name, average in found.items() if average is not None}
+
     def update_teacher(self, progress: Progress) -> None:
         """Move the teacher towards the new weights; `progress` is that after the step."""
-        if self.teacher is not None:
-            self.teacher.follow(self.flow, self.objective.teacher.decay(progress))
+        rule = self.objective.teacher
+        if self.teacher is None:
+            return
+        if not isinstance(rule, Snapshot):
+            self.teacher.follow(self.flow, rule.decay(progress))
+            return
+        assert self.running is not None
+        self.running.follow(self.flow, rule.decay(progress))
+        before = replace(progress, images=progress.images - progress.batch)
+        if rule.stage(progress) != rule.stage(before):
+            self.teacher.follow(self.running.module, 0.0)
