@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from shortflow.errors import ConfigError, ShortflowError
-from shortflow.nn import MLP, SIZES, MLPConfig, SiT, SiTConfig, parameter_count
+from shortflow.nn import MLP, SIZES, MLPConfig, NetworkConfig, SiT, SiTConfig, UNet, UNetConfig, parameter_count
+from shortflow.nn.unet import SIZES as UNET_SIZES
 
 
 def test_sizes():
@@ -36,11 +37,23 @@ def test_given_dimensions_replace_those_of_the_size():
 
 def test_settings_reach_the_network():
     options = {"num_classes": 10, "null_class": True, "second_time": False, "log_variance": True}
-    built = SiTConfig(size="tiny", qk_norm=True, dropout=0.3, patch=4).build((1, 8, 8), **options)
-    direct = SiT(shape=(1, 8, 8), patch=4, width=64, depth=2, heads=4, qk_norm=True, dropout=0.3, **options)
+    options |= {"guidance": True, "velocity_head": True}
+    built = SiTConfig(size="tiny", qk_norm=True, dropout=0.3, patch=4, head_depth=1).build((1, 8, 8), **options)
+    own = {"qk_norm": True, "dropout": 0.3, "head_depth": 1}
+    direct = SiT(shape=(1, 8, 8), patch=4, width=64, depth=2, heads=4, **own, **options)
+    assert (len(built.blocks), len(built.velocity_blocks)) == (2, 1)
     assert str(built) == str(direct)
     assert (built.num_classes, built.null_label, built.second_time) == (10, 10, False)
     assert built.blocks[1].attn.dropout.p == built.blocks[1].mlp.dropout.p == 0.3
+
+    config = UNetConfig(size="tiny", depth=2, dropout=0.3, resample_filter=(1.0, 1.0), embedding="fourier", scale=0.5)
+    built = config.build((1, 8, 8), **options)
+    own = {"dropout": 0.3, "resample_filter": (1.0, 1.0), "embedding": "fourier", "scale": 0.5}
+    assert isinstance(built, UNet)
+    shape = {"channels": 8, "multipliers": (1, 2), "depth": 2, "attention": (1,)}
+    assert str(built) == str(UNet(shape=(1, 8, 8), **shape, **own, **options))
+    assert (built.t_embedder.spectrum, built.t_embedder.scale, built.t_embedder.frequencies) == ("fourier", 0.5, 8)
+    assert built.encoder[0].dropout.p == 0.3
 
     built = MLPConfig(width=20, depth=3, dropout=0.1).build((2,), **options)
     assert isinstance(built, MLP)
@@ -61,6 +74,45 @@ def test_unknown_size_names_the_nearest(size, nearest):
         SiTConfig(size=size)
 
 
+@pytest.mark.parametrize(("size", "nearest"), [("cifar", "cifar10"), ("CIFAR10", "cifar10"), ("digit", "digits")])
+def test_unknown_size_of_a_unet_names_the_nearest(size, nearest):
+    with pytest.raises(ConfigError, match=f"unknown size '{size}' .did you mean '{nearest}'.*; sizes are tiny, digits"):
+        UNetConfig(size=size)
+
+
+def test_given_dimensions_of_a_unet_replace_those_of_the_size():
+    assert UNetConfig(size="cifar10").dimensions == (128, (2, 2, 2), 4, (1,), 1)
+    assert UNetConfig(size="cifar10", depth=2, attention=()).dimensions == (128, (2, 2, 2), 2, (), 1)
+    assert UNetConfig(size="cifar10", channels=64, multipliers=(1, 2), heads=2).dimensions == (64, (1, 2), 4, (1,), 2)
+
+
+@pytest.mark.parametrize(
+    ("config", "shape"),
+    [
+        (SiTConfig(), (1, 8, 8)),
+        (SiTConfig(size="S"), (3, 32, 32)),
+        (MLPConfig(depth=7), (2,)),
+        *((UNetConfig(size=name), (1, 32, 32)) for name in UNET_SIZES),
+        (UNetConfig(size="tiny", multipliers=(1,), attention=()), (1, 8, 8)),
+    ],
+)
+def test_a_network_has_more_tensors_than_blocks(config, shape):
+    with torch.device("meta"):
+        tensors = config.build(shape, second_time=False).state_dict()
+    assert 1 <= config.blocks <= len(tensors)
+
+
+def test_a_config_of_your_own_need_not_count_its_blocks():
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Own(NetworkConfig):
+        def build(self, shape, num_classes=0, null_class=False, second_time=True, log_variance=False, **parts):
+            return torch.nn.Identity()
+
+    assert Own().blocks == 0
+    with pytest.raises(TypeError, match="abstract"):
+        NetworkConfig()
+
+
 def test_unknown_size_without_a_neighbour():
     with pytest.raises(ConfigError, match="unknown size 'qqqqq'; sizes are"):
         SiTConfig(size="qqqqq")
@@ -73,6 +125,10 @@ def test_unknown_size_without_a_neighbour():
         (lambda: SiTConfig(patch=0), "patch must be at least 1, got 0"),
         (lambda: SiTConfig(dropout=1.5), "dropout must be .* got 1.5"),
         (lambda: SiTConfig(mlp_ratio=0.0), "mlp_ratio must be positive, got 0.0"),
+        (lambda: SiTConfig(head_depth=5), "head_depth must be between 0 and the depth of 4, got 5"),
+        (lambda: SiTConfig(head_depth=-1), "head_depth must be .* got -1"),
+        (lambda: UNetConfig(channels=6, depth=0), "channels must be .* got 6; depth must be at least 1, got 0"),
+        (lambda: UNetConfig(attention=(3,)), "attention names the levels 0 to 1 .* got 3"),
         (lambda: SiTConfig(depth=0, dropout=-1.0), "depth must be at least 1, got 0; dropout must be"),
         (lambda: MLPConfig(width=0, depth=0), "width must be at least 1, got 0; depth must be at least 1, got 0"),
     ],
@@ -87,6 +143,10 @@ def test_a_shape_that_does_not_fit_is_refused():
         SiTConfig().build((2,))
     with pytest.raises(ShortflowError, match="valid patches are 1, 7"):
         SiTConfig().build((1, 7, 7))
+    with pytest.raises(ShortflowError, match=r"got \(2,\); use an MLP"):
+        UNetConfig().build((2,))
+    with pytest.raises(ShortflowError, match=r"multiples of 4, got 30×28; .* at most 2 levels"):
+        UNetConfig(size="mnist").build((1, 30, 28))
     with pytest.raises(ShortflowError, match=r"got \(1, 8, 8\); use a SiT"):
         MLPConfig().build((1, 8, 8))
 
