@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from maps import CONDITIONINGS, PATHS, SIGMA_DATA, Affine, every_combination, points
+from maps import CONDITIONINGS, PATHS, SIGMA_DATA, Affine, called, every_combination, points
 from oracles import column, derivative, f64
 from shortflow.errors import IncompatibleParts, ShortflowError
 from shortflow.flowmap import (
@@ -68,8 +68,8 @@ def test_a_jump_of_length_zero_is_the_identity_for_any_weights(
     check_identity(FlowMap(Affine(seed), path, parameterization, sigma_data=SIGMA_DATA), t, x)
 
 
-@pytest.mark.parametrize("path", PATHS, ids=repr)
-@pytest.mark.parametrize("conditioning", CONDITIONINGS, ids=repr)
+@pytest.mark.parametrize("path", PATHS, ids=called)
+@pytest.mark.parametrize("conditioning", CONDITIONINGS, ids=called)
 @given(t=times, seed=st.integers(0, 1000))
 @settings(max_examples=10, deadline=None)
 def test_a_jump_of_length_zero_is_the_identity_whatever_the_network_is_told(
@@ -217,7 +217,7 @@ def test_normalised_average_velocity_sees_unit_variance() -> None:
     assert (a.item(), b.item()) == (1, pytest.approx(-0.35))
 
 
-@pytest.mark.parametrize("path", [Linear(), Linear(noise_scale=0.5), Cosine()], ids=repr)
+@pytest.mark.parametrize("path", [Linear(), Linear(noise_scale=0.5), Cosine()], ids=called)
 def test_exact_networks_make_the_exact_flow_map(path: Path) -> None:
     """Average velocity and transfer form of one law: the same map, velocity, average velocity and tangent identity."""
     law = Gaussian(path=path, mean=0.3, std=0.5)
@@ -261,7 +261,7 @@ def test_conditioning_values() -> None:
     assert bool(torch.isfinite(LogSigma().inputs(path, f64(0.0), f64(0.0))[0]).all())
 
 
-@pytest.mark.parametrize("conditioning", CONDITIONINGS, ids=repr)
+@pytest.mark.parametrize("conditioning", CONDITIONINGS, ids=called)
 def test_conditioning_says_whether_there_is_a_second_input(conditioning: Conditioning) -> None:
     assert (conditioning.inputs(Linear(), f64(0.5), f64(0.2))[1] is not None) == conditioning.second
 

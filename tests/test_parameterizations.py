@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from maps import CONDITIONINGS, PATHS, SIGMA_DATA, Affine, every_combination, points, polynomial
+from maps import CONDITIONINGS, PATHS, SIGMA_DATA, Affine, called, every_combination, points, polynomial
 from oracles import derivative, f64, log_slope
 from shortflow import flowmap, parameterizations
 from shortflow.errors import ShortflowError
@@ -89,8 +89,8 @@ def test_rates_in_both_ends_cancel_on_the_diagonal(parameterization: Parameteriz
         close(along_t[i], -along_r[i], 1e-11)
 
 
-@pytest.mark.parametrize("path", PATHS, ids=repr)
-@pytest.mark.parametrize("conditioning", CONDITIONINGS, ids=repr)
+@pytest.mark.parametrize("path", PATHS, ids=called)
+@pytest.mark.parametrize("conditioning", CONDITIONINGS, ids=called)
 def test_what_the_network_is_told_is_finite_with_its_derivative(
     conditioning: parameterizations.Conditioning, path: Path
 ) -> None:
@@ -118,7 +118,7 @@ def test_jumps_of_the_exact_velocity_are_exact_to_second_order(parameterization:
 # ---------------------------------------------------------------------------------------------------- by their formulas
 
 
-@pytest.mark.parametrize("path", PATHS, ids=repr)
+@pytest.mark.parametrize("path", PATHS, ids=called)
 def test_a_denoiser_takes_ddim_steps(path: Path) -> None:
     """X = (σ_r/σ_t) x + (α_r − α_t σ_r/σ_t) x̂: the transfer step of the velocity that x̂ stands for."""
     x, data = points()
@@ -133,7 +133,7 @@ def test_a_denoiser_takes_ddim_steps(path: Path) -> None:
     close(denoiser.move(x, data, t, r), transfer.move(x, v, t, r), 1e-10)
 
 
-@pytest.mark.parametrize("path", PATHS, ids=repr)
+@pytest.mark.parametrize("path", PATHS, ids=called)
 def test_a_denoiser_told_the_data_lands_on_the_path(path: Path) -> None:
     x, eps = points()
     t, r = f64(0.2, 0.5, 0.9, 1.0), f64(0.1, 0.5, 0.0, 0.3)
@@ -148,7 +148,7 @@ def test_a_jump_of_a_denoiser_from_time_zero_is_the_identity() -> None:
         assert torch.equal(FlowMap(Affine(0), path, Denoiser()).move(x, output, zero, zero), x)
 
 
-@pytest.mark.parametrize("path", PATHS, ids=repr)
+@pytest.mark.parametrize("path", PATHS, ids=called)
 def test_simple_edm_is_its_formula(path: Path) -> None:
     t, r, s = f64(0.2, 0.5, 0.9, 1.0), f64(0.1, 0.5, 0.0, 0.3), SIGMA_DATA
     alpha_t, alpha_r, sigma_t, sigma_r = path.alpha(t), path.alpha(r), path.sigma(t) / s, path.sigma(r) / s
@@ -177,7 +177,7 @@ def test_simple_edm_to_the_data_is_edm_with_the_other_sign() -> None:
     close(simple.move(x, output, t, end), skip.move(x, -output, t, end))
 
 
-@pytest.mark.parametrize("path", [Linear(), Linear(noise_scale=0.5), VarianceExploding(), polynomial()], ids=repr)
+@pytest.mark.parametrize("path", [Linear(), Linear(noise_scale=0.5), VarianceExploding(), polynomial()], ids=called)
 def test_simple_edm_keeps_what_white_data_leave_open(path: Path) -> None:
     """For data N(0, σ_d²): c_skip x is E[x_r | x_t] and c_out² the variance of what is left; F sees N(0, 1)."""
     t, r, s = f64(0.2, 0.5, 0.9, 1.0), f64(0.1, 0.5, 0.0, 0.3), SIGMA_DATA
