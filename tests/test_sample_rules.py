@@ -20,6 +20,7 @@ from shortflow.guidance import GuidedFlowMap
 from shortflow.paths import Cosine, Linear, Path, VarianceExploding
 from shortflow.recipes import RECIPES
 from shortflow.sample import (
+    GRIDS,
     SAMPLERS,
     Euler,
     Gamma,
@@ -499,6 +500,21 @@ def test_a_truncated_model_is_not_asked_below_its_lowest_time(rule: Sampler) -> 
         rule.check(flow, (1.0, 0.5, 0.2, 0.0))
     rule.check(flow, (1.0, 0.4, 0.0))
     rule.check(flow, (1.0, 0.0))
+
+
+@pytest.mark.parametrize("kind", [None, *GRIDS])
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 8, 128])
+def test_every_grid_stays_where_a_truncated_model_knows_its_way(kind: str | None, steps: int) -> None:
+    """Times are spaced down to its lowest one; the last jump goes to the data. Other models have the grids they had."""
+    for flow in (silent(), exploding(silent().network)):
+        whole = grid_times(flow, steps, kind)
+        times = grid_times(truncated(flow, 0.0125), steps, kind)
+        ReNoise().check(flow, times)
+        assert (len(times), times[0], times[-1]) == (steps + 1, whole[0], whole[-1])
+        assert all(time > 0.0125 for time in times[:-1])
+        if kind == "uniform" or (kind is None and flow.path == Linear()):
+            assert times[:-1] == pytest.approx([1 - (1 - 0.0125) * i / steps for i in range(steps)])
+        assert grid_times(truncated(flow, 0.0), steps, kind) == whole
 
 
 def test_heun_does_not_correct_with_a_velocity_that_was_not_trained() -> None:

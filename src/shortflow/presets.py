@@ -128,12 +128,14 @@ def preset(recipe: Recipe, data: DataConfig, dataset: Dataset) -> RunConfig:
         budget = _BUDGETS.get(name, _FOLDER)
     run = RunConfig(recipe=recipe, network=network, data=data, train=budget)
     easy = name in _EASY or not dataset.is_image
+    objective = recipe.objective
+    guided = objective.guided is not None or objective.guidance is not None  # the settings for pixels are not
     run = override(
         run,
         [
             *_SHORT,
             *(_TINY.get(recipe.name, ()) if name == "digits" or not dataset.is_image else ()),
-            *(_UNGUIDED.get(recipe.name, ()) if easy else ()),
+            *(_UNGUIDED.get(recipe.name, ()) if easy and guided else ()),
             *(() if dataset.is_image else _LOW_DIMENSION.get(recipe.name, ())),
             *_DATA.get(name, ()),
         ],

@@ -73,7 +73,7 @@ def time_at(path: Path, ratio: float) -> float:
 
 
 def grid_times(flow: FlowMap, steps: int, kind: str | None = None, middle: float | None = None) -> tuple[float, ...]:
-    """steps + 1 decreasing times over the span of the flow map.
+    """steps + 1 decreasing times over the span of the flow map; a truncated one is asked at its lowest time or above.
 
     Args:
         kind: "uniform" in t; "karras", uniform in t^{1/7} (arXiv 2206.00364, equation 5, for σ proportional to t);
@@ -99,10 +99,11 @@ def grid_times(flow: FlowMap, steps: int, kind: str | None = None, middle: float
     if kind not in GRIDS:
         names = " and ".join((", ".join(map(repr, GRIDS[:-1])), repr(GRIDS[-1])))
         raise SamplerError(f"there is no grid called {kind!r}; there are {names}, or give the times")
+    last = max(low, lowest_start(flow))  # the levels are spaced down to here, and the last jump goes to the data
     if kind == "edm":
-        return (high, *_edm(flow, steps), low)
+        return (high, *_edm(flow, last, steps), low)
     power = 1 if kind == "uniform" else 7
-    a, b = high ** (1 / power), low ** (1 / power)
+    a, b = high ** (1 / power), last ** (1 / power)
     # The ends are written out, because rounding would miss them.
     return (high, *((a + (b - a) * i / steps) ** power for i in range(1, steps)), low)
 
@@ -112,13 +113,13 @@ def default_grid(flow: FlowMap) -> str:
     return "karras" if isinstance(flow.path, VarianceExploding) else "uniform"
 
 
-def _edm(flow: FlowMap, steps: int) -> list[float]:
-    """The inner times of a grid with Karras levels η between those of the span.
+def _edm(flow: FlowMap, last: float, steps: int) -> list[float]:
+    """The inner times of a grid with Karras levels η between that of the latest time and that of `last`.
 
     Where the span ends in pure noise (η = ∞) or pure data (η = 0), the levels in between are spaced as if it ended at
     EDM's highest and lowest level for data of this deviation.
     """
-    low, high = (noise_ratio(flow.path, time) for time in flow.span)
+    low, high = (noise_ratio(flow.path, time) for time in (last, flow.span[1]))
     if high == math.inf:
         high = CEILING * flow.sigma_data
     if low == 0:
