@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from shortflow import evaluate, hub, runs
-from shortflow.config import RunConfig, dump, load_run, override, recipe_named
+from shortflow.config import RunConfig, dump, load_run, override
 from shortflow.data import Dataset, DataSpec
 from shortflow.data import load as load_data
 from shortflow.data.toys import GAUSSIAN_COVARIANCE
@@ -23,6 +23,7 @@ from shortflow.guidance import guide
 from shortflow.nn.configs import MLPConfig, SiTConfig
 from shortflow.recipes import RECIPES
 from shortflow.sample import Euler, Gamma, Heun, PushForward, ReNoise, Restart, Sampler
+from teachers import Teachers, settings_of
 
 TINY = ("network={kind: SiTConfig, size: tiny, depth: 1, width: 16, heads: 2}", "train.preview_every=0")
 POINTS = ("network={kind: MLPConfig, width: 16, depth: 1}", "train.preview_every=0")
@@ -128,13 +129,8 @@ def test_data_named_in_the_settings_are_the_data_that_are_loaded() -> None:
 def test_every_recipe_trains_on_data_without_classes(recipe: str, data: str, tmp_path: Path, flat: Path) -> None:
     source = str(flat) if data == "flat" else data
     small = TINY if data == "flat" else POINTS
-    needs, teacher = recipe_named(recipe).objective.needs, None
-    if needs:
-        teacher = str(tmp_path / "teacher")
-        start = runs.configure("ect" if recipe == "tcm" else "flow-matching", source, settings=[*small, *budget(1, 8)])
-        list(runs.training(*start, Path(teacher)))
-    pairs = ("pairs={count: 8, steps: 2}",) if "pairs" in needs else ()
-    run, dataset = runs.configure(recipe, source, settings=[*small, *budget(2, 8), *pairs], teacher=teacher)
+    given = Teachers(tmp_path).given(recipe, source, [*small, *budget(1, 8)])
+    run, dataset = runs.configure(recipe, source, settings=[*small, *budget(2, 8), *settings_of(recipe)], **given)
     # Guided as published, were there classes; without them nothing is left of it, and the run says so.
     objective = run.recipe.objective
     assert (objective.guided, objective.label_dropout, run.recipe.batches) == (None, 0.0, "shuffled")
