@@ -35,6 +35,8 @@ _TINY = {
     ),
     "ct": ("objective.times.count.s1=20", "objective.teacher.count.s1=20", "objective.teacher.mu0=0.5"),
     "ict": ("objective.times.count.s1=80",),
+    # The difference between the network and its average enters divided by the first step.
+    "rcgm": ("objective.times.at.size=0.1", "objective.teacher.rate=0.95"),
     "ct-linear": ("objective.times.levels=5", "objective.teacher.rate=0.99"),
     "cd-linear": ("objective.times.steps=32", "objective.teacher.rate=0.99"),
     "progressive-distillation": (
