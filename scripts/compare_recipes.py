@@ -19,10 +19,28 @@ from shortflow.recipes import RECIPES
 from shortflow.train.state import latest_state
 
 STEPS = (1, 2, 4, 8)
+# What a recipe that is no beginning of its own follows, and what it starts from: other cells of the same table.
+TEACHERS = {
+    "cd": "edm",
+    "cd-linear": "flow-matching",
+    "tcm": "ect",
+    "reflow": "flow-matching",
+    "sct-distilled": "flow-matching",
+    "ayf-emd": "flow-matching",
+    "ayf-lmd": "flow-matching",
+}
+STARTS = {
+    "progressive-distillation": "flow-matching",
+    "cd-linear": "flow-matching",
+    "reflow": "flow-matching",
+    "tcm": "ect",
+    "ayf-emd": "flow-matching",
+    "ayf-lmd": "flow-matching",
+}
 BUDGET = {"digits": 128_000, "mixture": 512_000}  # samples seen
 
 INTRODUCTION = """\
-# Seven recipes, one budget
+# Every recipe, one budget
 
 Every recipe with the same network, data, learning rate and number of samples; only the name changes. Made by
 
@@ -30,13 +48,17 @@ Every recipe with the same network, data, learning rate and number of samples; o
 
 One seed, small networks, minutes of training on a CPU: the table shows that each recipe learns and what one step costs
 it in quality, not which method is best. The settings are the presets for small data, without guidance
-(`shortflow show RECIPE --data digits`); on points ESC and MeanFlow have the adaptive weight at power 0. FD % is the
+(`shortflow show RECIPE --data digits`); on points methods with the adaptive weight have it at power 0. Recipes that
+follow or start from another model have their own budget on top of that model's; it is the row of that name here.
+
+Cost is that of a training step in forward passes of the network on the batch; a plain step costs 3. FD % is the
 Fréchet distance in per cent of the data's variance. N = 2,000 samples for images (neighbour scores at n = 500, see
 [evaluation](evaluation.md)), 10,000 points.
 
-How to read it. A sampler that draws the mean of each class has accuracy 1 and recall 0: look at both. Shortcut models
-learn their levels one after the other, so that their one-step samples come last. Networks that only know jumps to the
-data (CT, sCT) are sampled with new noise between the steps, so more steps need not be better.
+How to read it. A sampler that draws the mean of each class has accuracy 1 and recall 0: look at both. Methods that
+learn their jumps level by level (shortcut, progressive distillation) learn the longest last. Networks that only know
+jumps to the data (the consistency family) are sampled with new noise between the steps, so more steps need not be
+better.
 
 """
 
@@ -46,7 +68,12 @@ def cell(recipe: str, data: str, out: Path, settings: list[str]) -> None:
     if (out / "evaluation.json").exists():
         return
     resume = latest_state(out / "state") is not None
-    run, dataset = runs.open_run(out) if resume else runs.configure(recipe, data, settings=settings)
+    if resume:
+        run, dataset = runs.open_run(out)
+    else:
+        others = {"teacher": TEACHERS.get(recipe), "init_from": STARTS.get(recipe)}
+        given = {name: str(out.parent / other) for name, other in others.items() if other is not None}
+        run, dataset = runs.configure(recipe, data, settings=settings, **given)
     began = time.perf_counter()
     for record in runs.training(run, dataset, out, resume=resume):
         if record.step % max(1, run.train.steps // 5) == 0:
@@ -65,10 +92,15 @@ def best(rows: dict, key: str) -> str:
     )
 
 
+def cost(recipe: str) -> str:
+    """The cost of a training step, to one digit."""
+    return f"{step_costs()[recipe]:.1f}"
+
+
 def digits_table(records: dict[str, dict]) -> list[str]:
     lines = [
-        "| recipe | 1 step: acc. | FD % | recall | coverage | best few-step | acc. | FD % | recall | coverage |",
-        "|---|---:|---:|---:|---:|---|---:|---:|---:|---:|",
+        "| recipe | cost | 1 step: acc. | FD % | recall | coverage | best few-step | acc. | FD % | recall | coverage |",
+        "|---|---:|---:|---:|---:|---:|---|---:|---:|---:|---:|",
     ]
 
     def figures(row: dict) -> str:
@@ -77,27 +109,27 @@ def digits_table(records: dict[str, dict]) -> list[str]:
 
     for name, record in records.items():
         few = best(record["rows"], "fd")
-        lines.append(f"| {name} | {figures(record['rows']['1 step'])} | {few} | {figures(record['rows'][few])} |")
+        lines.append(f"| {name} | {cost(name)} | {figures(record['rows']['1 step'])} | {few} | {figures(record['rows'][few])} |")
     real = next(iter(records.values()))["rows"]["real (held out)"]
-    lines.append(f"| *real, held out* | {figures(real)} | | | | | |")
+    lines.append(f"| *real, held out* | | {figures(real)} | | | | | |")
     return lines
 
 
 def points_table(records: dict[str, dict]) -> list[str]:
     lines = [
-        "| recipe | 1 step: energy distance | sliced W2 | best few-step | energy distance | sliced W2 |",
-        "|---|---:|---:|---|---:|---:|",
+        "| recipe | cost | 1 step: energy distance | sliced W2 | best few-step | energy distance | sliced W2 |",
+        "|---|---:|---:|---:|---|---:|---:|",
     ]
     for name, record in records.items():
         rows = record["rows"]
         few = best(rows, "energy_distance")
         one, many = rows["1 step"], rows[few]
         lines.append(
-            f"| {name} | {one['energy_distance']:.4f} | {one['sliced_w2']:.4f} | {few} "
+            f"| {name} | {cost(name)} | {one['energy_distance']:.4f} | {one['sliced_w2']:.4f} | {few} "
             f"| {many['energy_distance']:.4f} | {many['sliced_w2']:.4f} |"
         )
     real = next(iter(records.values()))["rows"]["real (train)"]
-    lines.append(f"| *training points* | {real['energy_distance']:.4f} | {real['sliced_w2']:.4f} | | | |")
+    lines.append(f"| *training points* | | {real['energy_distance']:.4f} | {real['sliced_w2']:.4f} | | | |")
     return lines
 
 

@@ -75,8 +75,11 @@ _LOW_DIMENSION = {
     "esc-plus": ("objective.weighting.parts.0.power=0",),
     "alphaflow": ("objective.weighting.parts.0.power=0",),
     "meanflow": ("objective.weighting.power=0",),
-    "imf": ("objective.weighting.power=0",),
     "soflow": ("objective.weighting.power=0",),
+    # A bound on each coordinate's correction moves the fixed point in the same way,
+    "rcgm": ("objective.target.clip=null",),
+    # and two coordinates do not show how noisy a point is: the network has to be told.
+    "imf": ("objective.weighting.power=0", "conditioning=StartAndGap"),
 }
 
 # The digits are few and small: no row is spent on an unconditional model that nobody asks for.
