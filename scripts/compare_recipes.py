@@ -109,7 +109,9 @@ def digits_table(records: dict[str, dict]) -> list[str]:
 
     for name, record in records.items():
         few = best(record["rows"], "fd")
-        lines.append(f"| {name} | {cost(name)} | {figures(record['rows']['1 step'])} | {few} | {figures(record['rows'][few])} |")
+        lines.append(
+            f"| {name} | {cost(name)} | {figures(record['rows']['1 step'])} | {few} | {figures(record['rows'][few])} |"
+        )
     real = next(iter(records.values()))["rows"]["real (held out)"]
     lines.append(f"| *real, held out* | | {figures(real)} | | | | | |")
     return lines
