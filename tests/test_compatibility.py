@@ -105,7 +105,8 @@ INCOMPATIBLE: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "two steps with mixed gaps": (
         lambda: two_step(times=Dyadic()),
-        "TwoStep with Dyadic: .*mixed gaps; use GridPairs or GroupedJumps times, or the target Split$",
+        r"TwoStep with Dyadic: .*mixed gaps; use GridPairs or GroupedJumps times, or the target "
+        r"Split\(bootstrap=TwoStep\(…\)\)$",
     ),
     "two steps with continuous times": (
         lambda: two_step(times=ToData()),
@@ -252,6 +253,9 @@ def test_following_the_remedy_gives_an_objective(law: object, target: object) ->
         times, _, targets = str(error).rpartition("; use ")[2].partition(" times, or the target ")
         laws = {type(other).__name__: other for other in TIMES}
         others = {type(other).__name__: other for other in (Direct(), TwoStep(), Tangent(), Split())}
+        if targets.startswith("Split("):
+            assert targets == f"Split(bootstrap={type(target).__name__}(…))"
+            others[targets] = Split(bootstrap=target)  # pyright: ignore[reportArgumentType]
         for name in times.split(" or "):
             Objective(times=laws[name], target=target)  # pyright: ignore[reportArgumentType]
         for name in targets.split(" or "):

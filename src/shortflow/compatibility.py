@@ -8,25 +8,27 @@ from shortflow.coupling import Coupling
 from shortflow.errors import IncompatibleParts
 from shortflow.guidance import GuidanceAsInput, PowerGuidance, TrainingGuidance
 from shortflow.losses import ByTime, Metric, Weighting
-from shortflow.targets import Along, Direct, Secant, Split, Tangent, Target, TwoStep
+from shortflow.targets import Along, Direct, Eulerian, Secant, Split, Tangent, Target, TwoStep
 from shortflow.teachers import ScheduledEma, Snapshot, Teacher
 from shortflow.times import Dyadic, StagedDyadic, TimeSampler
-from shortflow.velocity import Mixture, Own, PlugIn, Reference, Velocity
+from shortflow.velocity import Conditional, Mixture, Own, PlugIn, Reference, Velocity
 
 __all__ = ["check_guidance", "check_times", "two_steps"]
 
 LAWS = ("Diagonal", "Sorted", "Gradual", "Independent", "ToData", "Dyadic", "GridPairs", "GroupedJumps")
 
 
-def _fits(target: Target | type[Target], law: TimeSampler | type[TimeSampler]) -> bool:
+def _fits(target: Target, law: TimeSampler) -> bool:
     """Whether the target is defined for the jumps that the law draws."""
     return law.gap in target.gaps and target.continuous in (None, law.continuous)
 
 
 def _fitting(target: Target, law: TimeSampler) -> str:
     """The laws that would fit the target, and the targets that would fit the law, in words."""
-    fits = [name for name in LAWS if _fits(target, getattr(laws, name))]
+    fits = [name for name in LAWS if _fits(target, getattr(laws, name)())]
     targets = [type(other).__name__ for other in (Direct(), TwoStep(), Tangent(), Split()) if _fits(other, law)]
+    if law.gap == "mixed" and "positive" in target.gaps and target.continuous in (None, law.continuous):
+        targets = [f"Split(bootstrap={type(target).__name__}(…))"]  # the jumps fit, the rows with r = t do not
     return f"use {' or '.join(fits)} times, or the target {' or '.join(targets)}"
 
 
@@ -71,6 +73,7 @@ def check_times(
         )
     if not isinstance(teacher, Snapshot):  # which holds the model that training started from
         _check_sight(law, target)
+    _check_variance(target)
     if metric.space == "state" and target.compares == "rate":
         raise IncompatibleParts(
             f"{type(metric).__name__} compares states, but {type(target).__name__} compares rates; use "
@@ -104,6 +107,8 @@ def _sight(law: TimeSampler, target: Target) -> str:
         return "use direct=Direct(velocity=Conditional())"
     if isinstance(target, TwoStep):
         return "use TwoStep(first=Conditional()), or Split with Dyadic times"
+    if isinstance(target, Direct):
+        return "use Direct(velocity=Conditional())"
     return f"use Split(bootstrap={type(target).__name__}(…)) and times that also draw r = t"
 
 
@@ -119,11 +124,24 @@ def _check_sight(law: TimeSampler, target: Target) -> None:
             f"{type(target).__name__} with {name}: every row would regress the network onto itself, and none sees "
             f"the data; {_sight(law, target)}"
         )
-    own = [v for velocity in target.velocities() for v in _inside(velocity) if isinstance(v, Own)]
-    if own and not own[0].head and not has_diagonal(law):
+    inside = [v for velocity in target.velocities() for v in _inside(velocity)]
+    if any(isinstance(v, Own) and not v.head for v in inside) and not has_diagonal(law):
         raise IncompatibleParts(
             f"{type(target).__name__} with {name}: Own asks for the network's velocity u_{{t,t}}, but no row has "
             "r = t, so it would never be trained; use WithDiagonal, Sorted or Gradual times"
+        )
+
+
+def _check_variance(target: Target) -> None:
+    """Raise `IncompatibleParts` where the variance of a velocity would enter a loss with its gradient."""
+    inner = target.bootstrap if isinstance(target, Split) else target
+    if not isinstance(inner, Eulerian) or inner.detach_space:
+        return
+    noisy = [v for v in _inside(inner.velocity) if isinstance(v, Conditional | PlugIn | Mixture)]
+    if noisy:
+        raise IncompatibleParts(
+            f"Eulerian(detach_space=False) with {type(noisy[0]).__name__}: the gradient through ∇X·v would also shrink "
+            "the variance of v, a bias; use detach_space=True, or velocity=Own()"
         )
 
 
@@ -146,9 +164,10 @@ def check_guidance(
     velocities = [v for velocity in target.velocities() for v in _inside(velocity)]
     mixes = [v for v in velocities if isinstance(v, TrainingGuidance) and v.guides]
     steps, name = two_steps(target), type(law).__name__
-    if mixes and law.ends == "zero" and law.gap == "positive" and not isinstance(mixes[0], GuidanceAsInput):
+    asking = [v for v in mixes if not (isinstance(v, GuidanceAsInput) and v.head)]  # the head learns from every row
+    if asking and law.ends == "zero" and law.gap == "positive":
         raise IncompatibleParts(
-            f"{type(mixes[0]).__name__} mixes in the network's own velocity u_{{t,t}}, but {name} trains jumps to the "
+            f"{type(asking[0]).__name__} mixes in the network's own velocity u_{{t,t}}, but {name} trains jumps to the "
             "data only; guide when sampling, or use Sorted or Gradual times"
         )
     if isinstance(teacher, ScheduledEma) and getattr(law, "count", None) != teacher.count:
@@ -190,6 +209,14 @@ def check_guidance(
 
 def _check_told(velocities: Sequence[Velocity], guidance: PowerGuidance | None) -> None:
     told = any(isinstance(v, GuidanceAsInput) for v in velocities)
+    other = next(
+        (v for v in velocities if isinstance(v, TrainingGuidance) and not isinstance(v, GuidanceAsInput)), None
+    )
+    if told and other is not None:
+        raise IncompatibleParts(
+            f"GuidanceAsInput and {type(other).__name__}: the network would be told a scale and carry another; guide "
+            "with one of them"
+        )
     if told and guidance is None:
         raise IncompatibleParts("GuidanceAsInput needs scales to train with; set objective.guidance to PowerGuidance()")
     if guidance is not None and not told:
@@ -233,10 +260,10 @@ def _check_pairs(
 ) -> None:
     if coupling is not None and pairs:
         raise IncompatibleParts("coupling makes the pairs that pairs=True expects in the data; choose one of them")
-    if coupling is not None and not (isinstance(target, Along) and law.gap == "mixed"):
+    if coupling is not None and not (target == Along() and law.gap == "mixed"):
         raise IncompatibleParts(
             f"{type(coupling).__name__} couples the pairs of rows with r < t, whose target must be their own straight "
-            "path; use Along() with WithDiagonal times"
+            "path; use Along() with WithDiagonal times (and guide the pairs, if at all)"
         )
     if coupling is None and not pairs:
         return

@@ -50,7 +50,7 @@ class LivePairs(Coupling):
         return replace(draw, x=x, x_t=x_t)
 
     def _integrated(self, teacher: FlowMap, draw: Draw, rows: torch.Tensor) -> torch.Tensor:
-        path, label = teacher.path, None if draw.condition is None else draw.condition[rows]
+        path, (label, _) = teacher.path, draw.inputs(rows)
         t = torch.ones_like(draw.times.t[rows])
         x = expand(path.sigma(t), draw.eps) * draw.eps[rows]
         for i in range(self.steps):

@@ -64,6 +64,24 @@ class Draw:
             return self.label
         return torch.where(self.dropped, torch.full_like(self.label, self.null_label), self.label)
 
+    def inputs(self, rows: Int[Tensor, "k"]) -> tuple[Int[Tensor, "k"] | None, Float[Tensor, "k 3"] | None]:
+        """(class, guidance) that the network is told on the chosen rows."""
+        label, guidance = self.condition, self.guidance
+        return None if label is None else label[rows], None if guidance is None else guidance[rows]
+
+    def velocity_guidance(self, rows: Int[Tensor, "k"], t: Float[Tensor, "k"]) -> Float[Tensor, "k 3"] | None:
+        """The guidance with which the network is asked for its velocity u_{t,t} at time t: (ω̃, 0, 1).
+
+        ω̃ = ω where t is inside the closed window of the row, and 1 (none) elsewhere; the window itself is told to be
+        [0, 1], as it is on all rows with r = t that the velocity is trained on.
+        """
+        if self.guidance is None:
+            return None
+        omega, low, high = self.guidance[rows].unbind(1)
+        acts = (t >= low) & (t <= high)
+        zero, one = torch.zeros_like(omega), torch.ones_like(omega)
+        return torch.stack([torch.where(acts, omega, one), zero, one], 1)
+
     @property
     def teacher(self) -> FlowMap:
         """The frozen model that is distilled.

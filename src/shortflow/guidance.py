@@ -20,7 +20,7 @@ from shortflow.dropout import no_dropout
 from shortflow.errors import IncompatibleParts, SamplerError, ShortflowError
 from shortflow.flowmap import FlowMap
 from shortflow.typing import Times, expand
-from shortflow.velocity import Conditional, Velocity
+from shortflow.velocity import Conditional, Velocity, check_window
 
 __all__ = [
     "FadingGuidance",
@@ -35,15 +35,6 @@ __all__ = [
 
 Time = Float[Tensor, "b"]
 State = Float[Tensor, "b ..."]
-
-
-def check_window(name: str, window: tuple[float, float]) -> None:
-    """Raise `IncompatibleParts` for a guidance window that contains no time."""
-    low, high = window
-    if not 0 <= low < high <= 1:
-        raise IncompatibleParts(
-            f"{name}: the guidance window {list(window)} is empty or outside [0, 1]; give [low, high] with low < high"
-        )
 
 
 def guided_output(
@@ -74,18 +65,16 @@ def _mix(
     """
     assert draw.label is not None  # the callers look
     x, t, label = draw.x_t[rows], draw.times.t[rows], draw.label[rows]
-    guidance = None if draw.guidance is None else draw.guidance[rows]
     # Rounded, because 1 − 0.7 − 0.3 is 5e-17, which would cost a pass.
     rest = expand(1 - omega - kappa, v) if isinstance(omega, Tensor) else round(1 - omega - kappa, 12)
     mixed = (expand(omega, v) if isinstance(omega, Tensor) else omega) * v
     with torch.no_grad(), no_dropout():
         if isinstance(rest, float) and rest == 0:
-            return (mixed + kappa * teacher.velocity(x, t, label, guidance)).to(v.dtype)
+            return (mixed + kappa * teacher.velocity(x, t, label)).to(v.dtype)
         null = torch.full_like(label, _null(teacher))
         if kappa == 0:
-            return (mixed + rest * teacher.velocity(x, t, null, guidance)).to(v.dtype)
-        twice = None if guidance is None else torch.cat([guidance, guidance])
-        both = teacher.velocity(torch.cat([x, x]), torch.cat([t, t]), torch.cat([label, null]), twice)
+            return (mixed + rest * teacher.velocity(x, t, null)).to(v.dtype)
+        both = teacher.velocity(torch.cat([x, x]), torch.cat([t, t]), torch.cat([label, null]))
         conditional, unconditional = both.chunk(2)
         return (mixed + kappa * conditional + rest * unconditional).to(v.dtype)
 
@@ -112,6 +101,31 @@ class TrainingGuidance(Velocity):
     @property
     def follows(self) -> frozenset[str]:
         return self.base.follows
+
+    def __call__(self, teacher: FlowMap, draw: Draw) -> State:
+        return self.on(teacher, draw, torch.arange(len(draw.x), device=draw.x.device))
+
+    def on(self, teacher: FlowMap, draw: Draw, rows: Int[Tensor, "k"]) -> State:
+        v = self.base.on(teacher, draw, rows)
+        if draw.label is None or self.idle:
+            return v
+        some = (self.acts(draw.times.t[rows]) & ~draw.dropped[rows]).nonzero()[:, 0]
+        if len(some) == 0:
+            return v
+        return v.index_copy(0, some, self.mixed(teacher, draw, rows[some], v[some]).to(v.dtype))
+
+    @property
+    def idle(self) -> bool:
+        """Whether it is its base on all rows."""
+        return False
+
+    def acts(self, t: Time) -> Bool[Tensor, "b"]:
+        """Whether it acts at time t."""
+        return torch.ones_like(t, dtype=torch.bool)
+
+    @abstractmethod
+    def mixed(self, teacher: FlowMap, draw: Draw, rows: Int[Tensor, "k"], v: State) -> State:
+        """The guided velocity on the chosen rows, all with a class, whose base velocity is v."""
 
     def _check_base(self) -> None:
         if isinstance(self.base, TrainingGuidance):
@@ -157,15 +171,15 @@ class Guided(TrainingGuidance):
         """w = ω/(1 − κ)."""
         return self.omega / (1 - self.kappa)
 
-    def __call__(self, teacher: FlowMap, draw: Draw) -> State:
-        v = self.base(teacher, draw)
-        if draw.label is None or (self.omega == 1 and self.kappa == 0):
-            return v
-        t = draw.times.t
-        rows = ((t >= self.window[0]) & (t <= self.window[1]) & ~draw.dropped).nonzero()[:, 0]
-        if len(rows) == 0:
-            return v
-        return v.index_copy(0, rows, _mix(teacher, draw, rows, v[rows], self.omega, self.kappa))
+    @property
+    def idle(self) -> bool:
+        return self.omega == 1 and self.kappa == 0
+
+    def acts(self, t: Time) -> Bool[Tensor, "b"]:
+        return (t >= self.window[0]) & (t <= self.window[1])
+
+    def mixed(self, teacher: FlowMap, draw: Draw, rows: Int[Tensor, "k"], v: State) -> State:
+        return _mix(teacher, draw, rows, v, self.omega, self.kappa)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,24 +218,28 @@ class FadingGuidance(TrainingGuidance):
         fading = -torch.expm1(-self.rate * q / (1 - q).clamp(min=torch.finfo(t.dtype).tiny))
         return torch.where(t <= self.edge, torch.ones_like(t), fading)
 
-    def __call__(self, teacher: FlowMap, draw: Draw) -> State:
-        v = self.base(teacher, draw)
-        if draw.label is None or (self.scale == 1 and self.mix == 1):
-            return v
-        rows = (~draw.dropped).nonzero()[:, 0]
-        if len(rows) == 0:
-            return v
+    @property
+    def idle(self) -> bool:
+        return self.scale == 1 and self.mix == 1
+
+    def mixed(self, teacher: FlowMap, draw: Draw, rows: Int[Tensor, "k"], v: State) -> State:
+        if self.scale == 1:  # a number, so that no pass without a class is run
+            return _mix(teacher, draw, rows, v, self.mix, 1 - self.mix)
         omega = self.mix * (1 + self.decay(draw.times.t[rows]) * (self.scale - 1))
-        return v.index_copy(0, rows, _mix(teacher, draw, rows, v[rows], omega, 1 - self.mix))
+        return _mix(teacher, draw, rows, v, omega, 1 - self.mix)
 
 
 @dataclass(frozen=True, kw_only=True)
 class GuidanceAsInput(TrainingGuidance):
     """Improved MeanFlow's guidance by a scale ω that the network is told: v + (1 − 1/ω̃)(v_c − v_∅).
 
-    v_c and v_∅ are the network's own velocities at ω̃ and at scale 1; ω̃ = ω where t is inside the row's window (on
-    rows with r = t everywhere) and 1 elsewhere. The fixed point is v_c = ω v(c) + (1 − ω) v(∅). The identity on rows
+    v_c and v_∅ are the network's own velocities at ω̃ and at scale 1; ω̃ = ω where t is inside the row's window (which
+    is [0, 1] on rows with r = t) and 1 elsewhere. The fixed point is v_c = ω v(c) + (1 − ω) v(∅). The identity on rows
     with a hidden class. Needs a network with guidance as an input, and `Objective.guidance` to draw ω.
+
+    Args:
+        base: the velocity v that is guided.
+        head: ask the network's velocity head, which `Objective.velocity_head` trains.
     Source: iMF (arXiv 2512.02012).
     """
 
@@ -239,38 +257,27 @@ class GuidanceAsInput(TrainingGuidance):
     def words(self) -> str:
         return "a scale that the network is told"
 
-    def __call__(self, teacher: FlowMap, draw: Draw) -> State:
-        v = self.base(teacher, draw)
-        if draw.label is None:
-            return v
-        if draw.guidance is None:
+    def mixed(self, teacher: FlowMap, draw: Draw, rows: Int[Tensor, "k"], v: State) -> State:
+        assert draw.label is not None  # `on` looks
+        x, t, label = draw.x_t[rows], draw.times.t[rows], draw.label[rows]
+        own = draw.velocity_guidance(rows, t)
+        if own is None:
             raise IncompatibleParts(
                 "GuidanceAsInput needs scales to train with; set objective.guidance, as PowerGuidance"
             )
-        rows = (~draw.dropped).nonzero()[:, 0]
-        if len(rows) == 0:
-            return v
-        x, t, label = draw.x_t[rows], draw.times.t[rows], draw.label[rows]
-        own, free = effective(draw.guidance, draw.times)[rows], draw.guidance[rows].clone()
+        omega, free = own[:, 0], own.clone()
         free[:, 0] = 1
+        # Both branches are asked as they were trained: with the window [0, 1], like all rows with r = t or no class.
         null = torch.full_like(label, _null(teacher))
+        x2, t2, label2 = torch.cat([x, x]), torch.cat([t, t]), torch.cat([label, null])
+        guidance = torch.cat([own, free])
         with torch.no_grad(), no_dropout():
-            arguments = (torch.cat([x, x]), torch.cat([t, t]), torch.cat([label, null]), torch.cat([own, free]))
-            x2, t2, label2, guidance2 = arguments
             if self.head:
-                both = teacher.velocity_of(x2, teacher.predict_both(x2, t2, t2, label2, guidance2)[1], t2)
+                both = teacher.velocity_of(x2, teacher.predict_both(x2, t2, t2, label2, guidance)[1], t2)
             else:
-                both = teacher.velocity(x2, t2, label2, guidance2)
+                both = teacher.velocity(x2, t2, label2, guidance)
         conditional, unconditional = both.chunk(2)
-        guided = v[rows] + expand(1 - 1 / own[:, 0], x) * (conditional - unconditional)
-        return v.index_copy(0, rows, guided.to(v.dtype))
-
-
-def effective(guidance: Float[Tensor, "b 3"], times: Times) -> Float[Tensor, "b 3"]:
-    """(ω̃, low, high): ω̃ = ω where t is inside the row's closed window or r = t, and 1 elsewhere."""
-    scale, low, high = guidance.unbind(1)
-    acts = ((times.t >= low) & (times.t <= high)) | ~times.bootstrap
-    return torch.stack([torch.where(acts, scale, torch.ones_like(scale)), low, high], 1)
+        return v + expand(1 - 1 / omega, v) * (conditional - unconditional)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -345,13 +352,16 @@ def guide(flow: FlowMap, scale: float, window: tuple[float, float] = (0.0, 1.0))
     the scale and the window instead, at no cost.
 
     Raises:
-        SamplerError: if guidance is already part of the weights (it would act twice).
+        SamplerError: if guidance is already part of the weights (it would act twice), or for a scale below 1 where the
+            network is told it.
         IncompatibleParts: if the network has no null class or the window is empty.
     """
     if scale == 1:
         return flow
     check_window("guide", window)
     if flow.told is not None:
+        if scale < 1:
+            raise SamplerError(f"this network is told its guidance and knows scales from 1 only, got {scale:g}")
         return flow.telling((scale, *window))
     if flow.guided is not None:
         raise SamplerError(

@@ -198,12 +198,12 @@ class Objective:
         space, head, prediction = self.metric.space, None, None
         with shared_dropout(draw.dropout_seed, len(draw.x)):
             if self.target.compares == "rate":
-                output, prediction = self.target.compared(flow, draw, all_rows(draw))
+                output, prediction = self.target.compared(flow, teacher, draw, all_rows(draw))
             elif self.velocity_head:
                 output, head = flow.predict_both(draw.x_t, t, r, draw.condition, draw.guidance)
             else:
                 output = flow.predict(draw.x_t, t, r, draw.condition, draw.guidance)
-        target = self.target(teacher, draw, output.detach())
+        target = self.target(teacher, draw, self._seen(flow, draw, output.detach()))
         if prediction is not None:
             goal = target.value
         else:
@@ -221,6 +221,15 @@ class Objective:
                 f"a loss must be one number a row {tuple(t.shape)}, got {tuple(error.shape)}, {tuple(loss.shape)}"
             )
         return LossTerms(loss=loss, logs=logs)
+
+    def _seen(self, flow: FlowMap, draw: Draw, output: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
+        """The output as the target sees it: computed again outside autocast where it divides by a short step."""
+        device = draw.x_t.device.type
+        if not (self.target.quotient and torch.is_autocast_enabled(device)):
+            return output
+        t, _, r = draw.times
+        with torch.no_grad(), torch.autocast(device, enabled=False), shared_dropout(draw.dropout_seed, len(draw.x)):
+            return flow.predict(draw.x_t, t, r, draw.condition, draw.guidance)
 
     def _head_error(
         self, flow: FlowMap, draw: Draw, head: Float[Tensor, "b ..."], target: TargetValue

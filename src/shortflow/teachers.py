@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from functools import cache
 
 from shortflow.errors import ShortflowError
 from shortflow.grids import SquareRootCount
@@ -56,6 +57,12 @@ class ScheduledEma(Teacher):
         return self.mu0 ** (self.count.s0 / self.count(progress))
 
 
+@cache
+def _growth(rate: float) -> list[float]:
+    """κ_0, κ_1, … as far as they were asked for."""
+    return [0.0]
+
+
 @dataclass(frozen=True, kw_only=True)
 class GrowingEma(Teacher):
     """κ_{k+1} = κ_k + ½ (1 − κ_k)(κ − κ_k), κ_0 = 0: an average whose decay rises to `rate` (RCGM's warm-up).
@@ -70,13 +77,10 @@ class GrowingEma(Teacher):
             raise ShortflowError(f"GrowingEma: rate must be between 0 and 1, got {self.rate}")
 
     def decay(self, progress: Progress) -> float:
-        kappa = 0.0
-        for _ in range(min(progress.step, 10_000)):
-            following = kappa + 0.5 * (1 - kappa) * (self.rate - kappa)
-            if following == kappa:
-                break
-            kappa = following
-        return kappa
+        known = _growth(self.rate)
+        while len(known) <= progress.step and self.rate - known[-1] > 1e-12:
+            known.append(known[-1] + 0.5 * (1 - known[-1]) * (self.rate - known[-1]))
+        return known[min(progress.step, len(known) - 1)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,12 +30,22 @@ __all__ = [
     "PlugIn",
     "Reference",
     "Velocity",
+    "check_window",
     "plug_in_velocity",
     "plug_in_weights",
 ]
 
 State = Float[Tensor, "b ..."]
 Rows = Int[Tensor, "k"]
+
+
+def check_window(name: str, window: tuple[float, float]) -> None:
+    """Raise `IncompatibleParts` for a guidance window that contains no time."""
+    low, high = window
+    if not 0 <= low < high <= 1:
+        raise IncompatibleParts(
+            f"{name}: the guidance window {list(window)} is empty or outside [0, 1]; give [low, high] with low < high"
+        )
 
 
 class Velocity(ABC):
@@ -193,11 +203,14 @@ class Mixture(Velocity):
             raise ShortflowError(f"Mixture: probability must be in [0, 1], got {self.probability}")
 
     def __call__(self, teacher: FlowMap, draw: Draw) -> State:
-        v = Conditional()(teacher, draw)
-        rows = (draw.coin < self.probability).nonzero()[:, 0]
-        if len(rows) == 0:
+        return self.on(teacher, draw, torch.arange(len(draw.x), device=draw.x.device))
+
+    def on(self, teacher: FlowMap, draw: Draw, rows: Rows) -> Float[Tensor, "k ..."]:
+        v = Conditional().on(teacher, draw, rows)
+        some = (draw.coin[rows] < self.probability).nonzero()[:, 0]
+        if len(some) == 0:
             return v
-        return v.index_copy(0, rows, self.plug_in.at(teacher.path, draw, rows))
+        return v.index_copy(0, some, self.plug_in.at(teacher.path, draw, rows[some]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,8 +233,7 @@ class Own(FieldVelocity):
     def field(
         self, teacher: FlowMap, draw: Draw, rows: Rows, x: Float[Tensor, "k ..."], t: Float[Tensor, "k"]
     ) -> Float[Tensor, "k ..."]:
-        label = None if draw.condition is None else draw.condition[rows]
-        guidance = None if draw.guidance is None else draw.guidance[rows]
+        label, guidance = draw.inputs(rows)[0], draw.velocity_guidance(rows, t)
         with torch.no_grad(), shared_dropout(draw.dropout_seed, len(draw.x), rows):
             if not self.head:
                 return teacher.velocity(x, t, label, guidance)
@@ -243,12 +255,7 @@ class Reference(FieldVelocity):
     autoguidance: float = 1.0
 
     def __post_init__(self) -> None:
-        low, high = self.window
-        if not 0 <= low < high <= 1:
-            raise IncompatibleParts(
-                f"Reference: the guidance window {list(self.window)} is empty or outside [0, 1]; give [low, high] with "
-                "low < high"
-            )
+        check_window("Reference", self.window)
 
     @property
     def follows(self) -> frozenset[str]:

@@ -67,11 +67,13 @@ class Target(ABC):
         continuous: needs s = t (True), s < t (False), or does not care (None).
         compares: what is compared with the target: "jump", the network's output or state as the metric wishes, or
             "rate", what `compared` returns.
+        quotient: the difference of two passes is divided by a short step: both must run outside autocast.
     """
 
     gaps: ClassVar[tuple[str, ...]]
     continuous: ClassVar[bool | None] = None
     compares: ClassVar[Literal["jump", "rate"]] = "jump"
+    quotient: ClassVar[bool] = False
 
     @abstractmethod
     def at(self, teacher: FlowMap, draw: Draw, rows: Rows, output: State | None = None) -> TargetValue:
@@ -85,8 +87,13 @@ class Target(ABC):
         """The target of every row."""
         return self.at(teacher, draw, all_rows(draw), output)
 
-    def compared(self, flow: FlowMap, draw: Draw, rows: Rows) -> tuple[State, State]:
-        """(F, what is compared with the target) on the chosen rows, with gradient; for targets that compare rates."""
+    def compared(self, flow: FlowMap, teacher: FlowMap, draw: Draw, rows: Rows) -> tuple[State, State]:
+        """(F, what is compared with the target) on the chosen rows, with gradient; for targets that compare rates.
+
+        Args:
+            flow: what is trained.
+            teacher: what velocities inside are computed with, as in `at`.
+        """
         raise NotImplementedError
 
     def velocities(self) -> tuple[Velocity, ...]:

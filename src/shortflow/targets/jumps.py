@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
 
 from shortflow.draw import Draw
 from shortflow.errors import IncompatibleParts, ShortflowError
@@ -15,10 +14,6 @@ from shortflow.typing import expand
 from shortflow.velocity import Conditional, FieldVelocity, Velocity
 
 __all__ = ["Along", "Secant", "TwoStep"]
-
-
-def _taken(value: Tensor | None, rows: Rows) -> Tensor | None:
-    return None if value is None else value[rows]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +49,13 @@ class TwoStep(Target):
             raise ShortflowError(f"TwoStep: clip must be positive or null, got {self.clip}")
         if self.solver not in ("transfer", "euler", "heun"):
             raise ShortflowError(f"TwoStep: solver must be 'transfer', 'euler' or 'heun', got {self.solver!r}")
+        if self.first is None and self.solver != "transfer":
+            raise IncompatibleParts(
+                f"TwoStep: solver={self.solver!r} is for a first step along a velocity, but first=None takes the "
+                "network's own jump; leave the solver out, or use first=Own()"
+            )
+        if self.below is not None and not 0 < self.below < 1:
+            raise ShortflowError(f"TwoStep: below must be a time between 0 and 1, or null, got {self.below}")
         if self.segments < 1:
             raise ShortflowError(f"TwoStep: segments must be at least 1, got {self.segments}")
         if self.first is not None and self.guidance != 1:
@@ -93,9 +95,9 @@ class TwoStep(Target):
             low = (s < self.below).nonzero()[:, 0]
             if len(low) == 0:
                 return x_r
-            label = _taken(_taken(draw.told(draw.teacher), rows), low)
+            label = draw.told(draw.teacher)
             with dropout_of(draw, rows[low]):
-                frozen = draw.teacher(x_s[low], s[low], r[low], label)
+                frozen = draw.teacher(x_s[low], s[low], r[low], None if label is None else label[rows[low]])
             return x_r.index_copy(0, low, frozen.to(x_r.dtype))
 
     def _along(self, first: Velocity, teacher: FlowMap, draw: Draw, rows: Rows, x_t: State, t: Time, s: Time) -> State:
@@ -121,7 +123,7 @@ class TwoStep(Target):
 
     def _step(self, teacher: FlowMap, draw: Draw, rows: Rows, x: State, seen: State, t: Time, r: Time) -> State:
         """One jump from x by the output at `seen`, guided on the rows of the smallest jump."""
-        label, guidance = _taken(draw.condition, rows), _taken(draw.guidance, rows)
+        label, guidance = draw.inputs(rows)
         with dropout_of(draw, rows):
             output = teacher.predict(seen, t, r, label, guidance)
         smallest = (draw.times.t - draw.times.r)[rows] <= 1.5 * self.guided_gap
@@ -139,7 +141,8 @@ class Secant(Target):
 
     The target is F⁻ − sign(b) g, with F⁻ what the trained network predicts; as s → t it becomes `Tangent`'s, and where
     s = r it is that of flow matching over the jump (`Along` on the linear path). The squared error has the gradient of
-    SoFlow's loss sign(b) ⟨F, sg(Δ)⟩ and of RCGM's residual.
+    SoFlow's loss sign(b) ⟨F, sg(Δ)⟩ and of RCGM's residual. Like a derivative, the quotient does not survive bf16: the
+    passes of the two steps run outside autocast.
 
     Args:
         steps: how the two steps are made.
@@ -151,6 +154,7 @@ class Secant(Target):
     clip: float | None = None
     gaps: ClassVar = ("positive",)
     continuous: ClassVar = False
+    quotient: ClassVar = True
 
     def __post_init__(self) -> None:
         if self.clip is not None and not self.clip > 0:
@@ -164,11 +168,11 @@ class Secant(Target):
     def at(self, teacher: FlowMap, draw: Draw, rows: Rows, output: State | None = None) -> TargetValue:
         t, s, r = draw.times.take(rows)
         x_t = draw.x_t[rows]
-        goal = self.steps.state(teacher, draw, rows)
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(x_t.device.type, enabled=False):
+            goal = self.steps.state(teacher, draw, rows)
             if output is None:
                 with dropout_of(draw, rows):
-                    output = teacher.predict(x_t, t, r, _taken(draw.condition, rows), _taken(draw.guidance, rows))
+                    output = teacher.predict(x_t, t, r, *draw.inputs(rows))
             _, b = teacher.coefficients(t, r)
             g = (teacher.move(x_t, output, t, r) - goal) / expand(t - s, x_t)
             if self.clip is not None:

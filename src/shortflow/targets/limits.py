@@ -28,10 +28,6 @@ __all__ = ["CosineWeight", "Eulerian", "Tangent", "TangentWeight", "Terminal", "
 Norm = Literal["l2", "rms"]
 
 
-def _taken(value: Tensor | None, rows: Rows) -> Tensor | None:
-    return None if value is None else value[rows]
-
-
 def _normalized(g: State, c: float, norm: Norm) -> State:
     """g/(‖g‖ + c), row by row."""
     square = g.flatten(1).square()
@@ -124,7 +120,7 @@ class Tangent(Target):
         """(target output, D_t F) on the chosen rows, all with r < t."""
         t, _, r = draw.times.take(rows)
         x = draw.x_t[rows]
-        label, guidance = _taken(draw.condition, rows), _taken(draw.guidance, rows)
+        label, guidance = draw.inputs(rows)
         along = v if self.direction is None else self.direction.on(teacher, draw, rows)
 
         def network(x: Tensor, time: Tensor) -> Tensor:
@@ -177,14 +173,14 @@ class Terminal(Target):
     def velocities(self) -> tuple[Velocity, ...]:
         return (self.velocity,)
 
-    def compared(self, flow: FlowMap, draw: Draw, rows: Rows) -> tuple[State, State]:
+    def compared(self, flow: FlowMap, teacher: FlowMap, draw: Draw, rows: Rows) -> tuple[State, State]:
         t, _, r = draw.times.take(rows)
         with dropout_of(draw, rows):
-            return flow.end_rate(draw.x_t[rows], t, r, _taken(draw.condition, rows), _taken(draw.guidance, rows))
+            return flow.end_rate(draw.x_t[rows], t, r, *draw.inputs(rows))
 
     def at(self, teacher: FlowMap, draw: Draw, rows: Rows, output: State | None = None) -> TargetValue:
         t, _, r = draw.times.take(rows)
-        x_t, label, guidance = draw.x_t[rows], _taken(draw.condition, rows), _taken(draw.guidance, rows)
+        x_t, (label, guidance) = draw.x_t[rows], draw.inputs(rows)
         with torch.no_grad():
             if self.through:
                 if output is None:
@@ -221,10 +217,10 @@ class Eulerian(Target):
     def velocities(self) -> tuple[Velocity, ...]:
         return (self.velocity,)
 
-    def compared(self, flow: FlowMap, draw: Draw, rows: Rows) -> tuple[State, State]:
+    def compared(self, flow: FlowMap, teacher: FlowMap, draw: Draw, rows: Rows) -> tuple[State, State]:
         t, _, r = draw.times.take(rows)
-        x, label, guidance = draw.x_t[rows], _taken(draw.condition, rows), _taken(draw.guidance, rows)
-        v = self.velocity.on(flow, draw, rows)
+        x, (label, guidance) = draw.x_t[rows], draw.inputs(rows)
+        v = self.velocity.on(teacher, draw, rows)
         still = torch.zeros_like(x)
         with dropout_of(draw, rows):
             output, residual = flow.residual(x, t, r, still if self.detach_space else v, label, guidance)

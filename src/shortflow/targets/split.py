@@ -61,6 +61,10 @@ class Split(Target):
         return self.bootstrap.compares
 
     @property
+    def quotient(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.bootstrap.quotient
+
+    @property
     def parts(self) -> tuple[Target, ...]:
         return (self.direct, self.bootstrap) if self.limit is None else (self.direct, self.bootstrap, self.limit)
 
@@ -80,19 +84,17 @@ class Split(Target):
         found = ((part, mask.nonzero()[:, 0]) for part, mask in kinds)
         return [(part, where) for part, where in found if len(where)]
 
-    def compared(self, flow: FlowMap, draw: Draw, rows: Rows) -> tuple[State, State]:
+    def compared(self, flow: FlowMap, teacher: FlowMap, draw: Draw, rows: Rows) -> tuple[State, State]:
         output = torch.zeros_like(draw.x_t[rows])
         seen = output
         for part, where in self._kinds(draw, rows):
             chosen = rows[where]
             if part.compares == "rate":
-                own, rate = part.compared(flow, draw, chosen)
+                own, rate = part.compared(flow, teacher, draw, chosen)
             else:
                 t, _, r = draw.times.take(chosen)
-                label = None if draw.condition is None else draw.condition[chosen]
-                guidance = None if draw.guidance is None else draw.guidance[chosen]
                 with dropout_of(draw, chosen):
-                    own = flow.predict(draw.x_t[chosen], t, r, label, guidance)
+                    own = flow.predict(draw.x_t[chosen], t, r, *draw.inputs(chosen))
                 rate = flow.velocity_of(draw.x_t[chosen], own, t)
             output = output.index_copy(0, where, own.to(output.dtype))
             seen = seen.index_copy(0, where, rate.to(seen.dtype))
