@@ -134,7 +134,8 @@ def test_every_recipe_trains_on_data_without_classes(recipe: str, data: str, tmp
         start = runs.configure("ect" if recipe == "tcm" else "flow-matching", source, settings=[*small, *budget(1, 8)])
         list(runs.training(*start, Path(teacher)))
     pairs = ("pairs={count: 8, steps: 2}",) if "pairs" in needs else ()
-    run, dataset = runs.configure(recipe, source, settings=[*small, *budget(2, 8), *pairs], teacher=teacher)
+    given = {"init_from" if "init" in needs else "teacher": teacher}
+    run, dataset = runs.configure(recipe, source, settings=[*small, *budget(2, 8), *pairs], **given)
     # Guided as published, were there classes; without them nothing is left of it, and the run says so.
     objective = run.recipe.objective
     assert (objective.guided, objective.label_dropout, run.recipe.batches) == (None, 0.0, "shuffled")

@@ -194,8 +194,7 @@ def training(
     started = latest_state(directory / "state") is not None
     if resume and started and (directory / "model.safetensors").is_file():
         _check_data(directory, spec)
-    # A run that goes on has its weights, and needs those it started from no more.
-    check_references(replace(run, init_from=None) if started else run, spec)
+    check_references(run, spec, started=started)
     loaded = load_references(run, spec)
     maker = pair_maker(run, spec, dataset, loaded, directory / "pairs")
     torch.manual_seed(run.train.seed)
