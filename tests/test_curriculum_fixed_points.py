@@ -4,10 +4,14 @@ For Gaussian data and jumps to the data with s = (1 − α) t the solution is li
 the target itself, from small t upwards: A(t) = target(t; A((1 − α) t)), with A(0) = −1 the velocity at the data.
 """
 
+import math
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+from shortflow.draw import Draw
 from shortflow.flowmap import AverageVelocity, FlowMap, StartAndGap
 from shortflow.paths import Linear
 from shortflow.targets import Secant, Target, TwoStep
@@ -33,23 +37,17 @@ def gain(target: Target, alpha: float) -> float:
     network = Slope()
     path = Linear()
     flow = FlowMap(network, path, AverageVelocity(), StartAndGap())
-    steps = int(torch.ceil(torch.log(torch.tensor(1e-7)) / torch.log(torch.tensor(1 - alpha)))) if alpha < 1 else 1
-    times = [(1 - alpha) ** k for k in range(steps, -1, -1)] if alpha < 1 else [0.0, 1.0]
+    steps = 1 if alpha == 1 else math.ceil(math.log(1e-7) / math.log(1 - alpha))
+    times = [(1 - alpha) ** k for k in range(steps, -1, -1)]
     network.table[round(times[0], 12)] = -1.0
     one = torch.ones(1, 1, dtype=torch.float64)
-    for s, t in zip(times[:-1], times[1:], strict=True):
-        network.table[round(t, 12)] = 0.0
+    for s, t in pairwise(times):
         at = [torch.tensor([time], dtype=torch.float64) for time in (t, 0.0, s)]
-        draw = draw_at(path, one, one, *at, x_t=one)
-        network.table[round(t, 12)] = (
-            float(target(flow, draw).in_space("output", flow, draw))
-            if isinstance(target, TwoStep)
-            else _solved(target, flow, draw, network, t)
-        )
+        network.table[round(t, 12)] = _solved(target, flow, draw_at(path, one, one, *at, x_t=one), network, t)
     return (1 - network.table[1.0]) / C
 
 
-def _solved(target: Target, flow: FlowMap, draw, network: Slope, t: float) -> float:
+def _solved(target: Target, flow: FlowMap, draw: Draw, network: Slope, t: float) -> float:
     """The output that is its own target: targets that start from the prediction are affine in it."""
     key, values = round(t, 12), []
     for guess in (0.0, 1.0):
