@@ -1,18 +1,19 @@
-"""What several tests of training steps share: small networks, hand-made draws, exact velocities, losses with gradients.
+"""What several tests of training steps share: small networks, draws with all they need, exact velocities, gradients.
 
 Everything is float64.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from shortflow.draw import Draw
-from shortflow.flowmap import FlowMap
+from shortflow.draw import Draw, References
+from shortflow.flowmap import EDM, FlowMap, LogSigma, Transfer
 from shortflow.nn import MLP
 from shortflow.objective import Objective
-from shortflow.paths import Path
+from shortflow.paths import Path, VarianceExploding
 from shortflow.recipe import Recipe
 from shortflow.streams import Streams
 from shortflow.theory import Law
@@ -76,17 +77,41 @@ def mlp(d: int = 3, seed: int = 1, width: int = 16, depth: int = 2, **settings: 
     return randomize(MLP(shape=(d,), width=width, depth=depth, **settings), seed)  # pyright: ignore[reportArgumentType]
 
 
+def needed(recipe: Recipe, classes: int = 4) -> dict[str, Any]:
+    """The settings of the network that a recipe needs for data with so many classes (0: none)."""
+    return {
+        "num_classes": classes,
+        "null_class": recipe.null_class and classes > 0,
+        "second_time": recipe.conditioning.second,
+        "log_variance": recipe.log_variance,
+        "guidance": recipe.objective.guidance is not None,
+        "velocity_head": recipe.objective.velocity_head,
+    }
+
+
 def network_for(recipe: Recipe, classes: int = 4, d: int = 3, seed: int = 1, dropout: float = 0.0) -> nn.Module:
     """The small network that a recipe needs."""
-    return mlp(
-        d,
-        seed,
-        num_classes=classes,
-        null_class=recipe.null_class and classes > 0,
-        second_time=recipe.conditioning.second,
-        log_variance=recipe.log_variance,
-        dropout=dropout,
-    )
+    return mlp(d, seed, dropout=dropout, **needed(recipe, classes))
+
+
+def frozen(path: Path, network: nn.Module) -> FlowMap:
+    """A model on the path that targets may ask for velocities and for jumps, as `references` hands it to them."""
+    if isinstance(path, VarianceExploding):  # where points are large and networks want them scaled
+        flow = FlowMap(network, path, EDM(), LogSigma(), sigma_data=0.5)
+    else:
+        flow = FlowMap(network, path, Transfer())
+    return flow.requires_grad_(False).eval()
+
+
+def references_for(recipe: Recipe, classes: int = 4, d: int = 3) -> References:
+    """The frozen models that a recipe follows, with weights of their own, for data with so many classes."""
+    second = not isinstance(recipe.path, VarianceExploding)
+    built = {
+        role: frozen(recipe.path, mlp(d, seed, num_classes=classes, null_class=classes > 0, second_time=second))
+        for role, seed in (("teacher", 11), ("weak", 12))
+        if role in recipe.objective.needs
+    }
+    return References(**built)
 
 
 def gradient(loss: Tensor, module: nn.Module) -> Tensor:
@@ -110,18 +135,40 @@ def close(got: Tensor, want: Tensor, tolerance: float = 1e-12) -> None:
     torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance)
 
 
-def batch(n: int = 16, d: int = 3, labels: bool = True, seed: int = 0) -> Batch:
-    """n standard normal points, of four classes."""
+def batch(n: int = 16, d: int = 3, labels: bool = True, seed: int = 0, pairs: bool = False) -> Batch:
+    """n standard normal points, of four classes; with `pairs` the noise that they are coupled with, too."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(n, d, generator=generator, dtype=torch.float64)
-    return Batch(x=x, label=torch.randint(0, 4, (n,), generator=generator) if labels else None)
+    label = torch.randint(0, 4, (n,), generator=generator) if labels else None
+    eps = (x + torch.randn(n, d, generator=generator, dtype=torch.float64)) / 2**0.5 if pairs else None
+    return Batch(x=x, label=label, eps=eps)
 
 
-def drawn(recipe: Recipe, n: int = 16, labels: bool = True, streams: Streams = Streams(seed=3)) -> Draw:
-    """A draw of the recipe for `batch`, a little into the run."""
-    null = NULL if recipe.null_class and labels else None
-    progress = Progress(images=13, total=1000)
-    return recipe.objective.draw(batch(n, labels=labels), recipe.path, streams, progress, null)
+EARLY, MIDDLE = Progress(images=13, total=1000), Progress(images=500, total=1000)
+"""A little into the run: inside every warm-up. In the middle: every schedule has left its beginning."""
+
+
+def drawn(
+    recipe: Recipe,
+    n: int = 16,
+    labels: bool = True,
+    streams: Streams = Streams(seed=3),
+    progress: Progress = EARLY,
+    given: Batch | None = None,
+) -> Draw:
+    """A draw of the recipe for `given`, by default `batch`, with the frozen models that the recipe follows."""
+    given = batch(n, labels=labels, pairs="pairs" in recipe.objective.needs) if given is None else given
+    classes = 0 if given.label is None else NULL
+    null = NULL if recipe.null_class and classes else None
+    references = references_for(recipe, classes, given.x[0].numel())
+    return recipe.objective.draw(given, recipe.path, streams, progress, null, references)
+
+
+def taken(draw: Draw, rows: Tensor) -> Draw:
+    """The draw of the chosen rows, in their order."""
+    names = ("x", "eps", "x_t", "label", "dropped", "coin", "guidance")
+    changes = {name: None if getattr(draw, name) is None else getattr(draw, name)[rows] for name in names}
+    return replace(draw, **changes, times=draw.times.take(rows))
 
 
 def flow_of(recipe: Recipe, classes: int = 4, seed: int = 1, dropout: float = 0.0) -> FlowMap:

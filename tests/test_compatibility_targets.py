@@ -152,7 +152,7 @@ REFUSED: dict[str, tuple[Build, str, list[Build]]] = {
     ),
     "stages that the times do not have": (
         of(Sorted(), Tangent(), teacher=Snapshot()),
-        "each of 7 stages, but Sorted has none; make them equal",
+        "each of 7 stages, but Sorted has 1; make them equal",
         [of(Shrinking(), Split(bootstrap=TwoStep(), limit=Tangent()), teacher=Snapshot(stages=3))],
     ),
     "other stages than those of the times": (

@@ -138,12 +138,10 @@ def test_table_holds_every_part_of_the_package_but_the_one_made_of_functions() -
 def test_numbers_and_texts_survive_yaml_exactly(
     c: float, power: float, lr: float, decay: float, seed: int, source: str
 ) -> None:
-    run = override(esc(), ["objective.weighting=Adaptive", "network=MLPConfig"])
-    objective = dataclasses.replace(run.recipe.objective, weighting=Adaptive(c=c, power=power))
-    recipe = dataclasses.replace(
-        run.recipe, objective=objective, optimizer=Optimizer(lr=lr, betas=(decay, 0.9), ema=decay)
-    )
-    run = RunConfig(recipe=recipe, data=DataConfig(source=source), train=TrainSettings(seed=seed))
+    base = recipe_named("esc")
+    objective = dataclasses.replace(base.objective, weighting=Adaptive(c=c, power=power))
+    recipe = dataclasses.replace(base, objective=objective, optimizer=Optimizer(lr=lr, betas=(decay, 0.9), ema=decay))
+    run = RunConfig(recipe=recipe, network=MLPConfig(), data=DataConfig(source=source), train=TrainSettings(seed=seed))
     assert through_yaml(run, RunConfig) == run
 
 
@@ -390,6 +388,9 @@ def test_deep_nesting_ends_in_an_error_not_in_a_crash() -> None:
 def test_nearest_ignores_case_and_lists_what_there_is() -> None:
     assert nearest("squarederror", kinds(Metric)) == "did you mean 'SquaredError'?"
     assert nearest("qqq", ["a", "b"]) == "there are: a, b"
+    for names in (["esc", "esd"], ["esd", "esc"]):  # two letters the wrong way round
+        assert nearest("ecs", names) == "did you mean 'esc'?"
+        assert nearest("edss", names) == "did you mean 'esd'?"
 
 
 # ------------------------------------------------------------------------------------------------------------ overrides
@@ -487,13 +488,15 @@ def test_settings_of_a_part_that_is_gone_are_refused() -> None:
 def test_every_leaf_of_every_recipe_can_be_given_its_own_value(name: str) -> None:
     run = RunConfig(recipe=recipe_named(name))
     settings = [f"{path}={yaml.safe_dump(value, default_flow_style=True)}" for path, value in flatten(to_plain(run))]
-    kind = [setting for setting in settings if ".kind=" in setting]
+    kind = [setting.split(".kind=")[0] for setting in settings if ".kind=" in setting]
     rest = [setting.removesuffix("...\n") for setting in settings if ".kind=" not in setting]
     assert len(rest) >= 35
     assert override(run, rest) == run
-    for setting in kind:
-        path = setting.split(".kind=")[0]
-        assert difference(override(run, [f"{path}={to_yaml_line(run, path)}"]), run) == []
+    # Every part as a whole, from the outermost in and from the innermost out: in the first order nothing hides what an
+    # inner part has done, in the second what an outer one has.
+    parts = [f"{path}={to_yaml_line(run, path)}" for path in kind]
+    for order in (parts, parts[::-1]):
+        assert difference(override(run, order), run) == []
 
 
 def to_yaml_line(run: RunConfig, path: str) -> str:

@@ -59,9 +59,11 @@ def test_a_model_comes_back_with_what_its_recipe_says(recipe: str, tmp_path: Pat
     run = a_run(recipe)
     saved(tmp_path, run)
     model = hub.load(tmp_path)
-    law = run.recipe.objective.times
+    objective = run.recipe.objective
     assert (model.run, model.spec, model.images, model.step) == (run, POINTS, 640, 5)
-    assert (model.flow.ends, model.flow.span, model.flow.guided) == (law.ends, law.span, run.recipe.objective.guided)
+    assert (model.flow.ends, model.flow.span) == (objective.ends, objective.times.span)
+    assert (model.flow.guided, model.flow.lowest) == (objective.guided, objective.lowest)
+    assert model.flow.told == (None if objective.guidance is None else (1.0, 0.0, 1.0))
     assert model.flow.sigma_data == (run.recipe.sigma_data or 1.0)
     assert (model.flow.path, model.flow.parameterization) == (run.recipe.path, run.recipe.parameterization)
     assert model.flow.conditioning == run.recipe.conditioning

@@ -21,10 +21,16 @@ _FINITE = ConfigDict(allow_inf_nan=False)
 
 
 def nearest(name: Any, valid: Iterable[str]) -> str:
-    """ "did you mean …?", or the list of what there is."""
-    by_lower = {each.lower(): each for each in valid}
-    close = difflib.get_close_matches(str(name).lower(), list(by_lower), 1, 0.5)
-    return f"did you mean {by_lower[close[0]]!r}?" if close else f"there are: {', '.join(by_lower.values())}"
+    """ "did you mean …?", or the list of what there is. Of equally near names it is the one of the same letters."""
+    typed, by_lower = str(name).lower(), {each.lower(): each for each in valid}
+    close = difflib.get_close_matches(typed, list(by_lower), 5, 0.5)
+    if not close:
+        return f"there are: {', '.join(by_lower.values())}"
+
+    def likeness(each: str) -> tuple[float, bool]:
+        return difflib.SequenceMatcher(None, each, typed).ratio(), sorted(each) == sorted(typed)
+
+    return f"did you mean {by_lower[max(close, key=likeness)]!r}?"
 
 
 def from_plain(hint: Any, plain: Any) -> Any:

@@ -8,7 +8,8 @@
 | v_φ, the teacher | `objective.target.velocity` Reference, `--teacher RUN` |
 | autoguidance λ v_φ + (1 − λ) v_weak | Reference(autoguidance=λ), `--weak RUN` |
 | f = x + (s − t) F_θ(x, t, s) | `parameterization` AverageVelocity; r is s there |
-| tangent normalisation c = 0.1, warm-up r_k | `objective.target.normalize`, `objective.target.warmup` |
+| tangent normalisation c = 0.1 | `objective.target.normalize` |
+| warm-up r_k of the tangent | `ayf-emd`: `objective.target.warmup` |
 
 There is no published code. The law of (t, s) is not known for certain; here uniform on the triangle. The paper
 multiplies the tangent by |t − s| and divides by the norm, which normalisation undoes.

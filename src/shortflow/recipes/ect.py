@@ -63,5 +63,5 @@ def ect(
             label_dropout=0.0,
         ),
         optimizer=Optimizer(algorithm="radam", lr=1e-4, betas=(0.9, 0.99), clip=None, ema=0.9999),
-        published=Published(batch=128, steps=400_000, dropout=0.2, network="DDPM++ of EDM, CIFAR-10"),
+        published=Published(batch=128, steps=200_000, dropout=0.2, network="DDPM++ of EDM, CIFAR-10"),
     )

@@ -62,14 +62,14 @@ def esc(
 ) -> Recipe:
     """ESC with the published B/2 setting, or for unconditional pixels; the other arguments are for latents.
 
-    The pixel setting is not published: it is MeanFlow's for CIFAR-10 with gradual times, the plug-in velocity (on every
-    other row) and the variational weight, without classes.
+    The pixel setting is not published: it is MeanFlow's for CIFAR-10 with gradual times (the first 20k steps, too), the
+    plug-in velocity (on every other row) and the variational weight, without classes.
     """
     batches: Literal["class-consistent", "shuffled"] = "class-consistent"
     if setting == "pixels":
         objective = Objective(
-            times=Gradual(law=LogitNormal(mu=-2.0, sigma=2.0), ratio=0.75, ramp=ramp),
-            target=Tangent(velocity=Mixture(probability=probability)),
+            times=Gradual(law=LogitNormal(mu=-2.0, sigma=2.0), ratio=0.75, ramp=1 / 40),
+            target=Tangent(velocity=Mixture(probability=0.5)),
             metric=SquaredError(reduce="sum"),
             weighting=Product(parts=(Adaptive(power=0.75, c=1e-3), Variational())),
             label_dropout=0.0,

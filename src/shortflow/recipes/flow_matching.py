@@ -46,6 +46,6 @@ def flow_matching(label_dropout: float = 0.1) -> Recipe:
             metric=SquaredError(reduce="mean"),
             label_dropout=label_dropout,
         ),
-        optimizer=Optimizer(lr=1e-4, betas=(0.9, 0.999), clip=1.0, ema=0.9999),
+        optimizer=Optimizer(lr=1e-4, betas=(0.9, 0.999), clip=None, ema=0.9999),
         published=Published(batch=256, steps=400_000, dropout=0.0, network="SiT-B/2 to XL/2, ImageNet-256 latents"),
     )

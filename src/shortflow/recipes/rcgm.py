@@ -35,7 +35,8 @@ BIBTEX = """@inproceedings{sun2026anystep,
   title     = {Any-step Generation via N-th Order Recursive Consistent Velocity Field Estimation},
   author    = {Sun, Peng and Lin, Tao},
   booktitle = {International Conference on Learning Representations},
-  year      = {2026}
+  year      = {2026},
+  url       = {https://openreview.net/forum?id=GnawtLKGkP}
 }"""
 
 

@@ -35,6 +35,13 @@ BIBTEX = """@inproceedings{liu2023flow,
   author    = {Liu, Xingchao and Gong, Chengyue and Liu, Qiang},
   booktitle = {International Conference on Learning Representations},
   year      = {2023}
+}
+
+@inproceedings{frans2025one,
+  title     = {One Step Diffusion via Shortcut Models},
+  author    = {Frans, Kevin and Hafner, Danijar and Levine, Sergey and Abbeel, Pieter},
+  booktitle = {International Conference on Learning Representations},
+  year      = {2025}
 }"""
 
 ADAMW = Optimizer(lr=1e-4, betas=(0.9, 0.999), weight_decay=0.1, clip=None, ema=0.999)
