@@ -16,8 +16,10 @@ from shortflow.train.settings import TrainSettings
 
 __all__ = ["preset", "settled"]
 
-# Short runs want a larger learning rate, a faster average and a fall of the rate at the end.
+# Short runs want a larger learning rate, a faster average, a fall of the rate at the end, and no algorithm that holds
+# its steps back for the first thousand.
 _SHORT = (
+    "optimizer.algorithm=adamw",
     "optimizer.lr=1e-3",
     "optimizer.cooldown=0.4",
     "optimizer.ema=0.995",
