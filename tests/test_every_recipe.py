@@ -10,8 +10,7 @@ from shortflow.config import recipe_named
 from shortflow.recipes import RECIPES, SETTINGS
 from teachers import Teachers, settings_of
 
-# RAdam hardly moves in its first steps; the networks of all recipes shall.
-BUDGET = ("train.images=96", "train.batch=32", "train.preview_every=0", "optimizer.algorithm=adam")
+BUDGET = ("train.images=96", "train.batch=32", "train.preview_every=0")
 NETWORKS = {
     "digits": "network={kind: SiTConfig, size: tiny, depth: 1, width: 32, heads: 2, patch: 4}",
     "mixture": "network={kind: MLPConfig, width: 32, depth: 1}",

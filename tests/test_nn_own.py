@@ -82,7 +82,7 @@ def test_a_network_of_your_own_from_run_file_to_loaded_model(tmp_path: Path) -> 
         width=6
     )
     with pytest.raises(ConfigError, match="no such setting of TwoLayersConfig, did you mean 'width'"):
-        runs.configure("meanflow", "mixture", settings=["network={kind: TwoLayersConfig, widht: 5}"])
+        runs.configure("meanflow", "mixture", settings=["network={kind: TwoLayersConfig, wdth: 5}"])
 
 
 @pytest.mark.usefixtures("registered")

@@ -95,6 +95,12 @@ REFUSED: dict[str, tuple[str, tuple[str, ...], dict[str, str], str]] = {
         {"teacher": "plain"},
         r"guided by a weaker model, and none was given.*--weak out/weak",
     ),
+    "no start": (
+        "progressive-distillation",
+        (),
+        {},
+        "starts from the weights of another model.*--init-from out/teacher",
+    ),
     "nobody follows": ("flow-matching", (), {"teacher": "plain"}, r"follows no teacher.*--init-from"),
     "nobody asks": ("flow-matching", (FOLLOW,), {"teacher": "plain", "weak": "plain"}, "not guided by a weaker model"),
     "pairs for nothing": (
@@ -309,6 +315,17 @@ def test_a_distilled_model_opens_without_its_teacher(models: dict[str, str], tmp
     assert (model.run.teacher, model.run.init_from) == (str(gone), str(gone))
     assert hub.read_header(tmp_path / "run")["references"] == {"teacher": {"run": str(gone), "sha256": sha}}
     assert runs.generate(model.flow, model.spec, 3)[0].shape == (3, 2)
+
+
+def test_a_run_goes_on_without_the_model_that_it_started_from(models: dict[str, str], tmp_path: Path) -> None:
+    gone = shutil.copytree(models["plain"], tmp_path / "start")
+    run, dataset = configured("progressive-distillation", "train.save_every=1", init_from=str(gone))
+    records = runs.training(run, dataset, tmp_path / "run")
+    next(records)
+    records.close()  # pyright: ignore[reportAttributeAccessIssue]
+    shutil.rmtree(gone)
+    again, dataset = runs.open_run(tmp_path / "run")
+    assert [record.step for record in runs.training(again, dataset, tmp_path / "run", resume=True)] == [2]
 
 
 def started(directory: Path, teacher: str, *settings: str, **others: Any) -> Iterator[StepRecord]:

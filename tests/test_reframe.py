@@ -253,7 +253,7 @@ def test_what_a_model_says_about_itself_goes_along() -> None:
         Cosine(),
         Transfer(),
         sigma_data=0.5,
-        guided="by w = 2",
+        guided="w = 2",
     )
     new = reframe(flow, Linear(), scale=0.5)
     assert (new.num_classes, new.null_label, new.guided, new.ends) == (3, 3, "by w = 2", "any")

@@ -22,6 +22,7 @@ from shortflow.flowmap import FlowMap
 from shortflow.guidance import guide
 from shortflow.nn.configs import MLPConfig, SiTConfig
 from shortflow.recipes import RECIPES
+from shortflow.runs import running, scoring
 from shortflow.sample import Euler, Gamma, Heun, PushForward, ReNoise, Restart, Sampler
 from teachers import Teachers, settings_of
 
@@ -411,7 +412,7 @@ def test_the_middle_time_is_that_of_two_steps(monkeypatch: pytest.MonkeyPatch) -
         asked.append(others["times"])
         return generate(flow, spec, n, **others)
 
-    monkeypatch.setattr(runs, "generate", spy)
+    monkeypatch.setattr(scoring, "generate", spy)
     runs.score(exact_gaussian(), (1, 2, 3), n=10, grid="karras", middle=0.7)
     assert asked == [(1.0, 0.0), (1.0, 0.7, 0.0), pytest.approx((1.0, (2 / 3) ** 7, (1 / 3) ** 7, 0.0))]
 
@@ -424,7 +425,7 @@ def test_real_images_score_as_real_images(digits: hub.Model, monkeypatch: pytest
         assert real.labels is not None
         return real.samples, real.labels
 
-    monkeypatch.setattr(runs, "generate", returns_the_data)
+    monkeypatch.setattr(scoring, "generate", returns_the_data)
     record = runs.score(digits, (1, 4), n=len(real))
     row = record["rows"]["1 step"]
     assert row["fd"] == pytest.approx(0, abs=1e-3)
@@ -473,7 +474,7 @@ def test_what_cannot_be_scored_is_refused_before_any_sample(
     guided = finished(
         tmp_path / "guided", "esc", "digits", "objective.target.velocity.kappa=0.5", "objective.label_dropout=0.1"
     )
-    monkeypatch.setattr(runs, "generate", no_samples)
+    monkeypatch.setattr(scoring, "generate", no_samples)
     refuses_to_score(own, r"one is shipped for cifar10, digits, fashion-mnist, mnist only.*evaluate_images")
     refuses_to_score(large, r"makes images of shape \(1, 16, 16\), the classifier for digits takes \(1, 8, 8\)")
     refuses_to_score(digits, "n = 5 samples are too few to score, at least 6", n=5)
@@ -523,7 +524,7 @@ def test_previews_are_drawn_in_steps_that_the_network_can_take(tmp_path: Path, m
         asked.append(others["steps"])
         return generate(flow, spec, n, **others)
 
-    monkeypatch.setattr(runs, "generate", spy)
+    monkeypatch.setattr(running, "generate", spy)
     for recipe in ("flow-matching", "esc"):
         finished(tmp_path / recipe, recipe, "digits", "train.preview_every=2")
     assert asked == [32, 1]

@@ -18,6 +18,7 @@ from shortflow.flowmap import (
     Transfer,
 )
 from shortflow.nn import MLP, SiT
+from shortflow.nn.unet import UNet
 from shortflow.paths import Cosine, Linear, Path
 from shortflow.recipes import esc, flow_matching, meanflow, shortcut
 from shortflow.transplant import check_start, start_from
@@ -57,6 +58,9 @@ def old(network: nn.Module, path: Path = Linear(), **others: Any) -> FlowMap:
 NETWORKS = {
     "mlp": lambda **settings: MLP(shape=(3,), width=16, depth=2, **settings),
     "sit": sit,
+    "u-net": lambda **settings: UNet(
+        shape=(1, 8, 8), channels=8, multipliers=(1, 2), depth=1, attention=(1,), embedding="fourier", **settings
+    ),
     "sit, normalised": lambda **settings: sit(qk_norm=True, **settings),
 }
 
@@ -201,6 +205,21 @@ def test_guidance_as_an_input_has_no_effect_and_the_velocity_head_starts_as_the_
     assert torch.equal(output, source.velocity(x, t))
     assert torch.equal(head, output)
     assert gradient(output.square().mean(), new.network.g_embedder).abs().max() > 1e-6  # pyright: ignore
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_network_takes_guidance_and_a_velocity_head_without_effect(name: str) -> None:
+    source = old(NETWORKS[name](second_time=False))
+    new = flow(NETWORKS[name](guidance=True, velocity_head=True))
+    new.told = (1.0, 0.0, 1.0)
+    start_from(new, source)
+    x, t, r = points(source.network)
+    guidance = torch.rand(N, 3, dtype=torch.float64) + 1
+    output, head = new.predict_both(x, t, r, None, guidance)
+    assert torch.equal(output, source.velocity(x, t))
+    assert torch.equal(head, output)
+    for part in (new.network.g_embedder.omega, new.network.g_embedder.high):  # pyright: ignore
+        assert gradient(new(x, t, r, None, guidance).square().mean(), part).abs().max() > 1e-7
 
 
 # ------------------------------------------------------------------------------------------------------------ refusals

@@ -16,8 +16,10 @@ from shortflow.train.settings import TrainSettings
 
 __all__ = ["preset", "settled"]
 
-# Short runs want a larger learning rate, a faster average and a fall of the rate at the end.
+# Short runs want a larger learning rate, a faster average, a fall of the rate at the end, and no algorithm that holds
+# its steps back for the first thousand.
 _SHORT = (
+    "optimizer.algorithm=adamw",
     "optimizer.lr=1e-3",
     "optimizer.cooldown=0.4",
     "optimizer.ema=0.995",
@@ -35,6 +37,8 @@ _TINY = {
     ),
     "ct": ("objective.times.count.s1=20", "objective.teacher.count.s1=20", "objective.teacher.mu0=0.5"),
     "ict": ("objective.times.count.s1=80",),
+    # The difference between the network and its average enters divided by the first step.
+    "rcgm": ("objective.times.at.size=0.1", "objective.teacher.rate=0.95"),
     "ct-linear": ("objective.times.levels=5", "objective.teacher.rate=0.99"),
     "cd-linear": ("objective.times.steps=32", "objective.teacher.rate=0.99"),
     "progressive-distillation": (

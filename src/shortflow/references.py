@@ -42,10 +42,11 @@ class Loaded:
 # ------------------------------------------------------------------------------------------------------------- checks
 
 
-def check_references(run: RunConfig, spec: DataSpec) -> None:
+def check_references(run: RunConfig, spec: DataSpec, *, started: bool = False) -> None:
     """Raise `ConfigError` or `CheckpointError` unless the other models are there and fit the run.
 
-    Reads the files' headers; nothing is computed.
+    Reads the files' headers; nothing is computed. A run that has `started` has its weights, and needs those it started
+    from no more.
     """
     needs = run.recipe.objective.needs
     _check_given(run, needs)
@@ -53,7 +54,7 @@ def check_references(run: RunConfig, spec: DataSpec) -> None:
         path = getattr(run, role)
         if path is not None:
             _check_frozen(role, path, _opened(role, path, hub.outline), run, spec)
-    if run.init_from is not None:
+    if run.init_from is not None and not started:
         _check_source(run.init_from, _opened("init_from", run.init_from, hub.outline), run, spec)
 
 
@@ -67,6 +68,11 @@ def _check_given(run: RunConfig, needs: frozenset[str]) -> None:
         raise ConfigError(
             f"{name} {why}, and none was given; train one with: {example}\n"
             f"and then: shortflow train {name} --data {data} --teacher out/teacher"
+        )
+    if run.init_from is None and "init" in needs:
+        raise ConfigError(
+            f"{name} starts from the weights of another model, and none was given; train one with: {example}\n"
+            f"and then: shortflow train {name} --data {data} --init-from out/teacher"
         )
     if run.weak is None and "weak" in needs:
         raise ConfigError(

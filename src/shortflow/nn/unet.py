@@ -59,8 +59,8 @@ class USize(NamedTuple):
 SIZES: Mapping[str, USize] = MappingProxyType(
     {
         "tiny": USize(8, (1, 2), 1, (1,), 1),
-        "digits": USize(32, (1, 2), 1, (1,), 1),
-        "mnist": USize(32, (1, 2, 2), 1, (2,), 1),
+        "digits": USize(16, (1, 2), 1, (1,), 1),
+        "mnist": USize(16, (1, 2, 2), 1, (2,), 1),
         "cifar10": USize(128, (2, 2, 2), 4, (1,), 1),
     }
 )

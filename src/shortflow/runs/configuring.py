@@ -1,0 +1,105 @@
+"""A run before it starts: resolved from a recipe or a file, checked against its data."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from shortflow.config import DataConfig, RunConfig, load_run, override, recipe_named
+from shortflow.data import Dataset, DataSpec
+from shortflow.data import load as load_data
+from shortflow.errors import CheckpointError, ConfigError, ShortflowError
+from shortflow.hub import check, outline
+from shortflow.pairs import Pairs
+from shortflow.presets import preset, settled
+from shortflow.references import check_references
+
+__all__ = ["check_batch", "configure", "notes", "open_run"]
+
+
+def configure(
+    recipe: str,
+    data: str | None = None,
+    *,
+    resolution: int | None = None,
+    settings: Sequence[str] = (),
+    teacher: str | None = None,
+    weak: str | None = None,
+    init_from: str | None = None,
+) -> tuple[RunConfig, Dataset]:
+    """The resolved run of a recipe (by name, or a run file ending in .yaml) on data, and the training data.
+
+    `data` and `resolution` replace those of a run file; by default a recipe gets the built-in digits. So do `teacher`,
+    `weak` and `init_from`, each a run directory or a model file. A recipe by name that starts from a model has that
+    model's network.
+
+    Raises:
+        ConfigError, DataError: naming everything that is wrong, before any training.
+        CheckpointError: if one of the other models is not there or damaged.
+    """
+    others = {"teacher": teacher, "weak": weak, "init_from": init_from}
+    others = {role: path for role, path in others.items() if path is not None}
+    if recipe.endswith((".yaml", ".yml")):
+        run = load_run(Path(recipe))
+        given = {} if data is None else {"source": data}
+        given |= {} if resolution is None else {"resolution": resolution}
+        run = override(replace(run, data=replace(run.data, **given), **others), settings)
+        dataset = load_data(run.data.source, "train", resolution=run.data.resolution)
+    else:
+        chosen = recipe_named(recipe)
+        source = DataConfig(source=data or "digits", resolution=resolution)
+        dataset = load_data(source.source, "train", resolution=source.resolution)
+        base = replace(preset(chosen, source, dataset), **others)
+        run = settled(base, settings)
+        if run.data != source:  # the settings name other data, which have other presets
+            return configure(recipe, run.data.source, resolution=run.data.resolution, settings=settings, **others)
+        if run.init_from is not None:
+            run = settled(replace(base, network=outline(run.init_from).run.network), settings)
+    if dataset.labels is None:
+        run = replace(run, recipe=run.recipe.unconditional())
+    if run.pairs is None and "pairs" in run.recipe.objective.needs:
+        run = replace(run, pairs=Pairs())
+    check_batch(run)
+    spec = DataSpec.fit(dataset, run.recipe.sigma_data)
+    try:
+        check(run, spec)
+    except ShortflowError as error:
+        raise ConfigError(f"network: {error} (data: {dataset.name}, shape {dataset.shape})") from error
+    check_references(run, spec)
+    return run, dataset
+
+
+def check_batch(run: RunConfig) -> None:
+    batch, group = run.train.batch, run.recipe.objective.times.group
+    if batch % group:
+        below, above = batch - batch % group, batch - batch % group + group
+        close = str(above) if below == 0 else f"{below} or {above}"
+        raise ConfigError(
+            f"train.batch = {batch} cannot be split into groups of {group}, which {run.recipe.name} compares; "
+            f"set train.batch to {close}"
+        )
+
+
+def notes(run: RunConfig, dataset: Dataset) -> list[str]:
+    """Remarks on a run that its user should know of before it starts."""
+    remarks = list(run.recipe.notes())
+    if dataset.labels is None:
+        remarks.insert(
+            0, f"{dataset.name} has no classes: guidance, label dropout and class-consistent batches are off"
+        )
+    return remarks
+
+
+def open_run(directory: Path) -> tuple[RunConfig, Dataset]:
+    """The run of a directory, as it was started, and its training data.
+
+    Raises:
+        CheckpointError: if the directory holds no run.
+        ConfigError, DataError: if its run file or its data are not what they were.
+    """
+    file = directory / "run.yaml"
+    if not file.is_file():
+        raise CheckpointError(
+            f"{directory} holds no run (no run.yaml); start one with: shortflow train RECIPE --out {directory}"
+        )
+    run = load_run(file)
+    return run, load_data(run.data.source, "train", resolution=run.data.resolution)

@@ -1,0 +1,121 @@
+"""Training in a run directory."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from shortflow.config import RunConfig, dump
+from shortflow.data import ClassConsistent, Dataset, DataSpec, Shuffled
+from shortflow.errors import CheckpointError
+from shortflow.flowmap import FlowMap
+from shortflow.hub import build_flow, read_header
+from shortflow.pairs import PairMaker
+from shortflow.pictures import save_png
+from shortflow.references import check_references, describe, load_references, pair_maker, start
+from shortflow.runs.configuring import check_batch
+from shortflow.runs.sampling import generate, picture
+from shortflow.train import StepRecord, fit
+from shortflow.train.state import latest_state
+from shortflow.typing import Batch
+
+__all__ = ["training"]
+
+
+def _batches(run: RunConfig, dataset: Dataset, spec: DataSpec, maker: PairMaker | None) -> Callable[[int], Batch]:
+    """The batch of a step, of the data or of the pairs that a teacher has made."""
+    batch, seed = run.train.batch, run.train.seed
+    labels, n = (dataset.labels, len(dataset)) if maker is None else (maker.labels, maker.settings.count)
+    order: Shuffled | ClassConsistent = Shuffled(n=n, batch_size=batch, seed=seed)
+    if run.recipe.batches == "class-consistent" and labels is not None:
+        order = ClassConsistent(
+            labels=labels, batch_size=batch, seed=seed, group=run.train.group, num_classes=dataset.num_classes
+        )
+
+    def batch_of(step: int) -> Batch:
+        rows = order.indices(step)
+        if maker is not None:
+            return maker.batch(rows)
+        label = None if dataset.labels is None else torch.from_numpy(dataset.labels[rows])
+        return Batch(x=spec.encode(dataset.samples[rows]), label=label)
+
+    return batch_of
+
+
+def training(
+    run: RunConfig,
+    dataset: Dataset,
+    directory: Path,
+    *,
+    resume: bool = False,
+    report: Callable[[int, int], None] | None = None,
+) -> Iterator[StepRecord]:
+    """Train in `directory`, yielding the record of every step. Ends with RUN/model.safetensors in place.
+
+    The call itself checks everything and writes RUN/run.yaml, so that a run can be resumed from its first moment;
+    the steps are taken as the records are asked for. A run that was stopped before its first state starts again.
+    Where a recipe learns from pairs, RUN/pairs/ is filled before the first step, from where it was interrupted;
+    `report` is told (pairs that are there, pairs in all).
+
+    Raises:
+        ConfigError: if a teacher, a weak model or a model to start from is missing or does not fit.
+        CheckpointError: if the directory holds a run and `resume` is False, or none and it is True, or the data or the
+            other models are not those that the run was started with.
+        Interrupted: from the iterator, after SIGINT or SIGTERM, with everything saved.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise CheckpointError(f"{directory} is a file; give the directory that the run shall have")
+    if resume and not (directory / "run.yaml").is_file():
+        raise CheckpointError(f"there is nothing to resume in {directory}: it holds no run.yaml; leave out --resume")
+    check_batch(run)
+    spec = DataSpec.fit(dataset, run.recipe.sigma_data)
+    started = latest_state(directory / "state") is not None
+    if resume and started and (directory / "model.safetensors").is_file():
+        _check_data(directory, spec)
+    check_references(run, spec, started=started)
+    loaded = load_references(run, spec)
+    maker = pair_maker(run, spec, dataset, loaded, directory / "pairs")
+    torch.manual_seed(run.train.seed)
+    flow = build_flow(run, spec)
+    if not started:
+        start(flow, run)
+
+    def preview(averaged: FlowMap, path: Path) -> None:
+        # One Euler step of flow matching is the mean of the data, whatever was learned.
+        steps = 32 if averaged.ends == "diagonal" else 1
+        pixels, _ = generate(averaged, spec, 100 if spec.image else 4096, steps=steps)
+        save_png(picture(pixels), path)
+
+    records = fit(
+        directory,
+        flow,
+        run.recipe.objective,
+        _batches(run, dataset, spec, maker),
+        settings=run.train,
+        optimizer=run.recipe.optimizer,
+        metadata=describe(run, spec, loaded),
+        references=loaded.references,
+        preview=preview,
+        resume=resume and started,
+    )
+    if not resume:
+        dump(run, directory / "run.yaml")
+    return records if maker is None else _after(maker, report, records)
+
+
+def _after(
+    maker: PairMaker, report: Callable[[int, int], None] | None, records: Iterator[StepRecord]
+) -> Iterator[StepRecord]:
+    maker.make(report)
+    yield from records
+
+
+def _check_data(directory: Path, spec: DataSpec) -> None:
+    """Raise `CheckpointError` if the model of a run that goes on was trained on data with another spec."""
+    before, now = read_header(directory).get("data"), spec.to_dict()
+    if isinstance(before, dict) and before != now:
+        changed = [f"{name} was {before.get(name)}, is {now[name]}" for name in now if before.get(name) != now[name]]
+        raise CheckpointError(
+            f"the data of {directory} have changed since the run was started ({'; '.join(changed)}); "
+            "give it back its data, or start a new run in another directory"
+        )

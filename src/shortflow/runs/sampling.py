@@ -1,0 +1,156 @@
+"""Samples of trained models as arrays and pictures."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+
+from shortflow.config import nearest
+from shortflow.data import DataSpec
+from shortflow.data import load as load_data
+from shortflow.errors import ConfigError, SamplerError
+from shortflow.flowmap import FlowMap
+from shortflow.guidance import guide
+from shortflow.hub import Model
+from shortflow.pictures import comparison, image_grid, save_png, scatter
+from shortflow.sample import (
+    GRIDS,
+    SAMPLERS,
+    Gamma,
+    Sampler,
+    interpolate,
+    sample,
+)
+
+__all__ = [
+    "Pixels",
+    "comparison_picture",
+    "generate",
+    "grid_named",
+    "interpolation",
+    "picture",
+    "sampler_named",
+    "steps_named",
+]
+
+Pixels = UInt8[np.ndarray, "n c h w"] | Float[np.ndarray, "n d"]
+
+
+def picture(pixels: Pixels, columns: int | None = None) -> Any:
+    """A picture of samples: a grid of images, or a scatter plot of points."""
+    return image_grid(pixels, columns) if pixels.dtype == np.uint8 else image_grid(scatter(pixels[:, :2])[None])
+
+
+def generate(
+    flow: FlowMap,
+    spec: DataSpec,
+    n: int,
+    *,
+    steps: int = 1,
+    times: Sequence[float] | None = None,
+    sampler: Sampler | None = None,
+    classes: Sequence[int] | None = None,
+    seed: int = 0,
+    batch_size: int = 256,
+    guidance: float = 1.0,
+) -> tuple[Pixels, np.ndarray | None]:
+    """n decoded samples (uint8 images or points) and their classes (None: unconditional).
+
+    `classes` are taken in turn, all of them by default.
+    """
+    if classes is not None and len(classes) == 0:
+        raise SamplerError("the list of classes is empty; leave it out for all classes in turn")
+    label = None if classes is None else torch.tensor([classes[k % len(classes)] for k in range(n)])
+    batches = list(
+        sample(
+            guide(flow, guidance),
+            n,
+            spec.shape,
+            steps=steps,
+            times=times,
+            sampler=sampler,
+            label=label,
+            seed=seed,
+            batch_size=batch_size,
+        )
+    )
+    pixels = np.concatenate([spec.decode(batch.x) for batch in batches])
+    labels = [batch.label.cpu().numpy() for batch in batches if batch.label is not None]
+    return pixels, np.concatenate(labels) if labels else None
+
+
+def comparison_picture(model: Model, steps: Sequence[int], path: Path, rows: int = 6, seed: int = 0) -> None:
+    """Real data beside samples by number of steps, the same noise in every panel; of images, one class a column."""
+    source, spec = model.run.data.source, model.spec
+    held_out = load_data(source, "test", resolution=model.run.data.resolution)
+    columns = min(10, spec.num_classes or 10) if spec.image else 1
+    classes = range(columns) if spec.image and spec.num_classes else None
+    n = rows * columns if spec.image else 4096
+    if held_out.labels is None or classes is None:
+        real = held_out.samples[:n]
+    else:
+        by_class = [np.flatnonzero(held_out.labels == c) for c in classes]
+        rows = min(rows, *map(len, by_class))
+        n = rows * columns
+        real = held_out.samples[np.stack([members[:rows] for members in by_class], 1).ravel()]
+    panels = [("real (held out)", real)]
+    for count in steps:
+        pixels, _ = generate(model.flow, spec, n, steps=count, seed=seed, classes=classes)
+        panels.append((steps_named(count), pixels))
+    if not spec.image:
+        panels = [(name, scatter(points[:, :2])[None]) for name, points in panels]
+    title = f"{model.run.recipe.name} on {source}: {model.images:,} images seen"
+    save_png(comparison(panels, columns, title), path)
+
+
+def interpolation(
+    model: Model,
+    *,
+    rows: int,
+    points: int = 8,
+    steps: int = 1,
+    classes: Sequence[int] | None = None,
+    seed: int = 0,
+    guidance: float = 1.0,
+) -> tuple[Pixels, int]:
+    """Rows of decoded samples between two noises, one class a row; and the number of columns."""
+    flow, pixels = guide(model.flow, guidance), []
+    for row in range(rows):
+        label = None
+        if model.spec.num_classes:
+            label = classes[row % len(classes)] if classes else row % model.spec.num_classes
+        seeds = (seed + 2 * row, seed + 2 * row + 1)
+        x = interpolate(flow, model.spec.shape, seeds=seeds, points=points, steps=steps, label=label)
+        pixels.append(model.spec.decode(x))
+    return np.concatenate(pixels), points
+
+
+def sampler_named(name: str, gamma: float | None = None) -> Sampler | None:
+    """The sampler of that name in `shortflow.sample.SAMPLERS`; None for "auto" (what the network was trained for).
+
+    Raises:
+        ConfigError: if there is none, or `gamma` is given to another than "gamma".
+    """
+    if name not in ("auto", *SAMPLERS):
+        raise ConfigError(f"there is no sampler called {name!r}, {nearest(name, ('auto', *SAMPLERS))}")
+    if gamma is not None:
+        if name != "gamma":
+            raise ConfigError(
+                f"gamma = {gamma:g} is a setting of the sampler gamma, not of {name}; choose that sampler"
+            )
+        return Gamma(gamma=gamma)
+    return None if name == "auto" else SAMPLERS[name]()
+
+
+def grid_named(name: str) -> str | None:
+    """The grid of that name in `shortflow.sample.GRIDS`; None for "auto" (what is usual for the path)."""
+    if name not in ("auto", *GRIDS):
+        raise ConfigError(f"there is no grid called {name!r}, {nearest(name, ('auto', *GRIDS))}")
+    return None if name == "auto" else name
+
+
+def steps_named(steps: int) -> str:
+    return "1 step" if steps == 1 else f"{steps} steps"

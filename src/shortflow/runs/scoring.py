@@ -1,0 +1,138 @@
+"""The quality of a model by number of steps, next to real data."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from shortflow import evaluate
+from shortflow.config import to_plain
+from shortflow.data import load as load_data
+from shortflow.errors import MetricError, SamplerError
+from shortflow.flowmap import FlowMap
+from shortflow.guidance import guide
+from shortflow.hub import Model
+from shortflow.runs.sampling import generate, steps_named
+from shortflow.sample import (
+    Sampler,
+    default_grid,
+    default_sampler,
+    grid_times,
+)
+
+__all__ = ["score", "score_table", "verdict"]
+
+
+def score(
+    model: Model,
+    steps: Sequence[int] = (1, 2, 4, 8, 128),
+    *,
+    n: int = 1000,
+    seed: int = 0,
+    guidance: float = 1.0,
+    sampler: Sampler | None = None,
+    grid: str | None = None,
+    middle: float | None = None,
+) -> dict[str, Any]:
+    """The quality of a model by number of steps, next to held-out real data: the content of evaluation.json.
+
+    `sampler` and `grid` are by default those that are usual for the model; `middle` is the middle time of two steps.
+
+    Images of digits, MNIST, Fashion-MNIST and CIFAR-10 are scored in the features of the shipped classifier, points by
+    energy distance and sliced Wasserstein distance.
+
+    Raises:
+        MetricError: if there is no classifier for the data, or n is too small for its scores.
+        SamplerError: if the model cannot be sampled in one of the numbers of steps.
+    """
+    source, spec = model.run.data.source, model.spec
+    _check_scoring(model, steps, n)
+    rule, flow = sampler or default_sampler(model.flow), guide(model.flow, guidance)
+    grids = _grids(flow, steps, grid, middle)
+    for times in grids.values():
+        rule.check(flow, times)
+    train, held_out = (load_data(source, split, resolution=model.run.data.resolution) for split in ("train", "test"))
+    rows: dict[str, Any] = {}
+    record = {
+        "model": str(model.path),
+        "images_seen": model.images,
+        "seed": seed,
+        "guidance": guidance,
+        "sampler": to_plain(rule),
+        "grid": grid or default_grid(flow),
+        "middle": middle,
+        "data": source,
+    }
+    if not spec.image:
+        for count, times in grids.items():
+            points, _ = generate(flow, spec, n, times=times, sampler=rule, seed=seed)
+            rows[steps_named(count)] = evaluate.compare_points(points, held_out.samples[:n])
+        rows["real (train)"] = evaluate.compare_points(train.samples[:n], held_out.samples[:n])
+        return {**record, "rows": rows}
+    classifier = evaluate.load_classifier(source)
+    reference = evaluate.Reference.of(
+        train.samples, train.labels, held_out=held_out.samples, held_out_labels=held_out.labels, classifier=classifier
+    )
+    for count, times in grids.items():
+        pixels, labels = generate(flow, spec, n, times=times, sampler=rule, seed=seed)
+        rows[steps_named(count)] = evaluate.evaluate_images(pixels, labels, reference=reference, classifier=classifier)
+    rows["real (held out)"] = evaluate.real_row(reference=reference, classifier=classifier, count=n)
+    return {**record, "rows": rows}
+
+
+def _grids(flow: FlowMap, steps: Sequence[int], grid: str | None, middle: float | None) -> dict[int, tuple[float, ...]]:
+    """The grid of each number of steps: two steps have the middle time where one is given, all others `grid`."""
+    if middle is not None and 2 not in steps:
+        raise SamplerError(f"the middle time {middle:g} is that of 2 steps, which are not among {list(steps)}")
+    two = {} if middle is None else {2: grid_times(flow, 2, middle=middle)}
+    return {count: two.get(count) or grid_times(flow, count, grid) for count in steps}
+
+
+def _check_scoring(model: Model, steps: Sequence[int], n: int) -> None:
+    """Raise before time is spent if the model cannot be scored so."""
+    source, spec = model.run.data.source, model.spec
+    if not steps:
+        raise MetricError("give at least one number of steps to score, such as 1,2,4")
+    if spec.image and source not in evaluate.classifier_names():
+        raise MetricError(
+            f"{source}: images are scored in the features of a classifier, and one is shipped for "
+            f"{', '.join(evaluate.classifier_names())} only. For other images train one "
+            "(scripts/train_classifiers.py) and call shortflow.evaluate.evaluate_images with it"
+        )
+    if spec.image:
+        wanted = evaluate.load_classifier(source).network.shape
+        if spec.shape != wanted:
+            raise MetricError(
+                f"this model makes images of shape {spec.shape}, the classifier for {source} takes {wanted}; "
+                "images are scored at the resolution of the data set only"
+            )
+    if n < (least := 6 if spec.image else 1):
+        raise MetricError(f"n = {n} samples are too few to score, at least {least} are needed (1,000 or more are wise)")
+
+
+def score_table(record: dict[str, Any]) -> str:
+    """The rows of a record as a plain text table."""
+    if "energy_distance" not in next(iter(record["rows"].values())):
+        known = next(iter(record["rows"].values()))["classifier"]
+        return f"{evaluate.table(record['rows'])}\nfeatures: classifier {known['name']}, sha256 {known['sha256'][:12]}"
+    lines = [f"{'':18s}{'energy distance':>16s}{'sliced W2':>12s}{'N':>8s}"]
+    for name, row in record["rows"].items():
+        lines.append(f"{name:18s}{row['energy_distance']:16.5f}{row['sliced_w2']:12.4f}{row['n']:8d}")
+    return "\n".join(lines)
+
+
+def verdict(record: dict[str, Any]) -> list[str]:
+    """What the table says about one step against few steps, in words."""
+    rows = record["rows"]
+    if "1 step" not in rows or "4 steps" not in rows or rows["1 step"].get("coverage") is None:
+        return []
+    worse = [
+        f"{name} {rows['1 step'][key]:.3f} against {rows['4 steps'][key]:.3f}"
+        for name, key in (
+            ("accuracy", "conditional_accuracy"),
+            ("coverage", "coverage"),
+            ("recall", "recall"),
+            ("FD", "fd"),
+        )
+        if None not in (rows["1 step"][key], rows["4 steps"][key])
+        and (rows["1 step"][key] - rows["4 steps"][key]) * (-1 if key == "fd" else 1) < 0
+    ]
+    return [f"One step is worse than four in: {'; '.join(worse)}."] if worse else ["One step is no worse than four."]
