@@ -1,7 +1,7 @@
 """Networks in run files: the U-Net, and one of the user's own, from the settings to a loaded model."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -115,6 +115,6 @@ def test_a_description_of_many_blocks_is_refused_without_building_them(tmp_path:
     model = trained(tmp_path, "flow-matching", "digits", "network={kind: UNetConfig, size: tiny}")
     tensors = model.flow.state_dict()
     for lie in (UNetConfig(size="tiny", depth=10**9), UNetConfig(size="tiny", channels=4 * 10**6)):
-        run = runs.replace(model.run, network=lie)
+        run = replace(model.run, network=lie)
         with pytest.raises(CheckpointError, match=r"has \d+ blocks, the file has|has the shape"):
             hub._check_weights(run, model.spec, tensors)

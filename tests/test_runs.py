@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from shortflow import evaluate, hub, runs
-from shortflow.config import RunConfig, dump, load_run, override
+from shortflow.config import RunConfig, dump, load_run, override, recipe_named
 from shortflow.data import Dataset, DataSpec
 from shortflow.data import load as load_data
 from shortflow.data.toys import GAUSSIAN_COVARIANCE
