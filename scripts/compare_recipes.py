@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from shortflow import hub, runs
+from shortflow.cost import known_costs
 from shortflow.evaluate import write_record
 from shortflow.recipes import RECIPES
 from shortflow.train.state import latest_state
@@ -30,6 +31,7 @@ TEACHERS = {
     "ayf-lmd": "flow-matching",
 }
 STARTS = {
+    "ect": "edm",
     "progressive-distillation": "flow-matching",
     "cd-linear": "flow-matching",
     "reflow": "flow-matching",
@@ -94,7 +96,7 @@ def best(rows: dict, key: str) -> str:
 
 def cost(recipe: str) -> str:
     """The cost of a training step, to one digit."""
-    return f"{step_costs()[recipe]:.1f}"
+    return f"{known_costs()[recipe]:.1f}"
 
 
 def digits_table(records: dict[str, dict]) -> list[str]:

@@ -18,8 +18,9 @@ from PIL import Image
 
 from shortflow import hub, runs
 from shortflow.cli import app, main
-from shortflow.config import difference, load_run, recipe_named
-from shortflow.recipes import RECIPES
+from shortflow.config import difference, difference_in_words, load_run, recipe_named, to_yaml
+from shortflow.cost import known_costs
+from shortflow.recipes import RECIPES, SETTINGS
 from shortflow.sample import Euler, Gamma, Heun, Restart, Sampler
 
 TINY = ("--set", "network={kind: SiTConfig, size: tiny, depth: 1, width: 16, heads: 2}", "--set", "preview_every=0")
@@ -161,7 +162,7 @@ def test_a_long_output_line_is_not_cut_at_eighty_columns(shortflow: Shortflow, t
     ("arguments", "message"),
     [
         (("train",), "error: which recipe? For example: shortflow train esc --data digits --out out/esc"),
-        (("train", "ecs"), "error: there is no recipe called 'ecs', did you mean 'esc'?"),
+        (("train", "meanflwo"), "error: there is no recipe called 'meanflwo', did you mean 'meanflow'?"),
         (("train", "esc", "--data", "digts"), "did you mean 'digits'?"),
         (("train", "esc", "--dat", "digits"), "No such option: --dat"),
         (("train", "esc", "--resolution", "big"), "Invalid value for '--resolution'"),
@@ -463,25 +464,79 @@ def test_impossible_scores_are_refused(
 # ----------------------------------------------------------------------------------------------------- recipes and show
 
 
-@pytest.mark.parametrize("columns", ["40", "60", "80", "200"])
-def test_tables_are_whole_at_any_width(columns: str, shortflow: Shortflow, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("columns", ["40", "80", "200"])
+def test_the_list_of_recipes_is_whole_at_any_width(
+    columns: str, shortflow: Shortflow, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLUMNS", columns)
     said = shortflow("recipes")
-    assert "…" not in said.out
-    rows = [line.split() for line in said.out.splitlines()[1 : 1 + len(RECIPES)]]
-    for name, row in zip(RECIPES, rows, strict=True):
+    assert (said.code, said.err) == (0, "")
+    lines = said.out.splitlines()
+    assert max(map(len, lines)) <= 100
+    assert lines[0].split() == ["recipe", "year", "arXiv", "time", "cost", "sampling", "needs"]
+    heads = [line for line in lines if line.isupper()]
+    assert heads == ["MANY STEPS", "ONE STEP, FROM SCRATCH", "FROM ANOTHER MODEL"]
+    rows = {
+        line.split()[0]: re.split(r"  +", line) for line in lines[1:] if line.split() and line.split()[0] in RECIPES
+    }
+    assert list(rows) == sorted(RECIPES, key=list(rows).index)
+    assert set(rows) == set(RECIPES)
+    for name, row in rows.items():
         recipe = recipe_named(name)
-        parts = [type(part).__name__ for part in (recipe.path, recipe.objective.times, recipe.objective.target)]
-        assert row[:6] == [name, str(recipe.year), recipe.arxiv, *parts]
+        assert row[1:3] == [str(recipe.year), recipe.arxiv or "–"]
+        assert row[4] == f"{known_costs()[name]:.1f} F"
+        assert row[6] == (", ".join(sorted(recipe.objective.needs)) or "–")
+    assert rows["meanflow"][3::2] == ["continuous", "jumps"]
+    assert rows["ct"][3::2] == ["discrete", "re-noise"]
+    assert rows["alphaflow"][3] == "both"
+    assert rows["shortcut"][5] == "jumps of 2⁻ʲ"
+    assert rows["reflow"][3:] == ["–", "3.0 F", "ODE steps", "pairs"]
+    text = " ".join(said.out.split())
+    for name, settings in SETTINGS.items():
+        assert all(f"{name}/{setting}" in text for setting in settings)
+
+
+def test_recipes_are_in_the_group_that_they_belong_to(shortflow: Shortflow) -> None:
+    listed = json.loads(shortflow("recipes", "--json").out)
+    assert [facts["name"] for facts in listed] != []
+    groups = {facts["name"]: facts["group"] for facts in listed}
+    assert set(groups) == set(RECIPES)
+    many = {name for name, group in groups.items() if group == "many steps"}
+    assert many == {"flow-matching", "edm"}
+    other = {name for name, group in groups.items() if group == "from another model"}
+    assert other == {name for name in RECIPES if recipe_named(name).objective.needs}
+    facts = next(facts for facts in listed if facts["name"] == "cd")
+    assert (facts["needs"], facts["time"], facts["year"]) == (["teacher"], "discrete", 2023)
+    assert facts["cost"] == known_costs()["cd"]
+
+
+def test_listing_the_recipes_takes_less_than_two_seconds(shortflow: Shortflow) -> None:
+    """Without the time to import torch, which is the same for every command."""
+    shortflow("recipes")
+    began = time.process_time()
+    shortflow("recipes")
+    assert time.process_time() - began < 2
+
+
+@pytest.mark.parametrize("columns", ["40", "80", "200"])
+def test_differences_are_sentences_and_a_table(
+    columns: str, shortflow: Shortflow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
     said = shortflow("recipes", "--diff", "esc", "imm")
+    words, settings = said.out.split("\n\n")
+    assert max(map(len, words.splitlines())) <= 80
+    sentences = difference_in_words(recipe_named("esc"), recipe_named("imm"), ("esc", "imm"))
+    assert " ".join(words.split()) == " ".join(sentences)
     wanted = [row for row in difference(recipe_named("esc"), recipe_named("imm")) if "." in row[0]]
     for path, _, _ in wanted:
-        assert sum(line.startswith(f"{path} ") for line in said.out.splitlines()) == 1
+        assert sum(line.startswith(f"{path} ") for line in settings.splitlines()) == 1
     assert "…" not in said.out
 
 
 def test_differences_are_written_as_in_a_run_file(shortflow: Shortflow) -> None:
-    rows = {line.split()[0]: line.split()[1:] for line in shortflow("recipes", "--diff", "esc", "imm").out.splitlines()}
+    said = shortflow("recipes", "--diff", "esc", "imm").out.split("\n\n")[1]
+    rows = {line.split()[0]: line.split()[1:] for line in said.splitlines()}
     assert rows["setting"] == ["esc", "imm"]
     assert rows["sigma_data"] == ["null", "0.5"]
     assert rows["parameterization.normalize"] == ["false", "true"]
@@ -489,6 +544,20 @@ def test_differences_are_written_as_in_a_run_file(shortflow: Shortflow) -> None:
     assert rows["optimizer.betas"] == ["[0.9,", "0.95]", "[0.9,", "0.999]"]
     assert "title" not in rows
     assert shortflow("recipes", "--diff", "esc", "esc").out == "esc and esc do not differ.\n"
+    assert shortflow("recipes", "--diff", "esc", "esc/latents").out == "esc and esc/latents do not differ.\n"
+    found = json.loads(shortflow("recipes", "--diff", "meanflow/pixels", "esc/pixels", "--json").out)
+    assert (found["a"], found["b"]) == ("meanflow/pixels", "esc/pixels")
+    assert found["words"][0].startswith(
+        "meanflow/pixels takes the limit s → t along the pair's own velocity; esc/pixels"
+    )
+    assert {"setting": "objective.times.kind", "a": "Independent", "b": "Gradual"} in found["settings"]
+
+
+@pytest.mark.parametrize("name", ["meanflow/pixels", "imm/latents"])
+def test_a_setting_of_a_recipe_is_shown(name: str, shortflow: Shortflow) -> None:
+    said = shortflow("show", name)
+    assert (said.code, said.err) == (0, "")
+    assert to_yaml(recipe_named(name)) in said.out
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -497,7 +566,7 @@ def test_a_recipe_is_shown_with_its_table_settings_and_source(name: str, shortfl
     recipe = recipe_named(name)
     assert said.code == 0
     assert re.search(r"^\| symb.* \| field \|$", said.out, re.MULTILINE)
-    assert f"\nname: {name}\ntitle: {recipe.title}\n" in said.out
+    assert to_yaml(recipe) in said.out
     assert "@" in said.out.split("optimizer:")[1]  # BibTeX
 
 

@@ -84,3 +84,36 @@ def test_every_module_says_what_it_owns() -> None:
 
     for file in (ROOT / "src/shortflow").rglob("*.py"):
         assert ast.get_docstring(ast.parse(file.read_text())), file
+
+
+def test_every_document_is_found_from_the_index() -> None:
+    index, docs = (ROOT / "docs/README.md").read_text(), ROOT / "docs"
+    linked = {target.split("#")[0] for target in re.findall(r"\]\(([^)]+)\)", index)}
+    assert {f"how-to/{page.name}" for page in (docs / "how-to").glob("*.md")} <= linked
+    assert {page.name for page in docs.glob("*.md")} - {"README.md"} <= linked
+    assert {"methods/README.md", "decisions/README.md"} <= linked
+    decisions = (docs / "decisions/README.md").read_text()
+    pages = sorted(page.name for page in (docs / "decisions").glob("0*.md"))
+    assert re.findall(r"\((0[\w-]+\.md)\)", decisions) == pages
+    assert [int(name[:4]) for name in pages] == list(range(1, len(pages) + 1))
+    for name in pages:
+        heading = (docs / "decisions" / name).read_text().splitlines()[0]
+        assert heading.startswith(f"# {int(name[:4])}. ")
+        assert f"[{heading.split('. ', 1)[1]}]({name})" in decisions
+
+
+def test_the_readme_stays_short() -> None:
+    assert len(README.splitlines()) <= 125
+
+
+def test_methods_in_how_it_works_are_recipes() -> None:
+    """Every row of the table of methods names methods that there are."""
+    from shortflow.recipes import RECIPES
+
+    text = (ROOT / "docs/how-it-works.md").read_text()
+    rows = re.findall(r"^\| ([^|]+) \| [^|]+ \| [^|]+ \| [^|]+ \|$", text, re.MULTILINE)
+    known = {name.replace("-", "") for name in RECIPES} | {"scd", "shortcutmodels"}  # sCD is sct-distilled
+    methods = [method.strip() for row in rows for method in row.split(",") if method.strip() and "---" not in method]
+    assert len(methods) > 20
+    for method in methods:
+        assert method.lower().replace("-", "").replace(" ", "").replace("α", "alpha") in known, method

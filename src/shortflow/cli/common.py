@@ -1,5 +1,8 @@
 """What the commands share: options, and how they speak."""
 
+import importlib.util
+import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,7 +11,18 @@ import typer
 
 from shortflow.errors import ConfigError
 
-__all__ = ["Guidance", "RunPath", "Settings", "count", "numbers", "say", "say_error", "table"]
+__all__ = [
+    "Guidance",
+    "Imports",
+    "RunPath",
+    "Settings",
+    "count",
+    "import_files",
+    "numbers",
+    "say",
+    "say_error",
+    "table",
+]
 
 Settings = Annotated[
     list[str] | None,
@@ -22,9 +36,58 @@ Settings = Annotated[
 RunPath = Annotated[
     Path, typer.Argument(metavar="RUN", help="A run directory, or a model.safetensors file.", show_default=False)
 ]
+Imports = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--import",
+        metavar="FILE",
+        callback=lambda paths: import_files(paths),
+        help="Execute a Python file of yours first, which registers parts (docs/how-to); repeat for more.",
+    ),
+]
 Guidance = Annotated[
     float, typer.Option(help="Sampling guidance scale; 1 is none. Refused where guidance is already in the weights.")
 ]
+
+
+def import_files(paths: list[Path] | None) -> list[Path] | None:
+    """Execute Python files, in order, which register parts of their own. Only ever what a user names, here and now.
+
+    Run files and models hold values only: neither names a file to execute, so that opening one is safe. Each file is
+    the module of its stem, unless there is one already.
+
+    Raises:
+        ConfigError: if a file is not there, is no Python file, or fails.
+    """
+    for path in paths or ():
+        if path.suffix != ".py" or not path.is_file():
+            raise ConfigError(f"--import {path}: there is no such Python file; give the path of a file ending in .py")
+        name = path.stem
+        found = sys.modules.get(name)
+        if found is not None and getattr(found, "__file__", None) == str(path.resolve()):
+            continue  # parts are registered once
+        if found is not None or importlib.util.find_spec(name) is not None:
+            raise ConfigError(f"--import {path}: there is a module called {name} already; rename the file")
+        spec = importlib.util.spec_from_file_location(name, path.resolve())
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module  # dataclasses look up their module
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            del sys.modules[name]
+            raise ConfigError(f"--import {path} failed: {_failure(error, path)}") from error
+    return paths
+
+
+def _failure(error: Exception, path: Path) -> str:
+    """What went wrong in a file, with its line."""
+    lines = [
+        frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path.resolve())
+    ]
+    line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+    return f"{type(error).__name__}: {error}" + ("" if line is None else f" (line {line})")
 
 
 def say_error(message: str) -> None:

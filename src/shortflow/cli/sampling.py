@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from shortflow.cli.common import Guidance, RunPath, count, numbers, say
+from shortflow.cli.common import Guidance, Imports, RunPath, count, numbers, say
 from shortflow.errors import ConfigError
 
 __all__ = ["evaluate", "sample"]
@@ -60,6 +60,7 @@ def sample(
     out: Annotated[
         Path | None, typer.Option(help="PNG file, or folder with --single. By default samples.png, or samples.")
     ] = None,
+    imports: Imports = None,
 ) -> None:
     """Draw samples from a trained model.
 
@@ -173,6 +174,7 @@ def evaluate(
         float | None, typer.Option(metavar="T", help="The time in the middle of two steps, instead of --grid's.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="JSON file; by default evaluation.json beside the model.")] = None,
+    imports: Imports = None,
 ) -> None:
     """Score a model by number of steps, next to real data.
 

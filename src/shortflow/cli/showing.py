@@ -1,43 +1,115 @@
 """`shortflow recipes` and `shortflow show`."""
 
+import json
 import sys
+import textwrap
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from shortflow.cli.common import Settings, say, table
+from shortflow.cli.common import Imports, Settings, say, table
 from shortflow.errors import ConfigError
 
 __all__ = ["recipes", "show"]
 
+WIDTH = 80  # of sentences; tables are as wide as they need to be
+
 
 def recipes(
     diff: Annotated[
-        tuple[str, str] | None, typer.Option(metavar="A B", help="Print what differs between two recipes.")
+        tuple[str, str] | None,
+        typer.Option(metavar="A B", help="Say what differs between two recipes, in words and setting by setting."),
     ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The same as JSON, for programs.")] = False,
+    imports: Imports = None,
 ) -> None:
     """List the recipes, or explain the difference between two."""
-    from shortflow.config import difference, recipe_named
-    from shortflow.recipes import RECIPES
-
     if diff is None:
-        rows = [["recipe", "year", "arXiv", "path", "times", "target", "sampling"]]
-        for name, make in RECIPES.items():
-            recipe = make()
-            o = recipe.objective
-            ends = {"diagonal": "Euler", "zero": "re-noise", "any": "jumps", "dyadic": "dyadic jumps"}[o.times.ends]
-            parts = [type(part).__name__ for part in (recipe.path, o.times, o.target)]
-            rows.append([name, str(recipe.year), recipe.arxiv, *parts, ends])
-        table(rows)
-        say("\nMore: shortflow show RECIPE, shortflow recipes --diff A B")
+        _list_recipes(as_json)
+    else:
+        _explain(diff, as_json)
+
+
+def _list_recipes(as_json: bool) -> None:
+    from shortflow.recipes import RECIPES, SETTINGS
+
+    groups: dict[str, list[dict[str, Any]]] = {"many steps": [], "one step, from scratch": [], "from another model": []}
+    for name in RECIPES:
+        group, facts = _facts(name)
+        groups[group].append(facts)
+    if as_json:
+        everything = [{**facts, "group": group} for group, rows in groups.items() for facts in rows]
+        say(json.dumps(everything, indent=2, ensure_ascii=False))
         return
-    a, b = (recipe_named(name) for name in diff)
+    head = ("recipe", "year", "arXiv", "time", "cost", "sampling", "needs")
+    rows: list[tuple[str, ...]] = []
+    for group, members in groups.items():
+        rows += [(group.upper(), *("",) * 6)] if members else []
+        for facts in members:
+            cost = "–" if facts["cost"] is None else f"{facts['cost']:.1f} F"
+            needs = ", ".join(facts["needs"]) or "–"
+            year = str(facts["year"]) if facts["year"] else "–"
+            rows.append((facts["name"], year, facts["arxiv"] or "–", facts["time"], cost, facts["sampling"], needs))
+    table([head, *rows])
+    several = "; ".join(", ".join(f"{name}/{one}" for one in settings) for name, settings in SETTINGS.items())
+    say()
+    _sentence(f"Published settings of their own (the first is the default): {several}.")
+    _sentence(
+        "time: whether the first step s → t is a limit (continuous) or finite (discrete). cost: arithmetic of a "
+        "training step; F is one pass of the network without gradient, a plain step 3 F. needs: a frozen teacher "
+        "(--teacher RUN), pairs that it makes, or a model to start from (init: --init-from RUN)."
+    )
+    say("\nMore: shortflow show RECIPE, shortflow recipes --diff A B")
+
+
+def _facts(name: str) -> tuple[str, dict[str, Any]]:
+    """The group of a recipe, and what the list says about it."""
+    from shortflow.config import recipe_named
+    from shortflow.cost import known_costs
+    from shortflow.recipes import SETTINGS
+
+    recipe = recipe_named(name)
+    o = recipe.objective
+    jumps = {True: "continuous", False: "discrete", None: "–"}[o.target.continuous]
+    needs = sorted(o.needs)
+    group = "from another model" if needs else "many steps" if o.ends == "diagonal" else "one step, from scratch"
+    return group, {
+        "name": name,
+        "title": recipe.title,
+        "year": recipe.year,
+        "arxiv": recipe.arxiv,
+        "time": "both" if o.times.limit else jumps,
+        "cost": known_costs().get(name),
+        "sampling": {"diagonal": "ODE steps", "zero": "re-noise", "any": "jumps", "dyadic": "jumps of 2⁻ʲ"}[o.ends],
+        "needs": needs,
+        "settings": [f"{name}/{one}" for one in SETTINGS.get(name, ())],
+    }
+
+
+def _explain(names: tuple[str, str], as_json: bool) -> None:
+    from shortflow.config import difference, difference_in_words, recipe_named
+
+    a, b = (recipe_named(name) for name in names)
+    # What a method is called is no difference between methods.
     rows = [row for row in difference(a, b) if row[0] not in ("name", "title", "year", "arxiv")]
-    if not rows:
-        say(f"{diff[0]} and {diff[1]} do not differ.")
+    sentences = difference_in_words(a, b, names)
+    if as_json:
+        settings = [{"setting": path, "a": left, "b": right} for path, left, right in rows]
+        say(json.dumps({"a": names[0], "b": names[1], "words": sentences, "settings": settings}, ensure_ascii=False))
         return
-    table([("setting", *diff), *((path, _value(left), _value(right)) for path, left, right in rows)])
+    if not rows:
+        say(f"{names[0]} and {names[1]} do not differ.")
+        return
+    for sentence in sentences:
+        _sentence(sentence)
+    say()
+    table([("setting", *names), *((path, _value(left), _value(right)) for path, left, right in rows)])
+
+
+def _sentence(text: str) -> None:
+    """Text broken into lines, those after the first indented."""
+    say(textwrap.fill(text, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False))
 
 
 def _value(value: Any) -> str:
@@ -66,6 +138,7 @@ def show(
     ] = None,
     resolution: Annotated[int | None, typer.Option(help="With --data: crop and resize images to this side.")] = None,
     settings: Settings = None,
+    imports: Imports = None,
 ) -> None:
     """Show a recipe, or a run and how far it is.
 
@@ -88,10 +161,10 @@ def show(
         say(to_yaml(runs.configure(what, data, resolution=resolution, settings=settings or ())[0]).rstrip())
         return
     recipe = recipe_named(what)
-    module = sys.modules[RECIPES[what].__module__]
+    module = sys.modules[RECIPES[recipe.name].__module__]
     say((module.__doc__ or "").strip() + "\n")
     say(to_yaml(recipe))
-    say(module.BIBTEX)
+    say(getattr(module, "BIBTEX", "").rstrip())
 
 
 def _show_run(path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from shortflow.cli.common import Settings, count, say
+from shortflow.cli.common import Imports, Settings, count, say
 from shortflow.errors import ConfigError
 
 __all__ = ["demo", "train"]
@@ -44,6 +44,7 @@ def train(
         ),
     ] = None,
     settings: Settings = None,
+    imports: Imports = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in --out, exactly where it stopped.")
     ] = False,

@@ -6,22 +6,26 @@ each with its path and, for a misspelled name, the nearest valid one. `register`
 
     parts       the table of parts, `to_plain`          reading     `from_plain`
     runfile     YAML files, without anything that YAML could execute or blow up
-    overrides   "field.path=value"                      differences `difference`
+    overrides   "field.path=value"                      differences `difference`, `difference_in_words`
+    words       parts as phrases
 """
 
-from shortflow.config.differences import difference, flatten
+from shortflow.config.differences import difference, difference_in_words, flatten
 from shortflow.config.overrides import override
 from shortflow.config.parts import DataConfig, RunConfig, kinds, register, to_plain
 from shortflow.config.reading import from_plain, nearest
 from shortflow.config.runfile import dump, load_run, recipe_named, to_yaml
+from shortflow.config.words import in_words
 
 __all__ = [
     "DataConfig",
     "RunConfig",
     "difference",
+    "difference_in_words",
     "dump",
     "flatten",
     "from_plain",
+    "in_words",
     "kinds",
     "load_run",
     "nearest",

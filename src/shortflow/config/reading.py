@@ -111,7 +111,7 @@ class _Reader:
         kind = values.pop("kind", bases[0].__name__ if is_registered(bases[0]) else None)
         part = part_named(kind) if kind in names else None
         if part is None:
-            own = " (a part of your own has to be registered first, with shortflow.register)"
+            own = " (a part of your own has to be registered first, with shortflow.register, or --import FILE)"
             missing = f"'kind' is missing; there are: {', '.join(names)}"
             self.fail(path, missing if kind is None else f"no such kind {_shown(kind)}, {nearest(kind, names)}{own}")
             return None

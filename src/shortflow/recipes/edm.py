@@ -9,8 +9,13 @@
 | D_θ = c_skip x + c_out F_θ(c_in x, c_noise) | `parameterization` EDM, `conditioning` LogSigma, `sigma_data` 0.5 |
 | λ(σ) = (σ² + σ_d²)/(σ σ_d)² | 1 in the units of F: `objective.metric` SquaredError(space="output") |
 
-σ is drawn from the log-normal law cut at σ_max. The learning rate rises over 10 of 200 million images, and the average
-has a half-life of half a million, 0.5^(512/500000) = 0.9993 a step. Sampling: Heun or Euler (DDIM) steps on the Karras grid.
+The learning rate rises over 10 of 200 million images, and the average has a half-life of half a million images,
+0.5^(512/500000) = 0.9993 a step.
+
+Where the authors' code differs: σ is drawn from the whole log-normal law there, and from the law cut at σ_max here. The
+published runs augment their images and tell the network how; here data are taken as they are.
+
+Sampling: Heun or Euler (DDIM) steps on the Karras grid (`--sampler heun --grid karras`).
 
 Expected: CIFAR-10 FID 1.97 unconditional with 35 network evaluations (batch 512, 400k steps).
 """

@@ -1,16 +1,23 @@
 """Flow matching: regress the network onto the conditional velocity. The baseline every other method contains.
 
-| symbol | field |
+    x_t = (1 − t) x_0 + t ε,   L = ‖v_θ(x_t, t) − (ε − x_0)‖²/D
+
+| symbol in the paper | field |
 |---|---|
 | x_t = (1 − t) x_0 + t ε | `path` Linear |
 | t ~ U(0, 1) | `objective.times` Diagonal(Uniform) |
 | v_θ(x_t, t) | `conditioning` StartOnly: the network is told t only |
 | ‖v_θ − (ε − x_0)‖² | `objective.target` Direct(Conditional), `metric` SquaredError(mean) |
 
-Sampling: Euler steps on any grid; one step lands on the mean of the data. Published code often keeps a residual noise
-of 1e-5 at the data end (α = 1 − (1 − 1e-5) t reversed); here the ends are exact.
+Here `StartOnly` tells the network t alone, and `Linear` counts time from data to noise; the paper counts from noise.
 
-Expected: ImageNet-256 FID in 128, 4, 1 steps 17.3, 108.2, 324.8 (DiT-B/2, as measured for the shortcut-models paper).
+Where published code differs: that of the shortcut-models paper keeps a residual noise of 1e-5 at the data end; here
+both ends are exact.
+
+Sampling: Euler or Heun steps on any grid (`--sampler heun`); one step lands on the mean of the data.
+
+Expected: ImageNet-256 FID in 128, 4, 1 steps 17.3, 108.2, 324.8 (DiT-B/2, from the table of the shortcut-models paper,
+recalled and not re-read).
 """
 
 from shortflow.flowmap import AverageVelocity, StartOnly

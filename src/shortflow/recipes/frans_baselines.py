@@ -12,11 +12,14 @@
 | teacher velocity with CFG scale w | `cd-linear`: `objective.target.first` Reference(guidance=w), `--teacher RUN` |
 | EMA network for the second jump | `objective.teacher` Ema(0.999) |
 
-Where the authors' code differs: its sampler for the distilled model takes Euler steps, and that for the trained one is
-told steps outside its training; both are sampled here by one jump, or several with new noise in between.
+Where the authors' code differs: its finest step of consistency training is 1/64, so that 128 steps use times that were
+never trained (`levels=8` ends at 1/128); its sampler for the distilled model takes Euler steps, and that for the
+trained one is told steps outside its training.
 
-Expected (the paper's table, 128, 4 and 1 steps): training CelebA-HQ 53.7, 19.0, 33.2, ImageNet-256 42.8, 43.0, 69.7;
-distillation 59.5, 39.6, 38.2 and 132.8, 98.0, 136.5.
+Sampling: one jump, or several with new noise in between.
+
+Expected: FID in 128, 4 and 1 steps: training CelebA-HQ 53.7, 19.0, 33.2, ImageNet-256 42.8, 43.0, 69.7; distillation
+59.5, 39.6, 38.2 and 132.8, 98.0, 136.5 (the paper's table, recalled and not re-read).
 """
 
 from shortflow.flowmap import AverageVelocity, StartOnly

@@ -7,17 +7,20 @@
 |---|---|
 | (x_0, x_1), the coupling by the teacher | `reflow`: `objective.pairs`, made from `--teacher RUN` before training |
 | v = x_1 − x_0 | −v here, the conditional velocity of the pair: `objective.target` |
-| bootstrap_every = 8 | `live-reflow`: `objective.times.ratio` 1/8 |
+| bootstrap_every = 8 | `live-reflow`: ratio 1/8 of `objective.times` |
 | 8 Euler steps of the online network, with CFG | `live-reflow`: `objective.coupling` LivePairs(steps, guidance) |
 | dt_base = 0 on reflow rows, 7 on the others | `live-reflow`: `conditioning` JumpFlag |
 
 Start `reflow` from the teacher with `--init-from RUN`, or from scratch.
 
-Where the authors' code differs: live reflow there re-uses the noise of the flow-matching rows and one key for two
+Where the authors' code differs: live reflow there reuses the noise of the flow-matching rows and one key for two
 draws; here every row has its own noise. It takes the pairs' images from the online weights, as here.
 
-Expected (the shortcut-models paper's table, 128, 4 and 1 steps): reflow CelebA-HQ 16.1, 18.4, 23.2, ImageNet-256 16.9,
-32.8, 44.8; live reflow 6.3, 27.2, 43.3 and 46.3, 95.8, 58.1.
+Sampling: `reflow` by steps along its velocity, one of them once the flow is straight; `live-reflow` by one jump, or
+jumps on any grid.
+
+Expected: FID in 128, 4 and 1 steps: reflow CelebA-HQ 16.1, 18.4, 23.2, ImageNet-256 16.9, 32.8, 44.8; live reflow 6.3,
+27.2, 43.3 and 46.3, 95.8, 58.1 (from the table of the shortcut-models paper, recalled and not re-read).
 """
 
 from shortflow.coupling import LivePairs

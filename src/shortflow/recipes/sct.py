@@ -1,5 +1,8 @@
 """sCT: continuous-time consistency training in the TrigFlow form (simplified, stabilised consistency models).
 
+    L = e^{w(t)}/D ‖F_θ − F⁻ − g‖² − w(t),   g = −cos²t (σ_d F⁻ − dx_t/dt) − r cos t sin t (x_t + σ_d dF⁻/dt)
+    normalised to g/(‖g‖ + c)
+
 | symbol in the paper | field |
 |---|---|
 | x_t = cos(t) x_0 + sin(t) z, z ~ N(0, σ_d² I) | `path` Cosine(noise_scale=σ_d), `sigma_data` σ_d = 0.5 |
@@ -13,7 +16,9 @@
 | e^{w(t)}/D ‖F − F⁻ − g‖² − w(t) | `objective.metric` SquaredError(mean), `objective.weighting` Variational (ℓ = −w) |
 
 Where published code differs: ports divide by the warm-up length (an error for length 0), lose σ_d in the tangent, and
-use the root mean square for ‖·‖ (`norm="rms"` here). Sampling: one jump, or several with new noise in between.
+use the root mean square for ‖·‖ (`norm="rms"` here).
+
+Sampling: one jump, or two with new noise at the angle 1.1 in between (`--steps 2 --middle 0.7`).
 
 Expected: CIFAR-10 FID 2.85 in one step, 2.06 in two.
 """

@@ -1,5 +1,7 @@
 """sCD: continuous-time consistency distillation, sCT with the velocity of a frozen teacher.
 
+    as in sCT, with dx_t/dt = σ_d F_teacher(x_t/σ_d, t) in g
+
 | symbol in the paper | field |
 |---|---|
 | the teacher, σ_d F_teacher = dx_t/dt, with guidance | `objective.target.velocity` Reference(guidance), `--teacher RUN` |
@@ -10,6 +12,8 @@ The teacher may be any model of ours, on any path: it is converted to the cosine
 
 Where published code differs: one re-implementation differentiates along the path of the pair (x, ε) instead of along
 the teacher's velocity when it uses finite differences; here both are the teacher's.
+
+Sampling: one jump, or two with new noise at the angle 1.1 in between (`--steps 2 --middle 0.7`).
 
 Expected: CIFAR-10 FID 3.66 in one step, 2.52 in two; ImageNet-512 1.88 in two (XXL).
 """

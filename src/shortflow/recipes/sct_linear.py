@@ -2,7 +2,7 @@
 
     u_target = v − t D_t u_{t,0},   X_{t,0}(x) = x − t u_{t,0}(x);   rows with r = t are flow matching
 
-| symbol in the ESC paper | field |
+| symbol in the paper | field |
 |---|---|
 | x_t = (1 − t) x + t ε | `path` Linear |
 | t, the larger of two logit-normal draws | `objective.times` WithDiagonal(ToData(Largest(LogitNormal)), ratio) |
@@ -11,12 +11,16 @@
 | gradient warm-up of the tangent, normalisation | `objective.target.warmup`, `objective.target.normalize` |
 | adaptive and variational weights | `objective.weighting` |
 
+With every jump ending at 0 and without normalisation this has the target and the gradient of `meanflow` at r = 0. The
+consistency function is that of `sct` on the cosine path, up to the change of time; the loss is another one.
+
 Where the authors' code differs: it divides by a warm-up length of 0; its adaptive weight squares the loss before it
 divides (a fourth power of the error); its log-variance has the shape (B, 1) and becomes one global number; a batch
 without a guided row fails. All of it works here as the paper says.
 
-With every jump ending at 0 and without normalisation this has the target and the gradient of `meanflow` at r = 0. The
-consistency function is that of `sct` on the cosine path, up to the change of time; the loss is another one.
+Sampling: one jump, or several with new noise in between.
+
+Expected: no figures of this form are at hand; `sct` is its counterpart on the cosine path.
 """
 
 from shortflow.flowmap import AverageVelocity, StartAndGap

@@ -1,5 +1,8 @@
 """Shortcut models (SCD): one network for jumps of length 1, 1/2, …, 1/128, each taught by two of half its length.
 
+    L = ‖s_θ(x_t, t, 2d) − sg(s_θ̄(x_t, t, d) + s_θ̄(x_{t+d}, t + d, d))/2‖²/D,   x_{t+d} = x_t + d s_θ̄(x_t, t, d)
+    and flow matching at d → 0
+
 | symbol in the paper | field |
 |---|---|
 | x_t = t x_1 + (1 − t) x_0 with noise x_0 at t = 0 | `path` Linear; our t is 1 − t, and u here is −s_θ there |
@@ -13,6 +16,11 @@
 | EMA parameters for the targets, .999 | `objective.teacher` Ema |
 | CFG scale w at the smallest bootstrapped step | `objective.target.bootstrap.guidance` |
 
+The guided velocity is stored in jumps of 1/64 and longer, while jumps of 1/128 stay unguided: samples in 128 steps are
+unguided, those in fewer steps are guided.
+
+`shortcut(continuous=True)` has jumps of any length. The fixed point of the dyadic form is the map of 128 Euler steps.
+
 Where the authors' code differs, and what is done here:
 - the published code uses the first B − B_b images again for flow matching, bootstrap images included, and never the
   last ones; here the rows are disjoint and all used;
@@ -22,10 +30,7 @@ Where the authors' code differs, and what is done here:
 - their network divides attention logits by the head size, ours by its square root;
 - with fewer bootstrap rows than levels the published rule trains d = 1 alone; here each row then takes a random level.
 
-The guided velocity is stored in jumps of 1/64 and longer, while jumps of 1/128 stay unguided: samples in 128 steps are
-unguided, those in fewer steps are guided.
-
-`shortcut(continuous=True)` has jumps of any length. The fixed point of the dyadic form is the map of 128 Euler steps.
+Sampling: jumps of one length, 1, 2, 4, …, 128 of them on the uniform grid.
 
 Expected: FID in 128, 4, 1 steps, CelebA-HQ 6.9, 13.8, 20.5 (B/2), ImageNet-256 15.5, 28.3, 40.3 (B/2), 3.8, 7.8, 10.6
 (XL/2).

@@ -15,13 +15,15 @@
 Published settings for pixels (`soflow/pixels`): no flow-matching rows, t ~ LN(−0.9, 1.6), s ~ LN(−4, 1.6), ρ from 1 to
 3.125e-4, p = 0.75, ε = 1e-3, no guidance.
 
-Where the authors' code differs: the configuration documents a form "Triangular" which the noising code does not know;
-dropout random states are copied on CUDA only. With their "Trig" form flow-matching errors are divided by π/2 once,
-here they are in units of the output.
+Where the authors' code differs: its loss of the jumps has half the gradient of a squared error, so that they count half
+as much against flow matching as here; the configuration documents a form "Triangular" which the noising code does not
+know; dropout random states are copied on CUDA only. With their "Trig" form flow-matching errors are divided by π/2
+once, here they are in units of the output.
 
 Sampling: one jump; for several the paper adds new noise in between (`--sampler re-noise`), plain jumps work as well.
 
-Expected: ImageNet-256 FID in one and two steps 4.85, 4.24 (B/2), 2.96, 2.66 (XL/2); CIFAR-10 2.86, 2.28.
+Expected: ImageNet-256 FID in one and two steps 4.85, 4.24 (B/2), 3.73, 3.42 (M/2), 3.20, 2.90 (L/2), 2.96, 2.66 (XL/2);
+CIFAR-10 2.86, 2.28.
 """
 
 from typing import Literal
