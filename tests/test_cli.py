@@ -102,10 +102,11 @@ def test_help_answers_in_less_than_a_second_without_torch() -> None:
     code += "assert 'torch' not in sys.modules"
     times = []
     for _ in range(3):
-        began = time.perf_counter()
+        began = os.times()
         subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
-        times.append(time.perf_counter() - began)
-    assert min(times) < 1.0
+        now = os.times()  # of the processor, so that a busy machine is no fault
+        times.append(now.children_user + now.children_system - began.children_user - began.children_system)
+    assert 0 < min(times) < 1.0
 
 
 def test_every_command_is_summed_up_in_a_whole_line(shortflow: Shortflow) -> None:
