@@ -50,13 +50,24 @@ def gain(target: Target, alpha: float) -> float:
 def _solved(target: Target, flow: FlowMap, draw: Draw, network: Slope, t: float) -> float:
     """The output that is its own target: targets that start from the prediction are affine in it."""
     key, values = round(t, 12), []
+    if isinstance(target, TwoStep):  # which does not start from the prediction
+        return float(target(flow, draw).in_space("output", flow, draw))
     for guess in (0.0, 1.0):
         network.table[key] = guess
         values.append(float(target(flow, draw).in_space("output", flow, draw)))
     return values[0] / (1 - (values[1] - values[0]))
 
 
-@pytest.mark.parametrize(("alpha", "want"), [(1.0, 0.0), (0.5, 0.7296), (0.1, 0.9540), (0.02, 0.9910), (0.005, 0.9978)])
+@pytest.mark.parametrize(
+    ("alpha", "want"),
+    [
+        (1.0, 0.0),
+        (0.5, 0.7296),
+        (0.1, 0.9540),
+        pytest.param(0.02, 0.9910, marks=pytest.mark.slow),
+        pytest.param(0.005, 0.9978, marks=pytest.mark.slow),
+    ],
+)
 def test_a_finite_share_of_the_jump_shrinks_the_spread(alpha: float, want: float) -> None:
     """The bias of α-Flow at a fixed α is about 0.45 α; only its last phase, α = 0, removes it."""
     law = Gaussian(path=Linear(), mean=0.0, std=C)
@@ -65,7 +76,7 @@ def test_a_finite_share_of_the_jump_shrinks_the_spread(alpha: float, want: float
     assert gain(TwoStep(first=first, solver="euler"), alpha) == pytest.approx(want, abs=6e-5)
 
 
-@pytest.mark.parametrize("alpha", [0.5, 0.1, 0.02])
+@pytest.mark.parametrize("alpha", [0.5, 0.1])
 def test_the_difference_quotient_has_the_same_fixed_point(alpha: float) -> None:
     law = Gaussian(path=Linear(), mean=0.0, std=C)
     steps = TwoStep(first=Marginal(law=law), solver="euler")

@@ -256,7 +256,7 @@ def test_what_a_model_says_about_itself_goes_along() -> None:
         guided="w = 2",
     )
     new = reframe(flow, Linear(), scale=0.5)
-    assert (new.num_classes, new.null_label, new.guided, new.ends) == (3, 3, "by w = 2", "any")
+    assert (new.num_classes, new.null_label, new.guided, new.ends) == (3, 3, "w = 2", "any")
     assert (new.path, new.sigma_data, new.span) == (Linear(), 1.0, (0.0, 1.0))
     # Linear noise against data twice as large: tan(πt'/2)·0.5 = t/(1 − t) with t' the time of the model.
     there = [torch.atan(0.5 * t / (1 - t)) * 2 / math.pi for t in (T, R)]
