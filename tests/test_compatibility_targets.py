@@ -14,7 +14,7 @@ from shortflow.guidance import FadingGuidance, GuidanceAsInput, Guided, PowerGui
 from shortflow.losses import Adaptive, KernelMMD, PseudoHuber, SquaredError, Variational
 from shortflow.objective import GrowingEma, Objective, Snapshot
 from shortflow.targets import Along, Direct, Eulerian, Secant, Split, Tangent, Target, Terminal, TwoStep
-from shortflow.times import Diagonal, Dyadic, Gradual, GridPairs, GroupedJumps, Sorted, TimeSampler, ToData
+from shortflow.times import Diagonal, Dyadic, Gradual, GridPairs, GroupedJumps, Sorted, TimeSampler, ToData, Triangle
 from shortflow.typing import Progress, Times
 from shortflow.velocity import Conditional, Mixture, Own, PlugIn, Reference
 
@@ -61,8 +61,8 @@ REFUSED: dict[str, tuple[Build, str, list[Build]]] = {
     ),
     "a terminal velocity with two steps": (
         of(GroupedJumps(), Terminal(velocity=Reference())),
-        "use ToData times, or the target TwoStep$",
-        [of(ToData(), Terminal(velocity=Reference())), of(GroupedJumps(), TwoStep())],
+        "use Triangle times, or the target TwoStep$",
+        [of(Triangle(), Terminal(velocity=Reference())), of(GroupedJumps(), TwoStep())],
     ),
     "a secant in continuous time": (
         of(ToData(), Secant()),
@@ -128,9 +128,9 @@ REFUSED: dict[str, tuple[Build, str, list[Build]]] = {
         [of(Sorted(), Split(bootstrap=Eulerian(velocity=Guided(base=PlugIn()))))],
     ),
     "states beside rates": (
-        of(ToData(), Terminal(velocity=Reference()), metric=PseudoHuber()),
+        of(Triangle(), Terminal(velocity=Reference()), metric=PseudoHuber()),
         r"Terminal compares rates; use SquaredError\(space='output'\)",
-        [of(ToData(), Terminal(velocity=Reference()), metric=SquaredError(space="output"))],
+        [of(Triangle(), Terminal(velocity=Reference()), metric=SquaredError(space="output"))],
     ),
     "a kernel beside rates": (
         of(Sorted(), Split(bootstrap=Eulerian()), metric=KernelMMD()),

@@ -463,8 +463,10 @@ def test_unconditional_takes_guidance_out_of_every_target() -> None:
         plain = Objective(times=law, target=target).unconditional()
         assert (plain.target, plain.label_dropout) == (want, 0.0)
     split = Objective(
-        times=Dyadic(), target=Split(direct=Direct(velocity=guided), bootstrap=TwoStep(first=None, guidance=2.0))
+        times=Dyadic(), target=Split(direct=Direct(velocity=guided.base), bootstrap=TwoStep(first=None, guidance=2.0))
     )
+    assert split.unconditional().target == Split(direct=Direct(velocity=guided.base), bootstrap=TwoStep(first=None))
+    split = Objective(times=Dyadic(), target=Split(direct=Direct(velocity=guided), bootstrap=TwoStep(first=None)))
     assert split.unconditional().target == Split(direct=Direct(velocity=guided.base), bootstrap=TwoStep(first=None))
 
 

@@ -7,13 +7,13 @@ from shortflow import times as laws
 from shortflow.coupling import Coupling
 from shortflow.errors import IncompatibleParts
 from shortflow.guidance import GuidanceAsInput, PowerGuidance, TrainingGuidance
-from shortflow.losses import ByTime, Metric, Weighting
-from shortflow.targets import Along, Direct, Eulerian, Secant, Split, Tangent, Target, TwoStep
+from shortflow.losses import Adaptive, ByTime, Metric, Weighting
+from shortflow.targets import Along, Direct, Eulerian, Secant, Split, Tangent, Target, Terminal, TwoStep
 from shortflow.teachers import ScheduledEma, Snapshot, Teacher
-from shortflow.times import Dyadic, StagedDyadic, TimeSampler
+from shortflow.times import Between, Dyadic, StagedDyadic, TimeSampler, WithDiagonal
 from shortflow.velocity import Conditional, Mixture, Own, PlugIn, Reference, Velocity
 
-__all__ = ["check_guidance", "check_times", "two_steps"]
+__all__ = ["check_guidance", "check_times", "dyadic_steps", "parts_of", "two_steps"]
 
 LAWS = ("Diagonal", "Sorted", "Gradual", "Independent", "ToData", "Dyadic", "GridPairs", "GroupedJumps")
 
@@ -23,9 +23,26 @@ def _fits(target: Target, law: TimeSampler) -> bool:
     return law.gap in target.gaps and target.continuous in (None, law.continuous)
 
 
+def _strays(target: Target, law: TimeSampler) -> tuple[str, str] | None:
+    """Jumps that the target asks the network for and the law never trains, in words, and the remedy."""
+    steps, inner = two_steps(target), target.bootstrap if isinstance(target, Split) else target
+    if law.ends == "zero" and isinstance(inner, Terminal):
+        times = "WithDiagonal(jumps=Triangle())" if isinstance(target, Split) else "Triangle"
+        return "follows the network through all ends r from t to 0", f"use {times} times, or the target Tangent"
+    if law.ends == "zero" and steps is not None and steps.first is None:
+        return "takes the first step, to s, by the network", "use first=Conditional(), or jumps to any end (Triangle)"
+    if law.ends in ("zero", "dyadic") and steps is not None and steps.segments > 1:
+        return (
+            f"makes the second step in {steps.segments} jumps, to ends between s and r",
+            "use segments=1, or jumps to any end (Triangle)",
+        )
+    return None
+
+
 def _fitting(target: Target, law: TimeSampler) -> str:
     """The laws that would fit the target, and the targets that would fit the law, in words."""
-    fits = [name for name in LAWS if _fits(target, getattr(laws, name)())]
+    fits = [name for name in LAWS if _fits(target, other := getattr(laws, name)()) and not _strays(target, other)]
+    fits = fits or ["Triangle"]  # jumps to any end on every row
     targets = [type(other).__name__ for other in (Direct(), TwoStep(), Tangent(), Split()) if _fits(other, law)]
     if law.gap == "mixed" and "positive" in target.gaps and target.continuous in (None, law.continuous):
         targets = [f"Split(bootstrap={type(target).__name__}(…))"]  # the jumps fit, the rows with r = t do not
@@ -39,9 +56,26 @@ def two_steps(target: Target) -> TwoStep | None:
     return inner if isinstance(inner, TwoStep) else None
 
 
+def parts_of(target: Target) -> tuple[Target, ...]:
+    """The targets of the kinds of rows."""
+    return target.parts if isinstance(target, Split) else (target,)
+
+
 def has_diagonal(law: TimeSampler) -> bool:
     """Whether some rows have r = t."""
+    if isinstance(law, Between):
+        return has_diagonal(law.base)
+    if isinstance(law, WithDiagonal) and law.ratio == 1:
+        return has_diagonal(law.jumps)
     return law.gap == "zero" or (law.gap == "mixed" and getattr(law, "ratio", getattr(law, "share", 0.5)) < 1)
+
+
+def dyadic_steps(law: TimeSampler) -> int | None:
+    """The number of the finest steps of a law of dyadic jumps, also inside another law; None for all other laws."""
+    if isinstance(law, Dyadic | StagedDyadic):
+        return law.steps if law.ends == "dyadic" else None
+    inside = (part for part in vars(law).values() if isinstance(part, TimeSampler))
+    return next((found for part in inside if (found := dyadic_steps(part)) is not None), None)
 
 
 def _inside(velocity: Velocity) -> list[Velocity]:
@@ -73,6 +107,12 @@ def check_times(
         )
     if not isinstance(teacher, Snapshot):  # which holds the model that training started from
         _check_sight(law, target)
+    strays = _strays(target, law)
+    if strays is not None:
+        trained = "jumps to the data" if law.ends == "zero" else "jumps of dyadic length"
+        raise IncompatibleParts(
+            f"{type(target).__name__} with {name}: the target {strays[0]}, but the law has {trained} only; {strays[1]}"
+        )
     _check_variance(target)
     if metric.space == "state" and target.compares == "rate":
         raise IncompatibleParts(
@@ -90,6 +130,11 @@ def check_times(
             f"{name} draws groups of {law.group}; use GroupedJumps(group={metric.group})"
         )
     for part in weightings:
+        if (isinstance(part, Adaptive) or part.learned) and getattr(metric, "unbiased", False):
+            raise IncompatibleParts(
+                f"{type(part).__name__} is for errors that are not negative, but {type(metric).__name__}(unbiased=True)"
+                " gives some below 0; use unbiased=False, or another weighting"
+            )
         step = part.needs_step
         if (step or part.needs_gap) and (law.gap != "positive" or (step and (law.continuous or law.limit))):
             what = f"ByTime(rule={part.rule!r})" if isinstance(part, ByTime) else type(part).__name__
@@ -164,7 +209,8 @@ def check_guidance(
     velocities = [v for velocity in target.velocities() for v in _inside(velocity)]
     mixes = [v for v in velocities if isinstance(v, TrainingGuidance) and v.guides]
     steps, name = two_steps(target), type(law).__name__
-    asking = [v for v in mixes if not (isinstance(v, GuidanceAsInput) and v.head)]  # the head learns from every row
+    # Also a mix of scale 1 asks the network; but a velocity head learns from every row.
+    asking = [v for v in velocities if isinstance(v, TrainingGuidance) and not v.idle and not getattr(v, "head", False)]
     if asking and law.ends == "zero" and law.gap == "positive":
         raise IncompatibleParts(
             f"{type(asking[0]).__name__} mixes in the network's own velocity u_{{t,t}}, but {name} trains jumps to the "
@@ -180,8 +226,9 @@ def check_guidance(
             f"Snapshot renews its weights after each of {teacher.stages} stages, but {name} has "
             f"{law.stages}; make them equal, with StagedDyadic times"
         )
-    followed = any(isinstance(v, Reference) for v in velocities)
-    if label_dropout == 0 and guided is not None and not (followed and not mixes):
+    # A guided teacher has a null class of its own.
+    ours = bool(mixes) or (steps is not None and steps.guidance != 1) or getattr(coupling, "guidance", 1) != 1
+    if label_dropout == 0 and guided is not None and ours:
         raise IncompatibleParts(
             f"{guided} needs the unconditional velocity, but label_dropout is 0, so the null class would "
             "never be trained; set label_dropout to 0.1 or remove the guidance"
@@ -195,16 +242,29 @@ def check_guidance(
             f"dropped_rows='diagonal' hides classes where r = t only, which {name} never draws, so "
             "the null class would never be trained; use dropped_rows='all' or label_dropout=0"
         )
-    smallest = 2 / law.steps if isinstance(law, Dyadic | StagedDyadic) else None
+    dyadic = dyadic_steps(law)
+    smallest = None if dyadic is None else 2 / dyadic
     if steps is not None and steps.guidance != 1 and steps.guided_gap != smallest:
         remedy = "use Dyadic times" if smallest is None else f"set guided_gap to {smallest:g}, the smallest one"
         raise IncompatibleParts(
             f"TwoStep guides jumps of length {steps.guided_gap:g}, but {law} does not start from those; "
             f"{remedy}, or set guidance to 1"
         )
+    _check_once(velocities, mixes, steps)
     _check_told(velocities, guidance)
     _check_head(target, metric, weightings, velocities, velocity_head)
     _check_pairs(target, velocities, law, coupling, pairs)
+
+
+def _check_once(velocities: Sequence[Velocity], mixes: Sequence[TrainingGuidance], steps: TwoStep | None) -> None:
+    """Raise `IncompatibleParts` where guidance would act twice."""
+    also = [f"TwoStep (scale {steps.guidance:g})"] if steps is not None and steps.guidance != 1 else []
+    also += [f"Reference (scale {v.guidance:g})" for v in velocities if isinstance(v, Reference) and v.guidance != 1]
+    if mixes and also:
+        raise IncompatibleParts(
+            f"{type(mixes[0]).__name__} ({mixes[0].words}) and {also[0]}: guidance would act twice; set one of the two "
+            "scales to 1"
+        )
 
 
 def _check_told(velocities: Sequence[Velocity], guidance: PowerGuidance | None) -> None:

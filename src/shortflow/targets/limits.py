@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from shortflow.draw import Draw
-from shortflow.errors import ShortflowError
+from shortflow.errors import IncompatibleParts, ShortflowError
 from shortflow.flowmap import FlowMap
 from shortflow.tangent import Derivative, ForwardMode
 from shortflow.targets.base import Rows, State, Target, TargetValue, Time, dropout_of
@@ -154,7 +154,7 @@ class Terminal(Target):
     Source: Boffi et al. (arXiv 2505.18825), TVM (arXiv 2511.19797), AYF (arXiv 2506.14603).
     """
 
-    velocity: FieldVelocity = Own()
+    velocity: Velocity = Own()
     through: bool = True
     normalize: float | None = None
     norm: Norm = "l2"
@@ -163,6 +163,11 @@ class Terminal(Target):
 
     def __post_init__(self) -> None:
         _check("Terminal", 0.0, self.normalize, self.norm)
+        if not isinstance(self.velocity, FieldVelocity):
+            raise IncompatibleParts(
+                f"Terminal asks for the velocity at the end of the jump, but {type(self.velocity).__name__} is known at "
+                "x_t only; use velocity=Own() or velocity=Reference()"
+            )
         if self.through and self.normalize is not None:
             raise ShortflowError("Terminal: normalize needs through=False, where the target is an output")
 
@@ -181,6 +186,7 @@ class Terminal(Target):
     def at(self, teacher: FlowMap, draw: Draw, rows: Rows, output: State | None = None) -> TargetValue:
         t, _, r = draw.times.take(rows)
         x_t, (label, guidance) = draw.x_t[rows], draw.inputs(rows)
+        assert isinstance(self.velocity, FieldVelocity)  # checked at construction
         with torch.no_grad():
             if self.through:
                 if output is None:
