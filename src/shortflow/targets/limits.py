@@ -165,8 +165,8 @@ class Terminal(Target):
         _check("Terminal", 0.0, self.normalize, self.norm)
         if not isinstance(self.velocity, FieldVelocity):
             raise IncompatibleParts(
-                f"Terminal asks for the velocity at the end of the jump, but {type(self.velocity).__name__} is known at "
-                "x_t only; use velocity=Own() or velocity=Reference()"
+                f"Terminal asks for the velocity at the end of the jump, but {type(self.velocity).__name__} is known "
+                "at x_t only; use velocity=Own() or velocity=Reference()"
             )
         if self.through and self.normalize is not None:
             raise ShortflowError("Terminal: normalize needs through=False, where the target is an output")
