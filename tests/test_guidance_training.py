@@ -103,11 +103,12 @@ def test_fading_guidance_by_hand() -> None:
     close(got[3], v[3])
 
 
+@pytest.mark.parametrize("w", [3.0, 0.0])
 @pytest.mark.parametrize("mix", [0.25, 1.0])
-def test_fixed_point_of_fading_guidance(mix: float) -> None:
+def test_fixed_point_of_fading_guidance(mix: float, w: float) -> None:
     """u_c ← v' converges to u_c = W v_c + (1 − W) v_∅, W = 1 + d (w − 1), by the factor 1 − mix each time."""
-    guided, null, t = FadingGuidance(base=Given(), scale=3.0, mix=mix), 0.7, f64(0.5, 0.8, 0.81, 0.9)
-    scale = 1 + 2 * guided.decay(t)[:, None]
+    guided, null, t = FadingGuidance(base=Given(), scale=w, mix=mix), 0.7, f64(0.5, 0.8, 0.81, 0.9)
+    scale = 1 + (w - 1) * guided.decay(t)[:, None]
     fixed = scale * Given.values + (1 - scale) * null
     u = column(0, 0, 0, 0, null)
     errors = []
