@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from shortflow.dropout import shared_dropout
+from shortflow.dropout import no_dropout, shared_dropout
 from shortflow.errors import ShortflowError
 from shortflow.nn import MLP, SiT, UNet
 from shortflow.nn.embeddings import TimeEmbedding
@@ -188,6 +188,36 @@ def test_both_returns_the_output_and_a_velocity_of_its_own(kind):
     assert set(network.state_dict()) == set(plain.state_dict()) | set(heads)
     with pytest.raises(ShortflowError, match="no velocity head: build the network with velocity_head=True"):
         plain.both(x, time, second)
+
+
+@kinds
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_the_velocity_alone_is_that_of_both(kind, dropout):
+    """To the bit, also under dropout, whose masks the head takes after those of the output."""
+    options = {"head_depth": 1} if kind == "sit" else {}
+    network = build(kind, velocity_head=True, dropout=dropout, **options)
+    x, time, second = inputs(kind)
+    with shared_dropout(5, 4):
+        both = network.both(x, time, second)[1]
+    with shared_dropout(5, 4):
+        assert torch.equal(network.velocity_alone(x, time, second), both)
+    with no_dropout():
+        assert torch.equal(network.velocity_alone(x, time, second), network.both(x, time, second)[1])
+    with pytest.raises(ShortflowError, match="no velocity head: build the network with velocity_head=True"):
+        build(kind).velocity_alone(x, time, second)
+
+
+def test_the_velocity_alone_skips_what_only_the_output_needs():
+    """Of 4 blocks the heads have 3 of their own each: 4 blocks are run instead of 7."""
+    network = SiT(shape=(1, 8, 8), patch=2, width=16, depth=4, heads=2, velocity_head=True, head_depth=3)
+    x, time = torch.randn(8, 1, 8, 8), torch.rand(8)
+    blocks = []
+    for block in (*network.blocks, *network.velocity_blocks):
+        block.register_forward_hook(lambda *_: blocks.append(None))
+    network.both(x, time, time)
+    assert len(blocks) == 7
+    network.velocity_alone(x, time, time)
+    assert len(blocks) == 7 + 4
 
 
 @kinds
