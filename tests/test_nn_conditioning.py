@@ -41,6 +41,10 @@ def inputs(kind, rows=4, seed=1):
 
 
 kinds = pytest.mark.parametrize("kind", ["sit", "mlp", "unet"])
+built = pytest.mark.parametrize(
+    ("kind", "options"),
+    [("sit", {}), ("sit", {"qk_norm": True}), ("sit", {"modulation_norm": True}), ("mlp", {}), ("unet", {})],
+)
 
 
 @kinds
@@ -64,10 +68,9 @@ def test_conditioning_is_the_sum_of_the_embeddings(kind):
     torch.testing.assert_close(network.condition(time, second, label, g), expected, rtol=0, atol=1e-13)
 
 
-@kinds
-@pytest.mark.parametrize("qk_norm", [False, True])
-def test_forward_derivative_is_the_limit_of_central_differences(kind, qk_norm):
-    network = build(kind, qk_norm=qk_norm, num_classes=3).requires_grad_(False)
+@built
+def test_forward_derivative_is_the_limit_of_central_differences(kind, options):
+    network = build(kind, **options, num_classes=3).requires_grad_(False)
     x, time, second = inputs(kind)
     dx, dt, ds = (torch.randn_like(value) for value in (x, time, second))
     label = torch.tensor([0, 1, 2, 1])
@@ -86,10 +89,10 @@ def test_forward_derivative_is_the_limit_of_central_differences(kind, qk_norm):
     assert errors[2] < 1e-7
 
 
-@kinds
-def test_gradient_of_a_forward_derivative_is_the_limit_of_central_differences(kind):
+@built
+def test_gradient_of_a_forward_derivative_is_the_limit_of_central_differences(kind, options):
     """Losses on the derivative itself (Lagrangian self-distillation, TVM) differentiate it by the weights."""
-    network = build(kind, num_classes=3)
+    network = build(kind, **options, num_classes=3)
     x, time, second = inputs(kind)
     label, dx, weights = torch.tensor([0, 1, 2, 1]), torch.randn_like(inputs(kind)[0]), list(network.parameters())
 
