@@ -297,7 +297,8 @@ class GuidanceAsInput(TrainingGuidance):
                 both = teacher.velocity_of(x2, teacher.predict_head(x2, t2, label2, guidance), t2)
             else:
                 both = teacher.velocity(x2, t2, label2, guidance)
-        return omega, *both.chunk(2)
+        conditional, free = both.chunk(2)
+        return omega, conditional, free
 
 
 @dataclass(frozen=True, kw_only=True)
