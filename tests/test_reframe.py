@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from heads import headed, told_draw
 from oracles import column, derivative, f64, log_slope
 from shortflow.errors import IncompatibleParts
 from shortflow.flowmap import (
@@ -315,6 +316,14 @@ def test_networks_that_are_told_their_guidance_get_the_window_in_their_own_times
     close(told[-1], f64(1.0, 0.0, 1.0).expand(4, 3))
     guide(flow, 3.0, (0.0, 0.25)).predict(POINTS, T, R)
     close(told[-1], f64(3.0, 0.0, tan / (1 + tan)).expand(4, 3))
+
+
+def test_the_head_alone_is_the_one_beside_the_output() -> None:
+    flow, draw = reframe(headed(), Cosine(), scale=2.0), told_draw()
+    t = draw.times.t
+    both = flow.predict_both(draw.x_t, t, t, draw.label, draw.guidance)
+    close(flow.predict_head(draw.x_t, t, draw.label, draw.guidance), both[1], 1e-13)
+    assert (both[0] - both[1]).abs().min() > 1e-4
 
 
 def test_samplers_take_it_for_what_it_is() -> None:

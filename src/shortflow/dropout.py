@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-__all__ = ["Dropout", "no_dropout", "shared_dropout"]
+__all__ = ["Dropout", "drops", "no_dropout", "shared_dropout"]
 
 
 class _Masks:
@@ -105,6 +105,12 @@ def no_dropout() -> Iterator[None]:
         yield
     finally:
         _state.off = before
+
+
+def drops(module: nn.Module) -> bool:
+    """Whether a pass of the module, here and now, would drop anything."""
+    layers = (layer for layer in module.modules() if isinstance(layer, Dropout | nn.Dropout))
+    return not _state.off and any(layer.training and layer.p > 0 for layer in layers)
 
 
 class Dropout(nn.Module):

@@ -203,12 +203,15 @@ class Objective:
                 output, head = flow.predict_both(draw.x_t, t, r, draw.condition, draw.guidance)
             else:
                 output = flow.predict(draw.x_t, t, r, draw.condition, draw.guidance)
-        target = self.target(teacher, draw, self._seen(flow, draw, output.detach()))
+        seen, target = self._target(flow, teacher, draw, output.detach())
         if prediction is not None:
             goal = target.value
         else:
             prediction = output if space == "output" else flow.move(draw.x_t, output, t, r)
             goal = target.in_space(space, teacher, draw)
+            if seen is not None:
+                exact = seen if space == "output" else flow.move(draw.x_t, seen, t, r)
+                goal = goal + (prediction.detach() - exact)  # so that the difference is that of the two exact passes
         error = self.metric(prediction, goal.detach(), flow, draw)
         loss = self.weighting(error, flow, draw)
         logs = {**self._logs(flow, draw, output.detach()), **target.logs, "error": error.detach()}
@@ -222,14 +225,26 @@ class Objective:
             )
         return LossTerms(loss=loss, logs=logs)
 
-    def _seen(self, flow: FlowMap, draw: Draw, output: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
-        """The output as the target sees it: computed again outside autocast where it divides by a short step."""
+    def _target(
+        self, flow: FlowMap, teacher: FlowMap, draw: Draw, output: Float[Tensor, "b ..."]
+    ) -> tuple[Float[Tensor, "b ..."] | None, TargetValue]:
+        """(the output without its rounding, the target): under autocast, two passes whose difference is divided by a
+        short step are computed again in full precision.
+
+        Where the target divides, it sees that output. Where the weight of the loss does, all of the target is in full
+        precision, and the output is returned, for the loss to compare with; it is None otherwise.
+        """
         device = draw.x_t.device.type
-        if not (self.target.quotient and torch.is_autocast_enabled(device)):
-            return output
+        weighted = self.target.compares == "jump" and any(part.quotient for part in self.weightings)
+        if not torch.is_autocast_enabled(device) or not (self.target.quotient or weighted):
+            return None, self.target(teacher, draw, output)
         t, _, r = draw.times
-        with torch.no_grad(), torch.autocast(device, enabled=False), shared_dropout(draw.dropout_seed, len(draw.x)):
-            return flow.predict(draw.x_t, t, r, draw.condition, draw.guidance)
+        with torch.autocast(device, enabled=False):
+            with torch.no_grad(), shared_dropout(draw.dropout_seed, len(draw.x)):
+                exact = flow.predict(draw.x_t, t, r, draw.condition, draw.guidance)
+            if weighted:
+                return exact, self.target(teacher, draw, exact)
+        return None, self.target(teacher, draw, exact)
 
     def _head_error(
         self, flow: FlowMap, draw: Draw, head: Float[Tensor, "b ..."], target: TargetValue

@@ -106,22 +106,25 @@ class Tangent(Target):
     def at(self, teacher: FlowMap, draw: Draw, rows: Rows, output: State | None = None) -> TargetValue:
         with torch.no_grad():
             t = draw.times.t[rows]
-            v = self.velocity.on(teacher, draw, rows)
+            jump = draw.times.bootstrap[rows].nonzero()[:, 0]
+            if self.direction is None or len(jump) == 0:
+                v = self.velocity.on(teacher, draw, rows)
+                along = v[jump]
+            else:
+                v, along = self.velocity.with_direction(self.direction, teacher, draw, rows, jump)
             value = teacher.output_of(draw.x_t[rows], v, t)
             size = torch.full_like(t, torch.nan)
-            jump = draw.times.bootstrap[rows].nonzero()[:, 0]
             if len(jump):
-                moved, rate = self.moved(teacher, draw, v[jump], rows[jump])
+                moved, rate = self.moved(teacher, draw, v[jump], along, rows[jump])
                 value = value.index_copy(0, jump, moved.to(value.dtype))
                 size = size.index_copy(0, jump, rate.flatten(1).square().mean(1).sqrt().to(size.dtype))
         return TargetValue(value=value, space="output", logs={"tangent": size}, velocity=v)
 
-    def moved(self, teacher: FlowMap, draw: Draw, v: State, rows: Rows) -> tuple[State, State]:
-        """(target output, D_t F) on the chosen rows, all with r < t."""
+    def moved(self, teacher: FlowMap, draw: Draw, v: State, along: State, rows: Rows) -> tuple[State, State]:
+        """(target output, D_t F with D_t along `along`) on the chosen rows, all with r < t."""
         t, _, r = draw.times.take(rows)
         x = draw.x_t[rows]
         label, guidance = draw.inputs(rows)
-        along = v if self.direction is None else self.direction.on(teacher, draw, rows)
 
         def network(x: Tensor, time: Tensor) -> Tensor:
             with dropout_of(draw, rows):  # inside, so that every evaluation starts from the first mask
