@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-__all__ = ["Dropout", "no_dropout", "shared_dropout"]
+__all__ = ["Dropout", "drops", "no_dropout", "shared_dropout"]
 
 
 class _Masks:
@@ -105,6 +105,14 @@ def no_dropout() -> Iterator[None]:
         yield
     finally:
         _state.off = before
+
+
+def drops(module: nn.Module) -> bool:
+    """Whether a pass through the module now, outside `no_dropout`, would drop anything."""
+    return any(
+        isinstance(part, (Dropout, nn.modules.dropout._DropoutNd)) and part.p > 0 and part.training
+        for part in module.modules()
+    )
 
 
 class Dropout(nn.Module):

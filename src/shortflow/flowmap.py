@@ -37,7 +37,7 @@ from shortflow.parameterizations import (
     TrigJump,
 )
 from shortflow.paths import Path
-from shortflow.tangent import Derivative, ForwardMode
+from shortflow.tangent import Derivative, DualPass
 from shortflow.typing import expand
 
 __all__ = [
@@ -199,7 +199,7 @@ class FlowMap(nn.Module):
         self, x_t: State, t: Time, r: Time, v: State, label: Label = None, derivative: Derivative | None = None
     ) -> tuple[State, State]:
         """(F, D_t F) with D_t = ∂_t + v·∇ at fixed r, both without gradient."""
-        return (derivative or ForwardMode())(lambda x, time: self.predict(x, time, r, label), x_t, t, v)
+        return (derivative or DualPass())(lambda x, time: self.predict(x, time, r, label), x_t, t, v)
 
     def end_rate(
         self, x_t: State, t: Time, r: Time, label: Label = None, guidance: Guidance = None

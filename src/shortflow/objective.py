@@ -196,14 +196,17 @@ class Objective:
             draw = self.coupling(teacher, draw)
         t, _, r = draw.times
         space, head, prediction = self.metric.space, None, None
-        with shared_dropout(draw.dropout_seed, len(draw.x)):
-            if self.target.compares == "rate":
-                output, prediction = self.target.compared(flow, teacher, draw, all_rows(draw))
-            elif self.velocity_head:
-                output, head = flow.predict_both(draw.x_t, t, r, draw.condition, draw.guidance)
-            else:
-                output = flow.predict(draw.x_t, t, r, draw.condition, draw.guidance)
-        target = self.target(teacher, draw, self._seen(flow, draw, output.detach()))
+        if teacher is flow and self.target.joins and not self.velocity_head:
+            output, target = self.target.joint(flow, draw, all_rows(draw))
+        else:
+            with shared_dropout(draw.dropout_seed, len(draw.x)):
+                if self.target.compares == "rate":
+                    output, prediction = self.target.compared(flow, teacher, draw, all_rows(draw))
+                elif self.velocity_head:
+                    output, head = flow.predict_both(draw.x_t, t, r, draw.condition, draw.guidance)
+                else:
+                    output = flow.predict(draw.x_t, t, r, draw.condition, draw.guidance)
+            target = self.target(teacher, draw, self._seen(flow, draw, output.detach()))
         if prediction is not None:
             goal = target.value
         else:

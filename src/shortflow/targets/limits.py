@@ -18,8 +18,8 @@ from torch import Tensor
 from shortflow.draw import Draw
 from shortflow.errors import IncompatibleParts, ShortflowError
 from shortflow.flowmap import FlowMap
-from shortflow.tangent import Derivative, ForwardMode
-from shortflow.targets.base import Rows, State, Target, TargetValue, Time, dropout_of
+from shortflow.tangent import Derivative, DualPass
+from shortflow.targets.base import Rows, State, Target, TargetValue, Time, dropout_of, predicted, seeing
 from shortflow.typing import expand
 from shortflow.velocity import Conditional, FieldVelocity, Own, Velocity
 
@@ -80,7 +80,7 @@ class Tangent(Target):
         warmup: share of the run over which the propagated part ∂_t a x + b D_t F grows from 0 to its full size.
         normalize: c in g ← g/(‖g‖ + c) with g = w D_t X, on rows with r < t; None for no normalisation.
         norm: ‖·‖ as the plain Euclidean norm ("l2", as sCM is written) or as the root mean square ("rms").
-        derivative: exact forward mode or central differences.
+        derivative: how D_t is taken: by a dual pass, by torch's forward mode or by central differences.
     """
 
     velocity: Velocity = Conditional()
@@ -89,7 +89,7 @@ class Tangent(Target):
     warmup: float = 0.0
     normalize: float | None = None
     norm: Norm = "l2"
-    derivative: Derivative = ForwardMode()
+    derivative: Derivative = DualPass()
     gaps: ClassVar = ("mixed", "positive")
     continuous: ClassVar = True
 
@@ -105,29 +105,70 @@ class Tangent(Target):
 
     def at(self, teacher: FlowMap, draw: Draw, rows: Rows, output: State | None = None) -> TargetValue:
         with torch.no_grad():
-            t = draw.times.t[rows]
             v = self.velocity.on(teacher, draw, rows)
-            value = teacher.output_of(draw.x_t[rows], v, t)
-            size = torch.full_like(t, torch.nan)
-            jump = draw.times.bootstrap[rows].nonzero()[:, 0]
-            if len(jump):
-                moved, rate = self.moved(teacher, draw, v[jump], rows[jump])
-                value = value.index_copy(0, jump, moved.to(value.dtype))
-                size = size.index_copy(0, jump, rate.flatten(1).square().mean(1).sqrt().to(size.dtype))
-        return TargetValue(value=value, space="output", logs={"tangent": size}, velocity=v)
+        jump = draw.times.bootstrap[rows].nonzero()[:, 0]
+        if len(jump) == 0:
+            return self._target(teacher, draw, rows, v, jump, None, None)
+        return self._target(teacher, draw, rows, v, jump, *self._pass(teacher, draw, rows[jump], v[jump], keep=False))
 
-    def moved(self, teacher: FlowMap, draw: Draw, v: State, rows: Rows) -> tuple[State, State]:
-        """(target output, D_t F) on the chosen rows, all with r < t."""
+    @property
+    def joins(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.derivative.keeps
+
+    def joint(self, flow: FlowMap, draw: Draw, rows: Rows) -> tuple[State, TargetValue]:
+        """One pass on rows with r = t, whose output is their conditional velocity, too; a dual pass on the others."""
+        if not self.derivative.keeps:
+            return super().joint(flow, draw, rows)
+        jumps = draw.times.bootstrap[rows]
+        jump, still = jumps.nonzero()[:, 0], (~jumps).nonzero()[:, 0]
+        output, found = None, draw
+        if len(still):
+            output = predicted(flow, draw, rows[still])
+            found = seeing(flow, draw, rows[still], output)
+        with torch.no_grad():
+            v = self.velocity.on(flow, found, rows)
+        if len(jump) == 0:
+            assert output is not None
+            return output, self._target(flow, found, rows, v, jump, None, None)
+        own, rate = self._pass(flow, found, rows[jump], v[jump], keep=True)
+        if output is None:
+            output = own
+        else:
+            output = torch.cat([output, own])[torch.cat([still, jump]).argsort()]
+        return output, self._target(flow, found, rows, v, jump, own.detach(), rate)
+
+    def _pass(self, teacher: FlowMap, draw: Draw, rows: Rows, v: State, *, keep: bool) -> tuple[State, State]:
+        """(F, D_t F) on the chosen rows, all with r < t; F with its gradient if `keep`."""
         t, _, r = draw.times.take(rows)
-        x = draw.x_t[rows]
         label, guidance = draw.inputs(rows)
-        along = v if self.direction is None else self.direction.on(teacher, draw, rows)
+        with torch.no_grad():
+            along = v if self.direction is None else self.direction.on(teacher, draw, rows)
 
         def network(x: Tensor, time: Tensor) -> Tensor:
             with dropout_of(draw, rows):  # inside, so that every evaluation starts from the first mask
                 return teacher.predict(x, time, r, label, guidance)
 
-        output, rate = self.derivative(network, x, t, along)
+        run = self.derivative.keeping if keep else self.derivative
+        return run(network, draw.x_t[rows], t, along)
+
+    def _target(
+        self, teacher: FlowMap, draw: Draw, rows: Rows, v: State, jump: Rows, output: State | None, rate: State | None
+    ) -> TargetValue:
+        """The target of the chosen rows; `output` and `rate` are those of the rows at the positions `jump`."""
+        with torch.no_grad():
+            t = draw.times.t[rows]
+            value = teacher.output_of(draw.x_t[rows], v, t)
+            size = torch.full_like(t, torch.nan)
+            if output is not None and rate is not None:
+                moved = self._moved(teacher, draw, rows[jump], v[jump], output, rate)
+                value = value.index_copy(0, jump, moved.to(value.dtype))
+                size = size.index_copy(0, jump, rate.flatten(1).square().mean(1).sqrt().to(size.dtype))
+        return TargetValue(value=value, space="output", logs={"tangent": size}, velocity=v)
+
+    def _moved(self, teacher: FlowMap, draw: Draw, rows: Rows, v: State, output: State, rate: State) -> State:
+        """The target output on the chosen rows, all with r < t, from F and D_t F there."""
+        t, _, r = draw.times.take(rows)
+        x = draw.x_t[rows]
         a, b = teacher.coefficients(t, r)
         a_t, b_t = teacher.parameterization.coefficient_rates(teacher.path, teacher.sigma_data, t, r)
         w = -self.weight(t) * torch.sign(b)  # b < 0 for all parameterisations but EDM's
@@ -135,9 +176,9 @@ class Tangent(Target):
         propagated = expand(w * a_t, x) * x + expand(w * b, x) * rate
         if self.normalize is None:
             # (1 + w ∂_t b) is exactly 0 for the average velocity with w = 1: no F is added and taken away again.
-            return expand(1 + w * b_t, x) * output + expand(w * a, x) * v + ramp * propagated, rate
+            return expand(1 + w * b_t, x) * output + expand(w * a, x) * v + ramp * propagated
         g = expand(w * a, x) * v + expand(w * b_t, x) * output + ramp * propagated
-        return output + _normalized(g, self.normalize, self.norm), rate
+        return output + _normalized(g, self.normalize, self.norm)
 
 
 @dataclass(frozen=True, kw_only=True)
