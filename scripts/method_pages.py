@@ -156,7 +156,6 @@ def page(name: str) -> str:
         f"[arXiv:{recipe.arxiv}](https://arxiv.org/abs/{recipe.arxiv})" if recipe.arxiv else "no arXiv number at hand"
     )
     made = (RECIPES[name].__doc__ or "").split("\n\n")[0]
-    run = recipe.published
     formula = "\n".join(line.removeprefix("    ") for line in parts["formula"].splitlines())
     text = [
         "<!-- Made by scripts/method_pages.py from the recipe; not to be edited. -->",
@@ -167,7 +166,7 @@ def page(name: str) -> str:
         f"## Symbols\n\n{parts['table']}",
         parts["notes"],
         "## Published run",
-        f"Batch {run.batch:,}, {run.steps:,} steps, dropout {run.dropout:g}; {run.network}." if run else "Not known.",
+        published(recipe),
         f"## Settings\n\n```yaml\n{settings_of(recipe).rstrip()}\n```",
         *others(name),
         f"## What published code does differently\n\n{body(parts['differs'])}",
@@ -178,6 +177,22 @@ def page(name: str) -> str:
         f"## BibTeX\n\n```bibtex\n{module.BIBTEX.rstrip()}\n```",  # pyright: ignore[reportAttributeAccessIssue]
     ]
     return "\n\n".join(part for part in text if part) + "\n"
+
+
+def published(recipe: Recipe) -> str:
+    """The published run in a line, which says what of it is not established."""
+    run = recipe.published
+    if run is None:
+        return "Not established."
+    numbers = {
+        "batch": None if run.batch is None else f"batch {run.batch:,}",
+        "steps": None if run.steps is None else f"{run.steps:,} steps",
+        "dropout": None if run.dropout is None else f"dropout {run.dropout:g}",
+    }
+    known = "; ".join(part for part in (", ".join(filter(None, numbers.values())), run.network) if part)
+    unknown = [name for name, text in numbers.items() if text is None]
+    missing = f" Not established: {', '.join(unknown)}." if unknown else ""
+    return f"{known[:1].upper()}{known[1:]}.{missing}"
 
 
 def others(name: str) -> list[str]:

@@ -13,13 +13,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import torch
 import typer
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from shortflow import hub, runs
 from shortflow.cli import app, main
 from shortflow.config import difference, difference_in_words, load_run, recipe_named, to_yaml
 from shortflow.cost import known_costs
+from shortflow.guidance import guide
 from shortflow.recipes import RECIPES, SETTINGS
 from shortflow.sample import Euler, Gamma, Heun, Restart, Sampler
 
@@ -67,6 +71,22 @@ def points(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for _ in runs.training(*runs.configure("shortcut", "gaussian", settings=settings), directory):
         pass
     return directory
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of a model that is told its guidance, with weights that see it."""
+    directory = tmp_path_factory.mktemp("cli") / "told"
+    guidance = ["objective.target.velocity=GuidanceAsInput", "objective.guidance=PowerGuidance"]
+    settings = [*TINY[1::2], "images=64", "batch=32", *guidance, "objective.label_dropout=0.2"]
+    for _ in runs.training(*runs.configure("imf", settings=settings), directory):
+        pass
+    model, generator = hub.load(directory, "cpu"), torch.Generator().manual_seed(0)
+    weights = {name: 0.2 * torch.randn(w.shape, generator=generator) for name, w in model.flow.state_dict().items()}
+    with safe_open(str(model.path), "pt") as file:
+        description = file.metadata()
+    save_file(weights, model.path, description)
+    return model.path
 
 
 # ----------------------------------------------------------------------------------------------------------------- help
@@ -339,6 +359,66 @@ def test_every_sampler_and_grid_can_be_asked_for(
     model = hub.load(trained)
     pixels, _ = runs.generate(model.flow, model.spec, 4, times=times, sampler=rule)
     assert np.array_equal(picture(tmp_path / "s.png"), runs.picture(pixels))
+
+
+def test_a_network_that_is_told_its_guidance_is_told_its_window(
+    told: Path, shortflow: Shortflow, tmp_path: Path
+) -> None:
+    """What is drawn and what is scored is `guide`'s, and another window is another picture."""
+    model, out = hub.load(told), tmp_path / "s.png"
+    pictures = []
+    for options, flow in (
+        (("--guidance", 3), guide(model.flow, 3.0)),
+        (("--guidance", 3, "--window", "0.4,0.65"), guide(model.flow, 3.0, (0.4, 0.65))),
+        (("--guidance", 3, "--window", "0, 0.5"), guide(model.flow, 3.0, (0.0, 0.5))),
+    ):
+        assert shortflow("sample", told, "-n", 4, *options, "--out", out).code == 0
+        pictures.append(picture(out))
+        wanted, _ = runs.generate(flow, model.spec, 4)
+        assert np.array_equal(pictures[-1], runs.picture(wanted))
+    assert not any(np.array_equal(pictures[i], pictures[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
+    windowed = ("-n", 8, "--guidance", 3, "--window", "0.4,0.65")
+    assert shortflow("sample", told, *windowed, "--interpolate", "--out", out).code == 0
+    wanted, columns = runs.interpolation(model, rows=1, guidance=3.0, window=(0.4, 0.65))
+    assert np.array_equal(picture(out), runs.picture(wanted, columns))
+    said = shortflow("evaluate", told, "--steps", 1, *windowed, "--out", tmp_path / "e.json")
+    record = json.loads((tmp_path / "e.json").read_text())
+    assert said.code == 0, said.err
+    assert (record["guidance"], record["window"]) == (3.0, [0.4, 0.65])
+    assert record["rows"] == runs.score(model, (1,), n=8, guidance=3.0, window=(0.4, 0.65))["rows"]
+    assert record["rows"] != runs.score(model, (1,), n=8, guidance=3.0)["rows"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--window", "0.4,0.65"), "the window [0.4, 0.65] says when guidance acts, but a scale of 1 is none"),
+        (("--guidance", "3", "--window", "0.4"), "--window: expected the first and the last time, such as 0.4,0.65"),
+        (("--guidance", "3", "--window", "0.1,0.5,1"), "--window: expected the first and the last time"),
+        (("--guidance", "3", "--window", "low,high"), "--window: expected numbers with commas between them"),
+        (("--guidance", "3", "--window", "0.65,0.4"), "the guidance window [0.65, 0.4] is empty or outside [0, 1]"),
+        (("--guidance", "3", "--window", "nan,0.6"), "the guidance window [nan, 0.6] is empty or outside [0, 1]"),
+        (("--guidance", "3", "--window", "0.4,1.5"), "the guidance window [0.4, 1.5] is empty or outside [0, 1]"),
+        (("--guidance", "3", "--window", "0.6,0.9"), "knows windows around 0.5 only, got [0.6, 0.9]; give [low, high]"),
+        (("--guidance", "0.5", "--window", "0.4,0.65"), "knows scales from 1 only, got 0.5"),
+    ],
+)
+def test_impossible_windows_are_refused(
+    arguments: tuple[str, ...], message: str, told: Path, shortflow: Shortflow, tmp_path: Path
+) -> None:
+    for command, out in (("sample", "s.png"), ("evaluate", "e.json")):
+        said = shortflow(command, told, *arguments, "--out", tmp_path / out)
+        assert (said.code, said.out) == (2, "")
+        assert message in said.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_window_for_a_network_that_is_not_told_one_is_refused(trained: Path, shortflow: Shortflow) -> None:
+    for command in ("sample", "evaluate"):
+        said = shortflow(command, trained, "--guidance", 2, "--window", "0.2,0.8")
+        assert (said.code, said.out) == (2, "")
+        assert "the window [0.2, 0.8] is for networks that are told their guidance" in said.err
+        assert "leave out the window" in said.err
 
 
 def test_default_outputs_lie_in_the_working_directory(

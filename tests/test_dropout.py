@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from shortflow.dropout import Dropout, no_dropout, shared_dropout
+from shortflow.dropout import Dropout, drops, no_dropout, shared_dropout
 
 
 def ones(b: int = 6, d: int = 2000) -> torch.Tensor:
@@ -22,6 +22,16 @@ def test_keeps_the_mean_and_drops_the_share_p(p: float) -> None:
         assert set(y.unique().tolist()) == {0.0, 1 / (1 - p)}
         band = 5 * (p * (1 - p) / y.numel()) ** 0.5
         assert abs((y == 0).double().mean().item() - p) < band
+
+
+def test_what_drops() -> None:
+    inside = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Sequential(Dropout(0.5)))
+    assert drops(inside.train())
+    assert drops(torch.nn.Sequential(torch.nn.Dropout(0.1)))
+    with no_dropout():
+        assert not drops(inside)
+    assert not drops(inside.eval())
+    assert not drops(torch.nn.Sequential(Dropout(0.0)).train())
 
 
 def test_masks_are_a_function_of_seed_layer_and_row() -> None:

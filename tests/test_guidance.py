@@ -89,7 +89,8 @@ def points(b: int = 4) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("omega", "kappa", "scale"), [(1.0, 0.5, 2.0), (0.2, 0.92, 2.5), (2.0, 0.0, 2.0), (1.5, -0.5, 1)]
+    ("omega", "kappa", "scale"),
+    [(1.0, 0.5, 2.0), (0.2, 0.92, 2.5), (2.0, 0.0, 2.0), (1.5, -0.5, 1), (0.0, 0.5, 0.0)],
 )
 def test_fixed_point_and_its_rate(omega: float, kappa: float, scale: float) -> None:
     """Iterating u_c ← ṽ converges to w v_c + (1 − w) v_∅ with w = ω/(1 − κ), by the factor κ each time."""

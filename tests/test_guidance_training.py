@@ -20,14 +20,17 @@ from shortflow.errors import IncompatibleParts, SamplerError, ShortflowError
 from shortflow.flowmap import AverageVelocity, FlowMap
 from shortflow.guidance import FadingGuidance, GuidanceAsInput, Guided, GuidedFlowMap, PowerGuidance, guide
 from shortflow.losses import Adaptive, SquaredError
+from shortflow.nn import MLP, SiT
 from shortflow.objective import Objective
 from shortflow.paths import Linear
+from shortflow.recipe import Recipe
+from shortflow.recipes import imf
 from shortflow.streams import Streams
 from shortflow.targets import Along, Direct, Split, Tangent, TwoStep
 from shortflow.times import Diagonal, Dyadic, Sorted
-from shortflow.typing import Times, expand
+from shortflow.typing import Batch, Times, expand
 from shortflow.velocity import Conditional, Mixture, Own, Velocity
-from steps import NULL, batch, close, draw_at, gradient, loss_and_gradient
+from steps import NULL, batch, close, draw_at, gradient, loss_and_gradient, needed, randomize
 
 ROWS = torch.arange(6)
 
@@ -103,11 +106,12 @@ def test_fading_guidance_by_hand() -> None:
     close(got[3], v[3])
 
 
+@pytest.mark.parametrize("w", [3.0, 0.0])
 @pytest.mark.parametrize("mix", [0.25, 1.0])
-def test_fixed_point_of_fading_guidance(mix: float) -> None:
+def test_fixed_point_of_fading_guidance(mix: float, w: float) -> None:
     """u_c ← v' converges to u_c = W v_c + (1 − W) v_∅, W = 1 + d (w − 1), by the factor 1 − mix each time."""
-    guided, null, t = FadingGuidance(base=Given(), scale=3.0, mix=mix), 0.7, f64(0.5, 0.8, 0.81, 0.9)
-    scale = 1 + 2 * guided.decay(t)[:, None]
+    guided, null, t = FadingGuidance(base=Given(), scale=w, mix=mix), 0.7, f64(0.5, 0.8, 0.81, 0.9)
+    scale = 1 + (w - 1) * guided.decay(t)[:, None]
     fixed = scale * Given.values + (1 - scale) * null
     u = column(0, 0, 0, 0, null)
     errors = []
@@ -323,6 +327,60 @@ def test_improved_meanflow_with_both_heads() -> None:
     close(terms.logs["head_error"], beside.detach(), 1e-12)
     slope = gradient(terms.loss.mean(), flow.network)
     close(slope, gradient(want.mean(), flow.network), 1e-9)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked(Own):
+    """The network's own velocity under another name, so that every direction has a pass of its own."""
+
+
+def separately(recipe: Recipe) -> Objective:
+    target = recipe.objective.target
+    assert isinstance(target, Tangent)
+    return replace(recipe.objective, target=replace(target, direction=Asked(head=True)))
+
+
+def test_the_direction_of_improved_meanflow_is_a_branch_of_its_guidance() -> None:
+    """v_c has one pass for both; of rows with a jump only those without a class are asked for once more."""
+    flow, draw, recipe = headed(), told_draw(), imf()
+    assert isinstance(flow.network, Headed)
+    results = []
+    for objective, passes in ((recipe.objective, [6, 2 * 5, 1, 5]), (separately(recipe), [6, 2 * 5, 5, 5])):
+        flow.network.asked.clear()
+        results.append(loss_and_gradient(objective, flow, draw))
+        assert [len(label) for label, _ in flow.network.asked] == passes
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+    everyone = replace(draw, dropped=torch.zeros(6, dtype=torch.bool))
+    flow.network.asked.clear()
+    recipe.objective.evaluate(flow, flow, everyone)
+    assert [len(label) for label, _ in flow.network.asked] == [6, 2 * 6, 5]
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("kind", ["mlp", "sit"])
+def test_sharing_the_direction_changes_no_bit(kind: str, dropout: float) -> None:
+    """With dropout it is not shared: guidance has none, the direction has the masks of the step."""
+    recipe = imf()
+    settings = {**needed(recipe), "dropout": dropout}
+    built = {
+        "mlp": lambda: MLP(shape=(4,), width=32, depth=2, **settings),
+        "sit": lambda: SiT(shape=(1, 4, 4), patch=2, width=32, depth=3, heads=2, head_depth=1, **settings),
+    }
+    network = randomize(built[kind]()).float()
+    flow, passes = recipe.flow_map(network), []
+    given = Batch(x=torch.randn(32, *network.shape), label=torch.arange(32) % 4)
+    network.t_embedder.register_forward_hook(lambda _, inputs, __: passes.append(len(inputs[0])))
+    for seed in range(3):
+        draw = recipe.objective.draw(given, recipe.path, Streams(seed=seed), null_label=NULL)
+        assert draw.dropped.any()
+        guided = 2 * int((~draw.dropped).sum())
+        passes.clear()
+        shared = loss_and_gradient(recipe.objective, flow, draw)
+        assert passes == [32, guided, *([16] if dropout else []), 16]
+        passes.clear()
+        alone = loss_and_gradient(separately(recipe), flow, draw)
+        assert passes == [32, guided, 16, 16]
+        assert all(torch.equal(one, other) for one, other in zip(shared, alone, strict=True))
 
 
 @pytest.mark.parametrize("target", [Direct(), Along()])

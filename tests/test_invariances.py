@@ -1,5 +1,6 @@
-"""Invariances that hold for any data: relabelling time, and the root-mean-square norm of a tangent under copies."""
+"""Invariances that hold for any data: clocks, units, and the root-mean-square norm of a tangent under copies."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -7,9 +8,19 @@ import torch
 
 from oracles import column, f64, finite, gaussian, mixture
 from shortflow.draw import Draw
-from shortflow.flowmap import AverageVelocity, FlowMap, StartAndGap
-from shortflow.paths import Cosine, CustomPath, Linear, Path
+from shortflow.flowmap import (
+    EDM,
+    AverageVelocity,
+    EDMSkip,
+    FlowMap,
+    Parameterization,
+    SimpleEDM,
+    StartAndGap,
+    TrigFlow,
+)
+from shortflow.paths import Cosine, CustomPath, Linear, Path, VarianceExploding
 from shortflow.targets import Tangent
+from shortflow.theory import FiniteData, Gaussian, GaussianMixture, Law
 from shortflow.typing import Times
 
 
@@ -40,6 +51,50 @@ def test_relabelling_time_changes_the_velocity_but_no_jump(law, path: Path) -> N
     torch.testing.assert_close(way, slow.average_velocity(x, t, r) * (r - t)[:, None], rtol=0, atol=1e-8)
     torch.testing.assert_close(fast.velocity(x, tau), slow.velocity(x, t) * (0.5 + tau)[:, None], rtol=0, atol=1e-10)
     assert (fast.velocity(x, tau) - slow.velocity(x, t)).abs().min() > 1e-3
+
+
+@pytest.mark.parametrize("kind", [Linear, Cosine])
+@pytest.mark.parametrize("name", ["gaussian", "mixture", "finite"])
+def test_data_and_noise_in_another_unit_have_the_same_flow_in_that_unit(name: str, kind: type[Linear | Cosine]) -> None:
+    """x → kx with the data and the noise scale times k: v → kv, X → kX, at equal times."""
+    k, x, t, r = 3.0, column(-0.7, 0.2, 1.3), f64(0.9, 0.6, 0.7), f64(0.2, 0.1, 0.4)
+
+    def law(unit: float) -> Law:
+        path = kind(noise_scale=0.7 * unit)
+        if name == "gaussian":
+            return Gaussian(path=path, mean=0.3 * unit, std=0.5 * unit)
+        points, weights = column(-1.0, 0.8) * unit, f64(0.3, 0.7)
+        if name == "finite":
+            return FiniteData(path=path, points=points, weights=weights, steps=40)
+        return GaussianMixture(path=path, weights=weights, means=points, stds=f64(0.2, 0.5) * unit, steps=40)
+
+    small, large = law(1.0), law(k)
+    torch.testing.assert_close(large.velocity(k * x, t), k * small.velocity(x, t), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(large.flow_map(k * x, t, r), k * small.flow_map(x, t, r), rtol=0, atol=1e-6)
+    torch.testing.assert_close(large.velocity_variance(k * x, t), k**2 * small.velocity_variance(x, t))
+
+
+@pytest.mark.parametrize(
+    ("form", "path"),
+    [
+        (AverageVelocity(normalize=True), lambda k: Linear(noise_scale=0.5 * k)),
+        (TrigFlow(), lambda k: Cosine(noise_scale=0.5 * k)),
+        (SimpleEDM(), lambda k: Cosine(noise_scale=0.7 * k)),
+        (SimpleEDM(), lambda k: VarianceExploding(sigma_max=80.0 * k)),
+        (EDMSkip(), lambda k: VarianceExploding(sigma_max=80.0 * k)),
+        (EDM(), lambda k: VarianceExploding(sigma_max=80.0 * k)),
+    ],
+    ids=str,
+)
+def test_a_network_that_is_told_the_scale_of_the_data_does_not_know_their_unit(
+    form: Parameterization, path: Callable[[float], Path]
+) -> None:
+    """The same weights with σ_data, σ and x times k: the jump and the velocity times k."""
+    k, x = 3.0, torch.linspace(-2, 2, 12, dtype=torch.float64).reshape(4, 3)
+    t, r = f64(1.0, 0.7, 0.4, 0.1), f64(0.0, 0.3, 0.4, 0.05)
+    small, large = (FlowMap(Curved(), path(unit), form, sigma_data=0.5 * unit) for unit in (1.0, k))
+    torch.testing.assert_close(large(k * x, t, r), k * small(x, t, r), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(large.velocity(k * x, t), k * small.velocity(x, t), rtol=1e-12, atol=1e-12)
 
 
 class Curved(torch.nn.Module):

@@ -103,7 +103,7 @@ import torch
 from shortflow.nn import SiT
 
 torch.manual_seed(0)
-network = SiT(shape=(1, 4, 4), patch=2, width=16, depth=2, heads=2, qk_norm=True).double()
+network = SiT(shape=(1, 4, 4), patch=2, width=16, depth=2, heads=2, qk_norm=True, modulation_norm=True).double()
 for weight in network.parameters():
     torch.nn.init.normal_(weight, std=0.3)
 x, time = torch.randn(3, 1, 4, 4).double(), torch.rand(3).double()

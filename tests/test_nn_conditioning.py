@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from shortflow.dropout import shared_dropout
+from shortflow.dropout import no_dropout, shared_dropout
 from shortflow.errors import ShortflowError
 from shortflow.nn import MLP, SiT, UNet
 from shortflow.nn.embeddings import TimeEmbedding
@@ -41,6 +41,10 @@ def inputs(kind, rows=4, seed=1):
 
 
 kinds = pytest.mark.parametrize("kind", ["sit", "mlp", "unet"])
+built = pytest.mark.parametrize(
+    ("kind", "options"),
+    [("sit", {}), ("sit", {"qk_norm": True}), ("sit", {"modulation_norm": True}), ("mlp", {}), ("unet", {})],
+)
 
 
 @kinds
@@ -64,10 +68,9 @@ def test_conditioning_is_the_sum_of_the_embeddings(kind):
     torch.testing.assert_close(network.condition(time, second, label, g), expected, rtol=0, atol=1e-13)
 
 
-@kinds
-@pytest.mark.parametrize("qk_norm", [False, True])
-def test_forward_derivative_is_the_limit_of_central_differences(kind, qk_norm):
-    network = build(kind, qk_norm=qk_norm, num_classes=3).requires_grad_(False)
+@built
+def test_forward_derivative_is_the_limit_of_central_differences(kind, options):
+    network = build(kind, **options, num_classes=3).requires_grad_(False)
     x, time, second = inputs(kind)
     dx, dt, ds = (torch.randn_like(value) for value in (x, time, second))
     label = torch.tensor([0, 1, 2, 1])
@@ -86,10 +89,10 @@ def test_forward_derivative_is_the_limit_of_central_differences(kind, qk_norm):
     assert errors[2] < 1e-7
 
 
-@kinds
-def test_gradient_of_a_forward_derivative_is_the_limit_of_central_differences(kind):
+@built
+def test_gradient_of_a_forward_derivative_is_the_limit_of_central_differences(kind, options):
     """Losses on the derivative itself (Lagrangian self-distillation, TVM) differentiate it by the weights."""
-    network = build(kind, num_classes=3)
+    network = build(kind, **options, num_classes=3)
     x, time, second = inputs(kind)
     label, dx, weights = torch.tensor([0, 1, 2, 1]), torch.randn_like(inputs(kind)[0]), list(network.parameters())
 
@@ -188,6 +191,36 @@ def test_both_returns_the_output_and_a_velocity_of_its_own(kind):
     assert set(network.state_dict()) == set(plain.state_dict()) | set(heads)
     with pytest.raises(ShortflowError, match="no velocity head: build the network with velocity_head=True"):
         plain.both(x, time, second)
+
+
+@kinds
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_the_velocity_alone_is_that_of_both(kind, dropout):
+    """To the bit, also under dropout, whose masks the head takes after those of the output."""
+    options = {"head_depth": 1} if kind == "sit" else {}
+    network = build(kind, velocity_head=True, dropout=dropout, **options)
+    x, time, second = inputs(kind)
+    with shared_dropout(5, 4):
+        both = network.both(x, time, second)[1]
+    with shared_dropout(5, 4):
+        assert torch.equal(network.velocity_alone(x, time, second), both)
+    with no_dropout():
+        assert torch.equal(network.velocity_alone(x, time, second), network.both(x, time, second)[1])
+    with pytest.raises(ShortflowError, match="no velocity head: build the network with velocity_head=True"):
+        build(kind).velocity_alone(x, time, second)
+
+
+def test_the_velocity_alone_skips_what_only_the_output_needs():
+    """Of 4 blocks the heads have 3 of their own each: 4 blocks are run instead of 7."""
+    network = SiT(shape=(1, 8, 8), patch=2, width=16, depth=4, heads=2, velocity_head=True, head_depth=3)
+    x, time = torch.randn(8, 1, 8, 8), torch.rand(8)
+    blocks = []
+    for block in (*network.blocks, *network.velocity_blocks):
+        block.register_forward_hook(lambda *_: blocks.append(None))
+    network.both(x, time, time)
+    assert len(blocks) == 7
+    network.velocity_alone(x, time, time)
+    assert len(blocks) == 7 + 4
 
 
 @kinds

@@ -38,8 +38,8 @@ def test_given_dimensions_replace_those_of_the_size():
 def test_settings_reach_the_network():
     options = {"num_classes": 10, "null_class": True, "second_time": False, "log_variance": True}
     options |= {"guidance": True, "velocity_head": True}
-    built = SiTConfig(size="tiny", qk_norm=True, dropout=0.3, patch=4, head_depth=1).build((1, 8, 8), **options)
-    own = {"qk_norm": True, "dropout": 0.3, "head_depth": 1}
+    own = {"qk_norm": True, "modulation_norm": True, "dropout": 0.3, "head_depth": 1}
+    built = SiTConfig(size="tiny", patch=4, **own).build((1, 8, 8), **options)
     direct = SiT(shape=(1, 8, 8), patch=4, width=64, depth=2, heads=4, **own, **options)
     assert (len(built.blocks), len(built.velocity_blocks)) == (2, 1)
     assert str(built) == str(direct)

@@ -7,9 +7,14 @@ import torch
 from torch.nn import functional as F
 
 from shortflow.nn import norms
-from shortflow.nn.norms import GroupNorm, LayerNorm, RMSNorm
+from shortflow.nn.norms import GroupNorm, LayerNorm, PartNorm, RMSNorm
 
-LAYERS = {"rms": (RMSNorm(6), (5, 6)), "layer": (LayerNorm(6), (5, 6)), "group": (GroupNorm(16), (5, 16, 3, 2))}
+LAYERS = {
+    "rms": (RMSNorm(6), (5, 6)),
+    "part": (PartNorm(3), (5, 12)),
+    "layer": (LayerNorm(6), (5, 6)),
+    "group": (GroupNorm(16), (5, 16, 3, 2)),
+}
 layers = pytest.mark.parametrize(("layer", "shape"), LAYERS.values(), ids=list(LAYERS))
 
 
@@ -84,6 +89,15 @@ def test_group_norm_takes_every_layout(layout):
     value, slope = torch.func.jvp(layer, (laid,), (laid,))
     torch.testing.assert_close(value, layer(x), rtol=0, atol=1e-12)
     torch.testing.assert_close(slope, torch.func.jvp(layer, (x,), (x,))[1], rtol=0, atol=1e-12)
+
+
+def test_parts_are_divided_by_their_own_root_mean_squares():
+    x = torch.tensor([[3.0, -1.0, 1.0, 5.0, 0.0, 0.0, 0.0, 0.0, 1e-3, 1e-3, -1e-3, 1e-3]], dtype=torch.float64)
+    root = math.sqrt(9 + 1e-6)
+    expected = [3 / root, -1 / root, 1 / root, 5 / root, 0, 0, 0, 0, 0.5**0.5, 0.5**0.5, -(0.5**0.5), 0.5**0.5]
+    torch.testing.assert_close(PartNorm(3)(x)[0], torch.tensor(expected, dtype=torch.float64), rtol=1e-13, atol=1e-15)
+    slope = torch.func.jvp(PartNorm(3), (torch.zeros_like(x),), (torch.ones_like(x),))[1]
+    torch.testing.assert_close(slope, torch.full_like(x, 1000.0))
 
 
 def test_rms_norm_divides_by_the_root_mean_square():

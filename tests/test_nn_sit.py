@@ -42,7 +42,7 @@ def test_unpatchify_inverts_cutting_into_patches(c, rows, columns, p):
     assert torch.equal(unpatchify(patches(x, p), (c, rows * p, columns * p), p), x)
 
 
-def restated(w, x, time, second, label, position, p, heads):
+def restated(w, x, time, second, label, position, p, heads, modulation_norm=False):
     """A SiT of one block from its state dict, with nothing but elementary operations."""
 
     def linear(name, x):
@@ -57,6 +57,9 @@ def restated(w, x, time, second, label, position, p, heads):
     def norm(x):
         centred = x - x.mean(-1, keepdim=True)
         return centred / torch.sqrt((centred**2).mean(-1, keepdim=True) + 1e-6)
+
+    def normed(way):
+        return way / torch.sqrt((way**2).sum(-1, keepdim=True) / way.shape[-1] + 1e-6) if modulation_norm else way
 
     def embed(name, time):
         angle = time[:, None] * torch.tensor([10_000 ** (-j / 128) for j in range(128)], dtype=torch.float64)
@@ -78,22 +81,55 @@ def restated(w, x, time, second, label, position, p, heads):
     # a convolution's weight is laid out (channel, row, column)
     kernel = w["x_embedder.proj.weight"].permute(2, 3, 1, 0).reshape(-1, position.shape[-1])
     h = patches(x, p) @ kernel + w["x_embedder.proj.bias"] + position
-    b_1, s_1, g_1, b_2, s_2, g_2 = linear("blocks.0.adaLN_modulation.1", silu(c))[:, None].chunk(6, -1)
+    ways = linear("blocks.0.adaLN_modulation.1", silu(c))[:, None].chunk(6, -1)
+    b_1, s_1, g_1, b_2, s_2, g_2 = (normed(way) for way in ways)
     h = h + g_1 * attend(norm(h) * (1 + s_1) + b_1)
     h = h + g_2 * linear("blocks.0.mlp.fc2", gelu(linear("blocks.0.mlp.fc1", norm(h) * (1 + s_2) + b_2)))
-    b, s = linear("final_layer.adaLN_modulation.1", silu(c))[:, None].chunk(2, -1)
+    b, s = (normed(way) for way in linear("final_layer.adaLN_modulation.1", silu(c))[:, None].chunk(2, -1))
     return linear("final_layer.linear", norm(h) * (1 + s) + b)
 
 
+@pytest.mark.parametrize("modulation_norm", [False, True])
 @pytest.mark.parametrize("qk_norm", [False, True])
-def test_forward_is_its_formula(qk_norm):
-    network = randomized(num_classes=5, null_class=True, qk_norm=qk_norm, mlp_ratio=2.5)
+def test_forward_is_its_formula(qk_norm, modulation_norm):
+    options = {"qk_norm": qk_norm, "modulation_norm": modulation_norm, "mlp_ratio": 2.5}
+    network = randomized(num_classes=5, null_class=True, **options)
     x, label = torch.randn(4, 3, 4, 6, dtype=torch.float64), torch.tensor([0, 5, 2, 4])
     time, second = torch.rand(2, 4, dtype=torch.float64)
-    tokens = restated(network.state_dict(), x, time, second, label, network.pos_embed, 2, 2)
+    tokens = restated(network.state_dict(), x, time, second, label, network.pos_embed, 2, 2, modulation_norm)
     output = network(x, time, second, label)
     assert output.std() > 0.5
     torch.testing.assert_close(patches(output, 2), tokens, rtol=0, atol=1e-12)
+
+
+def test_normalised_modulation_adds_no_weights_and_knows_no_scale():
+    """The weights have the same names and the same start; modulations ten times as large change nothing."""
+    options = {"velocity_head": True, "head_depth": 1, "num_classes": 5}
+    plain, normed = randomized(**options), randomized(**options, modulation_norm=True)
+    assert list(plain.state_dict()) == list(normed.state_dict())
+    fresh = [SiT(shape=(3, 4, 6), **SMALL, **options, modulation_norm=norm).state_dict() for norm in (False, True)]
+    assert all(fresh[1][name].abs().max() == 0 for name in fresh[0] if "adaLN_modulation" in name)
+    normed.load_state_dict(plain.state_dict())
+    given = torch.randn(4, 3, 4, 6).double(), torch.rand(4).double(), torch.rand(4).double(), torch.arange(4)
+    before = [network.both(*given) for network in (plain, normed)]
+    assert (before[0][0] - before[1][0]).abs().max() > 0.1
+    with torch.no_grad():
+        for network in (plain, normed):
+            for name, weight in network.named_parameters():
+                if "adaLN_modulation" in name:
+                    weight.mul_(10)
+    after = [network.both(*given) for network in (plain, normed)]
+    for value, other in zip(before[1], after[1], strict=True):
+        assert ((value - other).abs().max() / value.abs().max()) < 1e-4  # but for ε = 1e-6
+    assert (before[0][0] - after[0][0]).abs().max() > 1
+
+
+def test_without_modulation_norm_outputs_are_what_they_were():
+    """The mean of |F| of a network with the weights of this seed, from before there was the option."""
+    network = randomized(num_classes=5, null_class=True, qk_norm=True)
+    generator = torch.Generator().manual_seed(1)
+    x, time = torch.randn(4, 3, 4, 6, generator=generator).double(), torch.rand(4, generator=generator).double()
+    assert network(x, time, time / 2, torch.arange(4)).abs().mean().item() == pytest.approx(1.9916848501769, rel=1e-12)
 
 
 def test_without_positions_shifting_by_patches_shifts_the_output():

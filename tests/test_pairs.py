@@ -133,11 +133,11 @@ def test_classes_are_as_frequent_as_in_the_data_and_stay_with_their_pairs(tmp_pa
 
 
 def test_guidance_acts_on_the_pairs(tmp_path: Path) -> None:
-    """With w = 2 the velocity is 2 v_c − v_∅, with w = 1 it is v_c."""
+    """With w = 2 the velocity is 2 v_c − v_∅, with w = 1 it is v_c, with w = 0 it is v_∅."""
     law = FiniteData(path=Linear(), points=column(-1.0, 1.0), labels=torch.tensor([0, 1]))
     flow = FlowMap(ExactNetwork(law, "velocity"), Linear(), AverageVelocity(), StartAndGap(), ends="diagonal")
     labels, made = np.array([0, 1, 0, 1]), {}
-    for w in (1.0, 2.0):
+    for w in (0.0, 1.0, 2.0):
         pairs = PairMaker(
             directory=tmp_path / str(w),
             teacher=flow,
@@ -153,6 +153,7 @@ def test_guidance_acts_on_the_pairs(tmp_path: Path) -> None:
     free = law.velocity(eps, one, torch.full((4,), 2))
     torch.testing.assert_close(made[1.0].x, eps - v)
     torch.testing.assert_close(made[2.0].x, eps - (2 * v - free))
+    torch.testing.assert_close(made[0.0].x, eps - free)
 
 
 # --------------------------------------------------------------------------------------------------------- on the disk

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from heads import headed, told_draw
 from oracles import column, derivative, f64, log_slope
 from shortflow.errors import IncompatibleParts
 from shortflow.flowmap import (
@@ -125,10 +126,10 @@ def test_the_reframed_velocity_integrates_to_the_exact_map(old: str, new: str) -
     t, r = f64(0.9, 0.7, 0.5, 0.3), f64(0.05, 0.1, 0.02, 0.2)
     want = law.flow_map(POINTS, t, r)
     close(rk4(flow.velocity, POINTS, t, r, steps=64), want, 1e-7)
-    sizes, errors = [1 / 8, 1 / 16, 1 / 32], []
+    sizes, errors = [1 / 16, 1 / 32, 1 / 64], []
     for size in sizes:
         errors.append(float((heun(flow, POINTS, t, r, round(1 / size)) - want).abs().max()))
-    assert log_slope(sizes, errors) == pytest.approx(2, abs=0.25)
+    assert log_slope(sizes, errors) == pytest.approx(2, abs=0.05)
 
 
 def heun(flow: FlowMap, x: Tensor, t: Tensor, r: Tensor, steps: int) -> Tensor:
@@ -317,6 +318,14 @@ def test_networks_that_are_told_their_guidance_get_the_window_in_their_own_times
     close(told[-1], f64(3.0, 0.0, tan / (1 + tan)).expand(4, 3))
 
 
+def test_the_head_alone_is_the_one_beside_the_output() -> None:
+    flow, draw = reframe(headed(), Cosine(), scale=2.0), told_draw()
+    t = draw.times.t
+    both = flow.predict_both(draw.x_t, t, t, draw.label, draw.guidance)
+    close(flow.predict_head(draw.x_t, t, draw.label, draw.guidance), both[1], 1e-13)
+    assert (both[0] - both[1]).abs().min() > 1e-4
+
+
 def test_samplers_take_it_for_what_it_is() -> None:
     """Euler steps along another path land on the same samples, to first order."""
     law = gauss(Linear())
@@ -327,7 +336,7 @@ def test_samplers_take_it_for_what_it_is() -> None:
     errors = [
         float((PushForward().run(flow, POINTS[None], grid_times(flow, n), None) - want).abs().max()) for n in sizes
     ]
-    assert log_slope([1 / n for n in sizes], errors) == pytest.approx(1, abs=0.1)
+    assert log_slope([1 / n for n in sizes], errors) == pytest.approx(1, abs=0.05)
 
 
 def test_single_precision_is_enough_for_a_student() -> None:

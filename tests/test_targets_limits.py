@@ -18,10 +18,10 @@ from shortflow.losses import SquaredError
 from shortflow.nn import SiT
 from shortflow.objective import Objective
 from shortflow.paths import Cosine, Linear, Path
-from shortflow.targets import Eulerian, Secant, Split, Tangent, Target, Terminal, TwoStep
+from shortflow.targets import Eulerian, Split, Tangent, Target, Terminal, TwoStep
 from shortflow.theory import ExactNetwork
-from shortflow.times import Dyadic, Sorted
-from shortflow.typing import Times, expand
+from shortflow.times import Sorted
+from shortflow.typing import expand
 from shortflow.velocity import Conditional, Own, Reference
 from steps import Marginal, close, draw_at, gradient, loss_and_gradient, mlp, randomize
 
@@ -139,14 +139,14 @@ def test_terminal_without_gradient_is_the_limit_of_two_steps(
     output = flow.predict(X, T, R).detach()
     _, b = flow.coefficients(T, R)
     got = Terminal(velocity=Reference(), through=False)(flow, draw).value - output
-    sizes, errors = [0.02, 0.01, 0.005, 0.0025], []
+    sizes, errors = [0.01, 0.005, 0.0025, 0.00125], []
     for size in sizes:
         s = R + size
         long = flow(X, T, s)
         steps = long - size * law.velocity(long, s)
         quotient = (flow(X, T, R) - steps).detach() / size
         errors.append((-expand(torch.sign(b), X) * quotient - got).norm().item())
-    assert log_slope(sizes, errors) == pytest.approx(1, abs=0.06)
+    assert log_slope(sizes, errors) == pytest.approx(1, abs=0.05)
     assert errors[-1] < 0.1 * got.norm()
 
 
@@ -329,57 +329,6 @@ def test_rates_and_targets_share_the_dropout_masks(target: Target) -> None:
         got, want = target.compared(flow, flow, draw, rows), target.compared(thinned, thinned, alone, torch.arange(2))
         for one, other in zip(got, want, strict=True):
             close(one, other, 1e-11)
-
-
-def single(draw: Draw, s: Tensor | None = None) -> Draw:
-    """The draw in fp32."""
-    times = (draw.times.t, draw.times.s if s is None else s, draw.times.r)
-    x, eps, x_t = (value.float() for value in (draw.x, draw.eps, draw.x_t))
-    return replace(draw, x=x, eps=eps, x_t=x_t, times=Times(*(time.float() for time in times)))
-
-
-def under_autocast(objective: Objective, flow: FlowMap, draw: Draw) -> tuple[float, float]:
-    """Relative errors of loss and gradient."""
-    want = loss_and_gradient(objective, flow, draw)
-    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
-        terms = objective.evaluate(flow, flow, draw)
-    got = terms.loss.detach(), gradient(terms.loss.mean(), flow.network)
-    assert got[0].dtype == torch.float32
-    assert got[0].isfinite().all()
-    loss, slope = ((a - b).norm().item() / b.norm().item() for a, b in zip(got, want, strict=True))
-    return loss, slope
-
-
-@pytest.mark.parametrize(
-    ("target", "tolerance"),
-    [
-        (Eulerian(velocity=Conditional()), 1e-4),  # no pass at all is in bf16
-        (Tangent(), 0.03),  # the prediction is, as in flow matching, whose gradient is off by .017 here
-        (Terminal(through=False), 0.03),
-        (Terminal(), 0.15),  # the velocity is, and the rate is close to it: the small error takes the relative one
-        (Eulerian(), 0.15),
-        (Eulerian(detach_space=False), 0.15),
-    ],
-)
-def test_under_autocast_derivatives_stay_in_full_precision(target: Target, tolerance: float) -> None:
-    flow, draw = FlowMap(sit().float(), Linear(), AverageVelocity()), single(random_draw(Linear(), (1, 4, 4)))
-    (t, _, r), x = draw.times, draw.x_t
-    with torch.autocast("cpu", torch.bfloat16):
-        assert flow.predict(x, t, r).dtype == torch.bfloat16
-        for rate in (flow.end_rate(x, t, r), flow.residual(x, t, r, draw.x)):
-            assert [value.dtype for value in rate] == [torch.float32] * 2
-    loss, slope = under_autocast(split(target), flow, draw)
-    assert max(loss, slope) < tolerance
-
-
-@pytest.mark.parametrize("step", [0.1, 0.01, 0.001])
-def test_under_autocast_difference_quotients_stay_in_full_precision(step: float) -> None:
-    """bf16 has three digits: of the difference of two outputs over a step of 1/1000 none would be left."""
-    flow, double = FlowMap(sit().float(), Linear(), AverageVelocity()), random_draw(Linear(), (1, 4, 4))
-    draw = single(double, double.times.t - step)
-    objective = Objective(times=Dyadic(), target=Split(bootstrap=Secant()), label_dropout=0.0)
-    loss, slope = under_autocast(objective, flow, draw)
-    assert max(loss, slope) < 0.03
 
 
 # -------------------------------------------------------------------------------------------------------- refusals

@@ -61,7 +61,7 @@ NETWORKS = {
     "u-net": lambda **settings: UNet(
         shape=(1, 8, 8), channels=8, multipliers=(1, 2), depth=1, attention=(1,), embedding="fourier", **settings
     ),
-    "sit, normalised": lambda **settings: sit(qk_norm=True, **settings),
+    "sit, normalised": lambda **settings: sit(qk_norm=True, modulation_norm=True, **settings),
 }
 
 

@@ -108,11 +108,9 @@ def no_dropout() -> Iterator[None]:
 
 
 def drops(module: nn.Module) -> bool:
-    """Whether a pass through the module now, outside `no_dropout`, would drop anything."""
-    return any(
-        isinstance(part, (Dropout, nn.modules.dropout._DropoutNd)) and part.p > 0 and part.training
-        for part in module.modules()
-    )
+    """Whether a pass of the module, here and now, would drop anything."""
+    layers = (layer for layer in module.modules() if isinstance(layer, Dropout | nn.Dropout))
+    return not _state.off and any(layer.training and layer.p > 0 for layer in layers)
 
 
 class Dropout(nn.Module):

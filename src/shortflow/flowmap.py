@@ -153,6 +153,17 @@ class FlowMap(nn.Module):
             raise IncompatibleParts("this network has no velocity head; build it with velocity_head=True")
         return both(*self._inputs(x_t, t, r), label, self._guidance(guidance, t))
 
+    def predict_head(self, x_t: State, t: Time, label: Label = None, guidance: Guidance = None) -> State:
+        """F̂ alone, the output of the velocity head at r = t.
+
+        Raises:
+            IncompatibleParts: if the network has no such head.
+        """
+        alone = getattr(self.network, "velocity_alone", None)
+        if alone is None:
+            return self.predict_both(x_t, t, t, label, guidance)[1]
+        return alone(*self._inputs(x_t, t, t), label, self._guidance(guidance, t))
+
     def _inputs(self, x_t: State, t: Time, r: Time) -> tuple[State, Time, Time | None]:
         """What the network is called with: the scaled point and one or two times."""
         time, second = self.conditioning.inputs(self.path, t, r)

@@ -16,11 +16,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from shortflow.draw import Draw
-from shortflow.dropout import no_dropout
+from shortflow.dropout import drops, no_dropout
 from shortflow.errors import IncompatibleParts, SamplerError, ShortflowError
 from shortflow.flowmap import FlowMap
 from shortflow.typing import Times, expand
-from shortflow.velocity import Conditional, Velocity, check_window
+from shortflow.velocity import Conditional, Own, Velocity, check_window
 
 __all__ = [
     "FadingGuidance",
@@ -288,8 +288,29 @@ class GuidanceAsInput(TrainingGuidance):
     def words(self) -> str:
         return "a scale that the network is told"
 
+    def with_direction(
+        self, direction: Velocity, teacher: FlowMap, draw: Draw, rows: Int[Tensor, "k"], jump: Int[Tensor, "j"]
+    ) -> tuple[Float[Tensor, "k ..."], Float[Tensor, "j ..."]]:
+        """v_c is also iMF's direction: it is computed once. With dropout, which guidance has none of, it differs."""
+        some = (~draw.dropped[rows]).nonzero()[:, 0]
+        if direction != Own(head=self.head) or draw.label is None or len(some) == 0 or drops(teacher):
+            return super().with_direction(direction, teacher, draw, rows, jump)
+        v = self.base.on(teacher, draw, rows)
+        omega, conditional, free = self._branches(teacher, draw, rows[some])
+        guided = v[some] + expand(1 - 1 / omega, v) * (conditional - free)
+        along = conditional.new_zeros(v.shape).index_copy(0, some, conditional)[jump]
+        hidden = draw.dropped[rows[jump]].nonzero()[:, 0]
+        if len(hidden):
+            along = along.index_copy(0, hidden, direction.on(teacher, draw, rows[jump[hidden]]).to(along.dtype))
+        return v.index_copy(0, some, guided.to(v.dtype)), along
+
     def mixed(self, teacher: FlowMap, draw: Draw, rows: Int[Tensor, "k"], v: State) -> State:
-        assert draw.label is not None  # `on` looks
+        omega, conditional, free = self._branches(teacher, draw, rows)
+        return v + expand(1 - 1 / omega, v) * (conditional - free)
+
+    def _branches(self, teacher: FlowMap, draw: Draw, rows: Int[Tensor, "k"]) -> tuple[Time, State, State]:
+        """(ω̃, v_c, v_∅) of the chosen rows, all with a class."""
+        assert draw.label is not None  # the callers look
         x, t, label = draw.x_t[rows], draw.times.t[rows], draw.label[rows]
         own = draw.velocity_guidance(rows, t)
         if own is None:
@@ -304,11 +325,11 @@ class GuidanceAsInput(TrainingGuidance):
         guidance = torch.cat([own, free])
         with torch.no_grad(), no_dropout():
             if self.head:
-                both = teacher.velocity_of(x2, teacher.predict_both(x2, t2, t2, label2, guidance)[1], t2)
+                both = teacher.velocity_of(x2, teacher.predict_head(x2, t2, label2, guidance), t2)
             else:
                 both = teacher.velocity(x2, t2, label2, guidance)
-        conditional, unconditional = both.chunk(2)
-        return v + expand(1 - 1 / omega, v) * (conditional - unconditional)
+        conditional, free = both.chunk(2)
+        return omega, conditional, free
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -196,7 +196,8 @@ class Objective:
             draw = self.coupling(teacher, draw)
         t, _, r = draw.times
         space, head, prediction = self.metric.space, None, None
-        if teacher is flow and self.target.joins and not self.velocity_head:
+        seen = None
+        if teacher is flow and self.target.joins and not self.velocity_head and not self._divides(draw):
             output, target = self.target.joint(flow, draw, all_rows(draw))
         else:
             with shared_dropout(draw.dropout_seed, len(draw.x)):
@@ -206,12 +207,15 @@ class Objective:
                     output, head = flow.predict_both(draw.x_t, t, r, draw.condition, draw.guidance)
                 else:
                     output = flow.predict(draw.x_t, t, r, draw.condition, draw.guidance)
-            target = self.target(teacher, draw, self._seen(flow, draw, output.detach()))
+            seen, target = self._target(flow, teacher, draw, output.detach())
         if prediction is not None:
             goal = target.value
         else:
             prediction = output if space == "output" else flow.move(draw.x_t, output, t, r)
             goal = target.in_space(space, teacher, draw)
+            if seen is not None:
+                exact = seen if space == "output" else flow.move(draw.x_t, seen, t, r)
+                goal = goal + (prediction.detach() - exact)  # so that the difference is that of the two exact passes
         error = self.metric(prediction, goal.detach(), flow, draw)
         loss = self.weighting(error, flow, draw)
         logs = {**self._logs(flow, draw, output.detach()), **target.logs, "error": error.detach()}
@@ -225,14 +229,33 @@ class Objective:
             )
         return LossTerms(loss=loss, logs=logs)
 
-    def _seen(self, flow: FlowMap, draw: Draw, output: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
-        """The output as the target sees it: computed again outside autocast where it divides by a short step."""
-        device = draw.x_t.device.type
-        if not (self.target.quotient and torch.is_autocast_enabled(device)):
-            return output
+    def _target(
+        self, flow: FlowMap, teacher: FlowMap, draw: Draw, output: Float[Tensor, "b ..."]
+    ) -> tuple[Float[Tensor, "b ..."] | None, TargetValue]:
+        """(the output without its rounding, the target): under autocast, two passes whose difference is divided by a
+        short step are computed again in full precision.
+
+        Where the target divides, it sees that output. Where the weight of the loss does, all of the target is in full
+        precision, and the output is returned, for the loss to compare with; it is None otherwise.
+        """
+        if not self._divides(draw):
+            return None, self.target(teacher, draw, output)
         t, _, r = draw.times
-        with torch.no_grad(), torch.autocast(device, enabled=False), shared_dropout(draw.dropout_seed, len(draw.x)):
-            return flow.predict(draw.x_t, t, r, draw.condition, draw.guidance)
+        with torch.autocast(draw.x_t.device.type, enabled=False):
+            with torch.no_grad(), shared_dropout(draw.dropout_seed, len(draw.x)):
+                exact = flow.predict(draw.x_t, t, r, draw.condition, draw.guidance)
+            if self._weighted:
+                return exact, self.target(teacher, draw, exact)
+        return None, self.target(teacher, draw, exact)
+
+    @property
+    def _weighted(self) -> bool:
+        """Whether the weight of the loss divides by a short step."""
+        return self.target.compares == "jump" and any(part.quotient for part in self.weightings)
+
+    def _divides(self, draw: Draw) -> bool:
+        """Whether a difference of passes in half precision would be divided by a short step."""
+        return torch.is_autocast_enabled(draw.x_t.device.type) and (self.target.quotient or self._weighted)
 
     def _head_error(
         self, flow: FlowMap, draw: Draw, head: Float[Tensor, "b ..."], target: TargetValue

@@ -37,6 +37,9 @@ _TINY = {
     ),
     "ct": ("objective.times.count.s1=20", "objective.teacher.count.s1=20", "objective.teacher.mu0=0.5"),
     "ict": ("objective.times.count.s1=80",),
+    # The gradient of an unsquared norm does not shrink near the solution: the step has to.
+    "ect": ("optimizer.lr=5e-4",),
+    "tcm": ("optimizer.lr=5e-4",),
     # The difference between the network and its average enters divided by the first step.
     "rcgm": ("objective.times.at.size=0.1", "objective.teacher.rate=0.95"),
     "ct-linear": ("objective.times.levels=5", "objective.teacher.rate=0.99"),
@@ -138,10 +141,10 @@ def preset(recipe: Recipe, data: DataConfig, dataset: Dataset) -> RunConfig:
         run,
         [
             *_SHORT,
+            *_DATA.get(name, ()),
             *(_TINY.get(recipe.name, ()) if name == "digits" or not dataset.is_image else ()),
             *(_UNGUIDED.get(recipe.name, ()) if easy and guided else ()),
             *(() if dataset.is_image else _LOW_DIMENSION.get(recipe.name, ())),
-            *_DATA.get(name, ()),
         ],
     )
     if dataset.labels is None:

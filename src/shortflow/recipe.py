@@ -55,14 +55,14 @@ class Published:
     """What a method was trained with, apart from the objective: for the record, not for the run.
 
     Args:
-        batch, steps: images a step, optimiser steps.
-        dropout: of the network.
-        network: what it was, and on which data.
+        batch, steps: images a step, optimiser steps; None where they are not established.
+        dropout: of the network; None where it is not established.
+        network: what it was, and on which data, as far as that is established.
     """
 
-    batch: int
-    steps: int
-    dropout: float = 0.0
+    batch: int | None = None
+    steps: int | None = None
+    dropout: float | None = None
     network: str = ""
 
 

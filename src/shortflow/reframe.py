@@ -142,6 +142,11 @@ class ReframedFlowMap(FlowMap):
         raw, head = self.flow.predict_both(seen.y, seen.t, seen.r, label, self._told(self._guidance(guidance, t)))
         return self._answer(x_t, t, r, seen, raw), self._answer(x_t, t, t, self._seen(x_t, t, t), head)
 
+    def predict_head(self, x_t: State, t: Time, label: Label = None, guidance: Guidance = None) -> State:
+        seen = self._seen(x_t, t, t)
+        head = self.flow.predict_head(seen.y, seen.t, label, self._told(self._guidance(guidance, t)))
+        return self._answer(x_t, t, t, seen, head)
+
     def _seen(self, x_t: State, t: Time, r: Time) -> "_Seen":
         """The jump from x_t as `flow` sees it."""
         time, factor, late, early = self._there(t)

@@ -69,6 +69,12 @@ class Velocity(ABC):
         """v of the chosen rows; overridden where fewer rows cost less."""
         return self(teacher, draw)[rows]
 
+    def with_direction(
+        self, direction: "Velocity", teacher: FlowMap, draw: Draw, rows: Rows, jump: Int[Tensor, "j"]
+    ) -> tuple[Float[Tensor, "k ..."], Float[Tensor, "j ..."]]:
+        """(v of the chosen rows, `direction` of rows[jump]); overridden where one pass gives both."""
+        return self.on(teacher, draw, rows), direction.on(teacher, draw, rows[jump])
+
 
 class FieldVelocity(Velocity):
     """A velocity that is known at every point, not only at those of the draw."""
@@ -237,7 +243,7 @@ class Own(FieldVelocity):
         with torch.no_grad(), shared_dropout(draw.dropout_seed, len(draw.x), rows):
             if not self.head:
                 return teacher.velocity(x, t, label, guidance)
-            return teacher.velocity_of(x, teacher.predict_both(x, t, t, label, guidance)[1], t)
+            return teacher.velocity_of(x, teacher.predict_head(x, t, label, guidance), t)
 
 
 @dataclass(frozen=True, kw_only=True)

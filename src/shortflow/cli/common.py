@@ -16,12 +16,14 @@ __all__ = [
     "Imports",
     "RunPath",
     "Settings",
+    "Window",
     "count",
     "import_files",
     "numbers",
     "say",
     "say_error",
     "table",
+    "window_of",
 ]
 
 Settings = Annotated[
@@ -47,6 +49,14 @@ Imports = Annotated[
 ]
 Guidance = Annotated[
     float, typer.Option(help="Sampling guidance scale; 1 is none. Refused where guidance is already in the weights.")
+]
+Window = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LO,HI",
+        help="The times that guidance acts at, for networks that are told them, such as 0.4,0.65 (imf).",
+        show_default=False,
+    ),
 ]
 
 
@@ -125,3 +135,17 @@ def numbers(text: str, what: str, kind: type = int) -> list[Any]:
     if not found:
         raise ConfigError(f"{what}: expected numbers with commas between them, got {text!r}")
     return found
+
+
+def window_of(text: str | None) -> tuple[float, float] | None:
+    """The window in a text such as "0.4,0.65"; None where there is none.
+
+    Raises:
+        ConfigError: if it is not two numbers.
+    """
+    if text is None:
+        return None
+    ends = numbers(text, "--window", float)
+    if len(ends) != 2:
+        raise ConfigError(f"--window: expected the first and the last time, such as 0.4,0.65, got {text!r}")
+    return ends[0], ends[1]

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from shortflow.cli.common import Guidance, Imports, RunPath, count, numbers, say
+from shortflow.cli.common import Guidance, Imports, RunPath, Window, count, numbers, say, window_of
 from shortflow.errors import ConfigError
 
 __all__ = ["evaluate", "sample"]
@@ -51,6 +51,7 @@ def sample(
     ] = None,
     seed: Annotated[int, typer.Option(help="Sample k is a function of (seed, k), for any --n.")] = 0,
     guidance: Guidance = 1.0,
+    window: Window = None,
     sampler: SamplerName = "auto",
     gamma: GammaShare = None,
     interpolate: Annotated[
@@ -70,7 +71,7 @@ def sample(
     from shortflow.pictures import save_png
     from shortflow.sample import grid_times
 
-    rule, kind = runs.sampler_named(sampler, gamma), runs.grid_named(grid)
+    rule, kind, acting = runs.sampler_named(sampler, gamma), runs.grid_named(grid), window_of(window)
     given = {"--times": times is not None, "--grid": kind is not None, "--middle": middle is not None}
     _check_grid_options([option for option, is_given in given.items() if is_given], steps)
     _check_sample(interpolate, single, any(given.values()) or rule is not None, out)
@@ -81,7 +82,13 @@ def sample(
     path = out or Path("samples" if single else "samples.png")
     if interpolate:
         pixels, columns = runs.interpolation(
-            model, rows=max(1, n // 8), steps=steps, classes=chosen, seed=seed, guidance=guidance
+            model,
+            rows=max(1, n // 8),
+            steps=steps,
+            classes=chosen,
+            seed=seed,
+            guidance=guidance,
+            window=acting,
         )
         save_png(runs.picture(pixels, columns), path)
         say(f"{count(len(pixels) // columns, 'row')} of {columns} samples, {count(steps, 'step')} → {path}")
@@ -99,6 +106,7 @@ def sample(
         classes=chosen,
         seed=seed,
         guidance=guidance,
+        window=acting,
     )
     if single:
         _save_single(pixels, labels, model.spec, path)
@@ -167,6 +175,7 @@ def evaluate(
     ] = 1000,
     seed: Annotated[int, typer.Option(help="Seed of the samples.")] = 0,
     guidance: Guidance = 1.0,
+    window: Window = None,
     sampler: SamplerName = "auto",
     gamma: GammaShare = None,
     grid: GridName = "auto",
@@ -185,9 +194,11 @@ def evaluate(
     from shortflow.evaluate import write_record
 
     counts = numbers(steps, "--steps")
-    rule, kind = runs.sampler_named(sampler, gamma), runs.grid_named(grid)
+    rule, kind, acting = runs.sampler_named(sampler, gamma), runs.grid_named(grid), window_of(window)
     model = hub.load(run)
-    record = runs.score(model, counts, n=n, seed=seed, guidance=guidance, sampler=rule, grid=kind, middle=middle)
+    record = runs.score(
+        model, counts, n=n, seed=seed, guidance=guidance, window=acting, sampler=rule, grid=kind, middle=middle
+    )
     path = out or model.path.parent / "evaluation.json"
     write_record(path, record)
     say(runs.score_table(record))

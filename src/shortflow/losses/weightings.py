@@ -29,6 +29,11 @@ class Weighting(ABC):
         """Whether it divides by t − r or b(t, r), so that it is for laws with r < t on every row."""
         return False
 
+    @property
+    def quotient(self) -> bool:
+        """Whether errors are divided by t − s: then they must not have the rounding errors of half precision."""
+        return self.needs_step
+
     @abstractmethod
     def __call__(self, error: Rows, flow: FlowMap, draw: Draw) -> Rows:
         """One loss a row."""
@@ -136,6 +141,10 @@ class ByTime(Weighting):
     @property
     def needs_gap(self) -> bool:
         return self.rule in BY_GAP
+
+    @property
+    def quotient(self) -> bool:
+        return self.needs_step or self.rule == "gap-over-step"
 
     def __call__(self, error: Rows, flow: FlowMap, draw: Draw) -> Rows:
         return at_least_single(error) * self.weight(flow, draw)

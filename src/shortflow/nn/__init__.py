@@ -14,6 +14,8 @@
                                only where the head was asked for; a `ShortflowError` otherwise
     network.both(x, time, second=None, label=None, guidance=None) -> (output, velocity)
                                only where the velocity head was asked for; a `ShortflowError` otherwise
+    network.velocity_alone(x, time, second=None, label=None, guidance=None) -> velocity
+                               what `both` returns second, where that takes less than both; may be missing
 
 A network is smooth in x, time and second, and can be differentiated in forward mode (`torch.func.jvp`) as it stands.
 Any `nn.Module` that keeps the contract will do in place of the ones here; it needs to take a guidance and to have the

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from shortflow.dropout import drops
 from shortflow.errors import ShortflowError
 from shortflow.nn.embeddings import GuidanceEmbedding, LabelEmbedding, TimeEmbedding, full_precision, precise_linear
 
@@ -125,11 +126,33 @@ class ConditionedNetwork(nn.Module, ABC):
         Raises:
             ShortflowError: as `forward`, and if the network was built without the head.
         """
-        if not self.velocity_head:
-            raise ShortflowError("the network has no velocity head: build the network with velocity_head=True")
+        self._check_head()
         c = self._conditioned(x, time, second, label, guidance)
         h = self.trunk(x, c)
         return self.output(h, c), self.velocity(h, c)
+
+    def velocity_alone(
+        self,
+        x: Float[Tensor, "b *point"],
+        time: Time,
+        second: Second = None,
+        label: Label = None,
+        guidance: Guidance = None,
+    ) -> Float[Tensor, "b *point"]:
+        """The velocity of `both`, the same numbers without the layers that only the output needs.
+
+        Raises:
+            ShortflowError: as `both`.
+        """
+        self._check_head()
+        if drops(self):  # the head takes the masks that come after those of the output
+            return self.both(x, time, second, label, guidance)[1]
+        c = self._conditioned(x, time, second, label, guidance)
+        return self.velocity(self.trunk(x, c), c)
+
+    def _check_head(self) -> None:
+        if not self.velocity_head:
+            raise ShortflowError("the network has no velocity head: build the network with velocity_head=True")
 
     def log_variance(
         self, time: Time, second: Second = None, label: Label = None, guidance: Guidance = None

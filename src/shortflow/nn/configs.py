@@ -73,6 +73,7 @@ class SiTConfig(NetworkConfig):
         width, depth, heads: replace those of the size where given.
         patch: side of a patch.
         qk_norm: normalise queries and keys.
+        modulation_norm: normalise what times and classes shift, scale and gate with, as in TVM (see `tvm`).
         dropout: probability of dropping an entry of what attention or MLP adds.
         mlp_ratio: hidden units of a block's MLP over the width.
         head_depth: blocks at the end that the velocity head has of its own; improved MeanFlow takes 8. Without a
@@ -88,6 +89,7 @@ class SiTConfig(NetworkConfig):
     heads: int | None = None
     patch: int = 2
     qk_norm: bool = False
+    modulation_norm: bool = False
     dropout: float = 0.0
     mlp_ratio: float = 4.0
     head_depth: int = 0
@@ -155,6 +157,7 @@ class SiTConfig(NetworkConfig):
             guidance=guidance,
             velocity_head=velocity_head,
             qk_norm=self.qk_norm,
+            modulation_norm=self.modulation_norm,
             dropout=self.dropout,
             head_depth=self.head_depth,
         )

@@ -7,10 +7,14 @@
 N is layer normalisation without weights, c the conditioning vector of `shortflow.nn.conditioning`. All gates and the
 last layer start at zero, so the network starts as the zero function. Names of the weights follow the published ones.
 
+With `modulation_norm` each of the vectors b, s and g is divided by its root mean square before it is used, so that how
+strongly the blocks answer to a time is bounded (the "semi-Lipschitz" transformer of TVM, with normalised q and k).
+
 The velocity head is a second final layer, and before it a copy of the last `head_depth` blocks with weights of its own,
 which read what the blocks before them return.
 
-Sources: Peebles & Xie 2023 (DiT), section 3.2; Ma et al. 2024 (SiT); the velocity head: arXiv 2512.02012.
+Sources: Peebles & Xie 2023 (DiT), section 3.2; Ma et al. 2024 (SiT); the velocity head: arXiv 2512.02012;
+the normalised modulation: TVM, arXiv 2511.19797, and its code, where N is a division by the root mean square, too.
 """
 
 import math
@@ -27,7 +31,7 @@ from shortflow.errors import ShortflowError
 from shortflow.nn.attention import Attention
 from shortflow.nn.conditioning import ConditionedNetwork
 from shortflow.nn.embeddings import TimeEmbedding, position_embedding
-from shortflow.nn.norms import LayerNorm
+from shortflow.nn.norms import LayerNorm, PartNorm
 
 __all__ = ["SIZES", "SiT", "Size", "faults", "unpatchify"]
 
@@ -87,8 +91,9 @@ def _modulate(x: Float[Tensor, "b n d"], shift: Float[Tensor, "b d"], scale: Flo
     return x * (1 + scale[:, None]) + shift[:, None]
 
 
-def _modulation(width: int, ways: int) -> nn.Sequential:
-    return nn.Sequential(nn.SiLU(), nn.Linear(width, ways * width))
+def _modulation(width: int, ways: int, norm: bool) -> nn.Sequential:
+    layers = [nn.SiLU(), nn.Linear(width, ways * width)]
+    return nn.Sequential(*layers, PartNorm(ways)) if norm else nn.Sequential(*layers)
 
 
 class PatchEmbedding(nn.Module):
@@ -119,13 +124,15 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """One transformer block with six-way adaptive normalisation."""
 
-    def __init__(self, *, width: int, heads: int, mlp_ratio: float, qk_norm: bool, dropout: float) -> None:
+    def __init__(
+        self, *, width: int, heads: int, mlp_ratio: float, qk_norm: bool, modulation_norm: bool, dropout: float
+    ) -> None:
         super().__init__()
         self.norm1 = LayerNorm(width)
         self.attn = Attention(width=width, heads=heads, qk_norm=qk_norm, dropout=dropout)
         self.norm2 = LayerNorm(width)
         self.mlp = FeedForward(width, int(width * mlp_ratio), dropout)
-        self.adaLN_modulation = _modulation(width, 6)
+        self.adaLN_modulation = _modulation(width, 6, modulation_norm)
 
     def forward(self, h: Float[Tensor, "b n d"], c: Float[Tensor, "b d"]) -> Float[Tensor, "b n d"]:
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.adaLN_modulation(c).chunk(6, dim=1)
@@ -136,11 +143,11 @@ class Block(nn.Module):
 class FinalLayer(nn.Module):
     """Two-way adaptive normalisation and the projection of each token to the pixels of its patch."""
 
-    def __init__(self, width: int, pixels: int) -> None:
+    def __init__(self, width: int, pixels: int, modulation_norm: bool) -> None:
         super().__init__()
         self.norm_final = LayerNorm(width)
         self.linear = nn.Linear(width, pixels)
-        self.adaLN_modulation = _modulation(width, 2)
+        self.adaLN_modulation = _modulation(width, 2, modulation_norm)
 
     def forward(self, h: Float[Tensor, "b n d"], c: Float[Tensor, "b d"]) -> Float[Tensor, "b n pixels"]:
         shift, scale = self.adaLN_modulation(c).chunk(2, dim=1)
@@ -157,6 +164,7 @@ class SiT(ConditionedNetwork):
         mlp_ratio: hidden units of a block's MLP over `width`.
         num_classes, null_class, second_time, log_variance, guidance, velocity_head: see `ConditionedNetwork`.
         qk_norm: normalise queries and keys.
+        modulation_norm: normalise what the conditioning vector shifts, scales and gates with (see above).
         dropout: probability of dropping an entry of what attention or MLP adds.
         head_depth: number of the last blocks that the velocity head, where there is one, has of its own.
 
@@ -182,6 +190,7 @@ class SiT(ConditionedNetwork):
         guidance: bool = False,
         velocity_head: bool = False,
         qk_norm: bool = False,
+        modulation_norm: bool = False,
         dropout: float = 0.0,
         head_depth: int = 0,
     ) -> None:
@@ -214,13 +223,23 @@ class SiT(ConditionedNetwork):
         self.register_buffer("pos_embed", position_embedding(h // patch, w // patch, width), persistent=False)
 
         def block() -> Block:
-            return Block(width=width, heads=heads, mlp_ratio=mlp_ratio, qk_norm=qk_norm, dropout=dropout)
+            return Block(
+                width=width,
+                heads=heads,
+                mlp_ratio=mlp_ratio,
+                qk_norm=qk_norm,
+                modulation_norm=modulation_norm,
+                dropout=dropout,
+            )
+
+        def last() -> FinalLayer:
+            return FinalLayer(width, patch * patch * c, modulation_norm)
 
         self.blocks = nn.ModuleList(block() for _ in range(depth))
-        self.final_layer = FinalLayer(width, patch * patch * c)
+        self.final_layer = last()
         self.shared = depth - head_depth if velocity_head else depth
         self.velocity_blocks = nn.ModuleList(block() for _ in range(depth - self.shared))
-        self.velocity_layer = FinalLayer(width, patch * patch * c) if velocity_head else None
+        self.velocity_layer = last() if velocity_head else None
         self.reset_parameters()
 
     @torch.no_grad()

@@ -20,9 +20,9 @@ Where the authors' code differs: on rows with a hidden class it still differenti
 which is multiplied by t − r = 0 there. Their transformer takes guidance, time and class as tokens, has rotary positions
 and no adaptive normalisation; here all of them are added to the conditioning vector of a SiT.
 
-Sampling: one jump, or jumps on any grid. The network is told its guidance, at no cost: `--guidance 8`, and with its
-window `shortflow.guide(model.flow, 8, (0.4, 0.65))`. Published: B 8 on [0.4, 0.65]; M and L 10.5 on [0.4, 0.6]; XL 8 on
-[0.42, 0.62]; in two steps 4 on [0.36, 0.64].
+Sampling: one jump, or jumps on any grid. The network is told its guidance and when it acts, at no cost:
+`--guidance 8 --window 0.4,0.65`, or `shortflow.guide(model.flow, 8, (0.4, 0.65))`. Published: B 8 on [0.4, 0.65]; M and
+L 10.5 on [0.4, 0.6]; XL 8 on [0.42, 0.62]; in two steps 4 on [0.36, 0.64].
 
 Expected: ImageNet-256 FID in one step 3.39 (B), 2.27 (M), 1.86 (L), 1.72 (XL); 1.54 in two (XL).
 """

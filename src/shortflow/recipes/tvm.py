@@ -12,12 +12,15 @@
 | w v + (1 − w) F̄_∅ | `objective.target.direct.velocity` Guided(omega=w, kappa=0) |
 
 Both terms are computed on every row there and on half of the rows each here: the gradient is one half of theirs at half
-the cost. The output is divided by w there (the scaled form), which changes units, not the fixed point. Their
-transformer bounds its Lipschitz constant by normalised modulation and q, k (`network.qk_norm`); it needs no such change
-here.
+the cost. The output is multiplied by w there, told 1/w, and errors are divided by w (the scaled form), which changes
+units, not the fixed point; optionally w is drawn anew for every row. The latents have mean 0 and deviation 1 in every
+channel. Their transformer bounds its Lipschitz constant by normalised modulation (`network.modulation_norm`) and q, k
+(`network.qk_norm`), by divisions by the root mean square in the place of layer normalisation, and by weights of spectral
+norm 1 at the start; the first two are off here unless they are set.
 
-Where the authors' code differs: losses that are not finite are replaced by 0 there, and stop the run here. The number
-of steps was not checked against the paper.
+Where the authors' code differs: losses that are not finite are replaced by 0 there, and stop the run here. A hidden class
+is a zero vector there, with w = 1 told, and a row of the table here. Rows with r close to t have no terminal term there.
+The number of steps is not established.
 
 Sampling: one jump, or jumps on any grid.
 
@@ -67,5 +70,7 @@ def tvm(scale: float = 2.0, ratio: float = 0.5, decay: float = 0.99) -> Recipe:
             teacher=Ema(rate=decay),
         ),
         optimizer=Optimizer(lr=1e-4, betas=(0.9, 0.95), clip=None, ema=0.9999),
-        published=Published(batch=2048, steps=400_000, dropout=0.0, network="DiT-XL/2, ImageNet-256 latents"),
+        published=Published(
+            batch=2048, dropout=0.0, network="DiT-XL/2 with qk_norm and modulation_norm, ImageNet-256 latents"
+        ),
     )

@@ -2,7 +2,15 @@
 
 from shortflow.runs.configuring import configure, notes, open_run
 from shortflow.runs.running import training
-from shortflow.runs.sampling import comparison_picture, generate, grid_named, interpolation, picture, sampler_named
+from shortflow.runs.sampling import (
+    comparison_picture,
+    generate,
+    grid_named,
+    guided,
+    interpolation,
+    picture,
+    sampler_named,
+)
 from shortflow.runs.scoring import score, score_table, verdict
 
 __all__ = [
@@ -10,6 +18,7 @@ __all__ = [
     "configure",
     "generate",
     "grid_named",
+    "guided",
     "interpolation",
     "notes",
     "open_run",

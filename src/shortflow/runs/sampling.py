@@ -30,12 +30,14 @@ __all__ = [
     "comparison_picture",
     "generate",
     "grid_named",
+    "guided",
     "interpolation",
     "picture",
     "sampler_named",
     "steps_named",
 ]
 
+Window = tuple[float, float] | None
 Pixels = UInt8[np.ndarray, "n c h w"] | Float[np.ndarray, "n d"]
 
 
@@ -56,17 +58,18 @@ def generate(
     seed: int = 0,
     batch_size: int = 256,
     guidance: float = 1.0,
+    window: Window = None,
 ) -> tuple[Pixels, np.ndarray | None]:
     """n decoded samples (uint8 images or points) and their classes (None: unconditional).
 
-    `classes` are taken in turn, all of them by default.
+    `classes` are taken in turn, all of them by default; `guidance` and `window` are those of `guided`.
     """
     if classes is not None and len(classes) == 0:
         raise SamplerError("the list of classes is empty; leave it out for all classes in turn")
     label = None if classes is None else torch.tensor([classes[k % len(classes)] for k in range(n)])
     batches = list(
         sample(
-            guide(flow, guidance),
+            guided(flow, guidance, window),
             n,
             spec.shape,
             steps=steps,
@@ -115,9 +118,10 @@ def interpolation(
     classes: Sequence[int] | None = None,
     seed: int = 0,
     guidance: float = 1.0,
+    window: Window = None,
 ) -> tuple[Pixels, int]:
     """Rows of decoded samples between two noises, one class a row; and the number of columns."""
-    flow, pixels = guide(model.flow, guidance), []
+    flow, pixels = guided(model.flow, guidance, window), []
     for row in range(rows):
         label = None
         if model.spec.num_classes:
@@ -126,6 +130,37 @@ def interpolation(
         x = interpolate(flow, model.spec.shape, seeds=seeds, points=points, steps=steps, label=label)
         pixels.append(model.spec.decode(x))
     return np.concatenate(pixels), points
+
+
+def guided(flow: FlowMap, guidance: float, window: Window = None) -> FlowMap:
+    """`guide`, where a window is told to the network beside the scale: an input that it was trained with (iMF).
+
+    For other networks `guide` compares the window with the start of each jump, so that a single one, from t = 1, is
+    guided wholly or not at all: such a window is refused.
+
+    Raises:
+        SamplerError: as `guide`, and for a window that the network cannot be told, has never seen in training (they lie
+            around t = ½, see `PowerGuidance`), or that says when a scale of 1, no guidance, acts.
+    """
+    if window is None:
+        return guide(flow, guidance)
+    if flow.told is None:
+        raise SamplerError(
+            f"the window {list(window)} is for networks that are told their guidance, as those of imf are, and this "
+            "one is not; leave out the window"
+        )
+    if guidance == 1:
+        raise SamplerError(
+            f"the window {list(window)} says when guidance acts, but a scale of 1 is none; give a guidance above 1, or "
+            "leave out the window"
+        )
+    told = guide(flow, guidance, window)
+    if not window[0] <= 0.5 <= window[1]:
+        raise SamplerError(
+            f"this network is told its guidance and knows windows around 0.5 only, got {list(window)}; give "
+            "[low, high] with low ≤ 0.5 ≤ high, such as [0.4, 0.65]"
+        )
+    return told
 
 
 def sampler_named(name: str, gamma: float | None = None) -> Sampler | None:

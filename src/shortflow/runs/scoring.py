@@ -8,9 +8,8 @@ from shortflow.config import to_plain
 from shortflow.data import load as load_data
 from shortflow.errors import MetricError, SamplerError
 from shortflow.flowmap import FlowMap
-from shortflow.guidance import guide
 from shortflow.hub import Model
-from shortflow.runs.sampling import generate, steps_named
+from shortflow.runs.sampling import Window, generate, guided, steps_named
 from shortflow.sample import (
     Sampler,
     default_grid,
@@ -28,13 +27,15 @@ def score(
     n: int = 1000,
     seed: int = 0,
     guidance: float = 1.0,
+    window: Window = None,
     sampler: Sampler | None = None,
     grid: str | None = None,
     middle: float | None = None,
 ) -> dict[str, Any]:
     """The quality of a model by number of steps, next to held-out real data: the content of evaluation.json.
 
-    `sampler` and `grid` are by default those that are usual for the model; `middle` is the middle time of two steps.
+    `sampler` and `grid` are by default those that are usual for the model; `middle` is the middle time of two steps;
+    `guidance` and `window` are those of `guided`.
 
     Images of digits, MNIST, Fashion-MNIST and CIFAR-10 are scored in the features of the shipped classifier, points by
     energy distance and sliced Wasserstein distance.
@@ -45,7 +46,7 @@ def score(
     """
     source, spec = model.run.data.source, model.spec
     _check_scoring(model, steps, n)
-    rule, flow = sampler or default_sampler(model.flow), guide(model.flow, guidance)
+    rule, flow = sampler or default_sampler(model.flow), guided(model.flow, guidance, window)
     grids = _grids(flow, steps, grid, middle)
     for times in grids.values():
         rule.check(flow, times)
@@ -56,6 +57,7 @@ def score(
         "images_seen": model.images,
         "seed": seed,
         "guidance": guidance,
+        "window": None if window is None else list(window),
         "sampler": to_plain(rule),
         "grid": grid or default_grid(flow),
         "middle": middle,

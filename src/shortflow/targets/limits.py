@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from shortflow.draw import Draw
@@ -105,11 +106,10 @@ class Tangent(Target):
 
     def at(self, teacher: FlowMap, draw: Draw, rows: Rows, output: State | None = None) -> TargetValue:
         with torch.no_grad():
-            v = self.velocity.on(teacher, draw, rows)
-        jump = draw.times.bootstrap[rows].nonzero()[:, 0]
+            v, along = self._velocities(teacher, draw, rows, jump := draw.times.bootstrap[rows].nonzero()[:, 0])
         if len(jump) == 0:
-            return self._target(teacher, draw, rows, v, jump, None, None)
-        return self._target(teacher, draw, rows, v, jump, *self._pass(teacher, draw, rows[jump], v[jump], keep=False))
+            return self._target(teacher, draw, rows, v)
+        return self._target(teacher, draw, rows, v, (jump, *self._pass(teacher, draw, rows[jump], along, keep=False)))
 
     @property
     def joins(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -121,28 +121,29 @@ class Tangent(Target):
             return super().joint(flow, draw, rows)
         jumps = draw.times.bootstrap[rows]
         jump, still = jumps.nonzero()[:, 0], (~jumps).nonzero()[:, 0]
-        output, found = None, draw
+        outputs, found = [], draw
         if len(still):
-            output = predicted(flow, draw, rows[still])
-            found = seeing(flow, draw, rows[still], output)
+            outputs.append(predicted(flow, draw, rows[still]))
+            found = seeing(flow, draw, rows[still], outputs[0])
         with torch.no_grad():
-            v = self.velocity.on(flow, found, rows)
+            v, along = self._velocities(flow, found, rows, jump)
         if len(jump) == 0:
-            assert output is not None
-            return output, self._target(flow, found, rows, v, jump, None, None)
-        own, rate = self._pass(flow, found, rows[jump], v[jump], keep=True)
-        if output is None:
-            output = own
-        else:
-            output = torch.cat([output, own])[torch.cat([still, jump]).argsort()]
-        return output, self._target(flow, found, rows, v, jump, own.detach(), rate)
+            return outputs[0], self._target(flow, found, rows, v)
+        own, rate = self._pass(flow, found, rows[jump], along, keep=True)
+        output = torch.cat([*outputs, own])[torch.cat([still, jump]).argsort()] if outputs else own
+        return output, self._target(flow, found, rows, v, (jump, own.detach(), rate))
 
-    def _pass(self, teacher: FlowMap, draw: Draw, rows: Rows, v: State, *, keep: bool) -> tuple[State, State]:
-        """(F, D_t F) on the chosen rows, all with r < t; F with its gradient if `keep`."""
+    def _velocities(self, teacher: FlowMap, draw: Draw, rows: Rows, jump: Int[Tensor, "j"]) -> tuple[State, State]:
+        """(v of the chosen rows, the direction of the derivative on those at the positions `jump`)."""
+        if self.direction is None or len(jump) == 0:
+            v = self.velocity.on(teacher, draw, rows)
+            return v, v[jump]
+        return self.velocity.with_direction(self.direction, teacher, draw, rows, jump)
+
+    def _pass(self, teacher: FlowMap, draw: Draw, rows: Rows, along: State, *, keep: bool) -> tuple[State, State]:
+        """(F, D_t F along `along`) on the chosen rows, all with r < t; F with its gradient if `keep`."""
         t, _, r = draw.times.take(rows)
         label, guidance = draw.inputs(rows)
-        with torch.no_grad():
-            along = v if self.direction is None else self.direction.on(teacher, draw, rows)
 
         def network(x: Tensor, time: Tensor) -> Tensor:
             with dropout_of(draw, rows):  # inside, so that every evaluation starts from the first mask
@@ -152,14 +153,20 @@ class Tangent(Target):
         return run(network, draw.x_t[rows], t, along)
 
     def _target(
-        self, teacher: FlowMap, draw: Draw, rows: Rows, v: State, jump: Rows, output: State | None, rate: State | None
+        self,
+        teacher: FlowMap,
+        draw: Draw,
+        rows: Rows,
+        v: State,
+        jumps: tuple[Int[Tensor, "j"], Float[Tensor, "j ..."], Float[Tensor, "j ..."]] | None = None,
     ) -> TargetValue:
-        """The target of the chosen rows; `output` and `rate` are those of the rows at the positions `jump`."""
+        """The target of the chosen rows; `jumps` are the positions of those with r < t, and F and D_t F there."""
         with torch.no_grad():
             t = draw.times.t[rows]
             value = teacher.output_of(draw.x_t[rows], v, t)
             size = torch.full_like(t, torch.nan)
-            if output is not None and rate is not None:
+            if jumps is not None:
+                jump, output, rate = jumps
                 moved = self._moved(teacher, draw, rows[jump], v[jump], output, rate)
                 value = value.index_copy(0, jump, moved.to(value.dtype))
                 size = size.index_copy(0, jump, rate.flatten(1).square().mean(1).sqrt().to(size.dtype))
