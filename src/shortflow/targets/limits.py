@@ -133,7 +133,9 @@ class Tangent(Target):
         output = torch.cat([*outputs, own])[torch.cat([still, jump]).argsort()] if outputs else own
         return output, self._target(flow, found, rows, v, (jump, own.detach(), rate))
 
-    def _velocities(self, teacher: FlowMap, draw: Draw, rows: Rows, jump: Int[Tensor, "j"]) -> tuple[State, State]:
+    def _velocities(
+        self, teacher: FlowMap, draw: Draw, rows: Rows, jump: Int[Tensor, "j"]
+    ) -> tuple[State, Float[Tensor, "j ..."]]:
         """(v of the chosen rows, the direction of the derivative on those at the positions `jump`)."""
         if self.direction is None or len(jump) == 0:
             v = self.velocity.on(teacher, draw, rows)

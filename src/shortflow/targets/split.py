@@ -116,7 +116,7 @@ class Split(Target):
         return output, self._gathered(flow, draw, rows, found)
 
     def at(self, teacher: FlowMap, draw: Draw, rows: Rows, output: State | None = None) -> TargetValue:
-        found = [
+        found: list[tuple[Tensor, Literal["jump", "rate"], TargetValue]] = [
             (where, part.compares, part.at(teacher, draw, rows[where], None if output is None else output[where]))
             for part, where in self._kinds(draw, rows)
         ]
