@@ -44,14 +44,16 @@ BUDGET = {"digits": 128_000, "mixture": 512_000}  # samples seen
 INTRODUCTION = """\
 # Every recipe, one budget
 
-Every recipe with the same network, data, learning rate and number of samples; only the name changes. Made by
+Every recipe with the same network, data and number of samples; only the name changes. Made by
 
     python scripts/compare_recipes.py --out out/compare --threads 1
 
 One seed, small networks, minutes of training on a CPU: the table shows that each recipe learns and what one step costs
 it in quality, not which method is best. The settings are the presets for small data, without guidance
-(`shortflow show RECIPE --data digits`); on points methods with the adaptive weight have it at power 0. Recipes that
-follow or start from another model have their own budget on top of that model's; it is the row of that name here.
+(`shortflow show RECIPE --data digits`), with the same learning rate for all but ECT and TCM, whose unsquared norm wants
+a smaller one; on points methods with the adaptive weight have it at power 0. Recipes that follow or start from another
+model have their own budget on top of that model's, another row of the same table:
+{others}.
 
 Cost is that of a training step in forward passes of the network on the batch; a plain step costs 3. FD % is the
 Fréchet distance in per cent of the data's variance. N = 2,000 samples for images (neighbour scores at n = 500, see
@@ -137,9 +139,20 @@ def points_table(records: dict[str, dict]) -> list[str]:
     return lines
 
 
+def others() -> str:
+    """Which recipe follows or starts from which, in words."""
+    words = []
+    for name in [*dict.fromkeys([*TEACHERS, *STARTS])]:
+        follows, starts = TEACHERS.get(name), STARTS.get(name)
+        both = f"follows and starts from {follows}"
+        one = f"follows {follows}" if starts is None else f"starts from {starts}"
+        words.append(f"{name} {both if follows == starts else one}")
+    return ", ".join(words)
+
+
 def table(out: Path, data: list[str], recipes: list[str]) -> str:
     """The Markdown of docs/results.md from the records in `out`."""
-    text = INTRODUCTION.splitlines()
+    text = INTRODUCTION.format(others=others()).splitlines()
     for name in data:
         records = {r: json.loads(p.read_text()) for r in recipes if (p := out / name / r / "evaluation.json").exists()}
         if not records:

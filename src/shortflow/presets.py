@@ -11,6 +11,7 @@ from shortflow.config import DataConfig, RunConfig, override
 from shortflow.data import Dataset
 from shortflow.errors import ConfigError
 from shortflow.nn.configs import MLPConfig, NetworkConfig, SiTConfig
+from shortflow.pairs import Pairs
 from shortflow.recipe import Recipe
 from shortflow.train.settings import TrainSettings
 
@@ -108,6 +109,14 @@ _BUDGETS = {
 _POINTS = TrainSettings(images=1_024_000, batch=512, group=64, preview_every=1000, save_every=1000)
 _FOLDER = TrainSettings(images=12_800_000, batch=128, group=32, preview_every=1000, save_every=1000)
 
+# The published 50,000 pairs of 128 steps would take a small network far longer than its training.
+_PAIRS = {
+    "digits": Pairs(count=8_192, steps=32),
+    "mnist": Pairs(count=16_384, steps=32),
+    "fashion-mnist": Pairs(count=16_384, steps=32),
+}
+_PAIRS_OF_POINTS = Pairs(count=65_536, steps=32)
+
 _LARGEST_PATCH = 32  # a token for a whole image would be no transformer
 
 
@@ -134,6 +143,8 @@ def preset(recipe: Recipe, data: DataConfig, dataset: Dataset) -> RunConfig:
         network = _NETWORKS.get(name, SiTConfig(size="mnist", width=256, depth=8, heads=4, patch=_patch(dataset.shape)))
         budget = _BUDGETS.get(name, _FOLDER)
     run = RunConfig(recipe=recipe, network=network, data=data, train=budget)
+    if "pairs" in recipe.objective.needs:
+        run = replace(run, pairs=_PAIRS.get(name, Pairs()) if dataset.is_image else _PAIRS_OF_POINTS)
     easy = name in _EASY or not dataset.is_image
     objective = recipe.objective
     guided = objective.guided is not None or objective.guidance is not None  # the settings for pixels are not
