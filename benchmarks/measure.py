@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from shortflow.cost import peak_memory as on_processor
+
 __all__ = ["flops", "machine", "peak_memory", "ratios", "timed", "write"]
 
 Run = Callable[[], Any]
@@ -72,15 +74,7 @@ def peak_memory(run: Run) -> int:
         before = torch.cuda.memory_allocated()
         seconds(run)
         return torch.cuda.max_memory_allocated() - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        run()
-    events = profile.profiler.kineto_results.events()  # pyright: ignore[reportOptionalMemberAccess]
-    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
-    held, most = 0, 0
-    for _, change in changes:
-        held += change
-        most = max(most, held)
-    return most
+    return on_processor(run)
 
 
 def machine() -> dict[str, Any]:

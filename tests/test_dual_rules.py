@@ -1,4 +1,4 @@
-"""Every rule of the dual pass against torch.func.jvp in float64, in every spelling that PyTorch has for the operation."""
+"""Every rule of the dual pass against torch.func.jvp in float64, in every spelling that PyTorch has for it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -191,7 +191,10 @@ CASES: list[tuple[str | list[Any], Arguments, dict[str, Any]]] = [
     ([getattr(Tensor, name).__get__ for name in ("T", "mT", "H", "mH")], one, {}),
 ]
 # An attribute or a result that depends on the value alone: plain, and equal to that of the plain tensor.
-PLAIN = "size dim numel stride ndimension is_floating_point is_contiguous tolist eq lt sign floor argmax zeros_like ones_like detach isnan any all round long __len__"
+PLAIN = (
+    "size dim numel stride is_floating_point is_contiguous tolist eq lt sign floor argmax zeros_like ones_like detach "
+    "isnan any all round long __len__"
+)
 
 
 def spelled() -> list[Any]:

@@ -4,6 +4,7 @@ Labels and weights stay in the closure of f: they are not differentiated. Deriva
 derivative in time does not survive bf16.
 """
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,11 +14,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from shortflow.dual import push_forward
+from shortflow.dual import NoRule, push_forward
 from shortflow.errors import ShortflowError
 from shortflow.typing import expand
 
-__all__ = ["CentralDifference", "Derivative", "DualPass", "ForwardMode"]
+__all__ = ["CentralDifference", "Derivative", "DualPass", "ForwardMode", "differentiated"]
 
 State = Float[Tensor, "b ..."]
 Time = Float[Tensor, "b"]
@@ -44,9 +45,12 @@ class DualPass(Derivative):
     """Exact, by a pass over (value, tangent) pairs (`shortflow.dual`): 2 F for both, and the value keeps its gradient.
 
     Tangents are computed in float32 at least, also where the values run in bf16.
-    Raises `NoRule` for a network with an operation that has no rule.
+
+    Args:
+        fallback: where an operation of the network has no rule, say which and use `ForwardMode`; else raise `NoRule`.
     """
 
+    fallback: bool = True
     keeps: ClassVar = True
 
     def __call__(self, f: Function, x: State, t: Time, v: State) -> tuple[State, State]:
@@ -55,7 +59,33 @@ class DualPass(Derivative):
 
     def keeping(self, f: Function, x: State, t: Time, v: State) -> tuple[State, State]:
         dtype = torch.promote_types(x.dtype, torch.float32)
-        return push_forward(f, (x, t), (v, torch.ones_like(t)), dtype=dtype)
+        try:
+            return push_forward(f, (x, t), (v, torch.ones_like(t)), dtype=dtype)
+        except NoRule as error:
+            if not self.fallback:
+                raise
+            _say(error)
+            return f(x, t), ForwardMode()(f, x, t, v)[1]
+
+
+def differentiated(
+    f: Callable[..., Tensor], primals: tuple[Tensor, ...], tangents: tuple[Tensor, ...]
+) -> tuple[Tensor, Tensor]:
+    """(f, its derivative along the tangents), both with gradient: losses on a derivative.
+
+    By a dual pass, 2 F forward; by `torch.func.jvp` where an operation of f has no rule.
+    """
+    try:
+        return push_forward(f, primals, tangents, graph=True)
+    except NoRule as error:
+        _say(error)
+        result = torch.func.jvp(f, primals, tangents)
+        return result[0], result[1]
+
+
+def _say(error: NoRule) -> None:
+    """Once for each message (Python's default): the derivative costs more than it could."""
+    warnings.warn(f"{error}. It is used now", stacklevel=3)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -186,9 +186,9 @@ def _unruled(func: Any) -> NoRule:
     if name.endswith("_") and not name.endswith("__"):
         return NoRule(
             f"{name} changes a tensor in place, which the dual pass cannot follow; use {name.rstrip('_')} and assign "
-            "the result, or take the derivative with ForwardMode() (torch.func.jvp)"
+            "the result, or use torch.func.jvp (ForwardMode)"
         )
     return NoRule(
-        f"the dual pass has no rule for the derivative of {name}; add one with shortflow.dual.rule, or take the "
-        "derivative with ForwardMode() (torch.func.jvp), which knows all of PyTorch's and costs more"
+        f"the dual pass has no rule for the derivative of {name}; add one with shortflow.dual.rule, or use "
+        "torch.func.jvp (ForwardMode), which knows all of PyTorch's and costs more"
     )

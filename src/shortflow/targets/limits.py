@@ -19,7 +19,7 @@ from torch import Tensor
 from shortflow.draw import Draw
 from shortflow.errors import IncompatibleParts, ShortflowError
 from shortflow.flowmap import FlowMap
-from shortflow.tangent import Derivative, DualPass
+from shortflow.tangent import Derivative, DualPass, differentiated
 from shortflow.targets.base import Rows, State, Target, TargetValue, Time, dropout_of, predicted, seeing
 from shortflow.typing import expand
 from shortflow.velocity import Conditional, FieldVelocity, Own, Velocity
@@ -288,7 +288,7 @@ class Eulerian(Target):
                 with dropout_of(draw, rows):
                     return flow(x, t, r, label, guidance)
 
-            spatial = torch.func.jvp(jump, (x,), (v,))[1]
+            spatial = differentiated(jump, (x,), (v,))[1]
         return output, residual + spatial
 
     def at(self, teacher: FlowMap, draw: Draw, rows: Rows, output: State | None = None) -> TargetValue:
