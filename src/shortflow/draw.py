@@ -42,6 +42,9 @@ class Draw:
         dropout_seed: seed of all dropout masks of the step (see `shortflow.dropout`).
         progress: position in the run, for schedules.
         references: frozen models that targets may follow.
+        seen: (row, outputs) where the network that targets are computed with has been asked already: the outputs at
+            (x_t, t, r = t) of some rows, told what `inputs` says, without dropout. `row` has the position of each
+            row's output, −1 for none.
     """
 
     x: Float[Tensor, "b ..."]
@@ -56,6 +59,7 @@ class Draw:
     dropout_seed: int = 0
     progress: Progress = Progress()
     references: References = field(default_factory=References)
+    seen: tuple[Int[Tensor, "b"], Float[Tensor, "k ..."]] | None = None
 
     @property
     def condition(self) -> Int[Tensor, "b"] | None:
@@ -111,6 +115,11 @@ class Draw:
         if frozen.null_label is None:
             return self.label
         return torch.where(self.dropped, torch.full_like(self.label, frozen.null_label), self.label)
+
+    def seeing(self, rows: Int[Tensor, "k"], output: Float[Tensor, "k ..."]) -> "Draw":
+        """The draw with outputs that are known already, see `seen`."""
+        place = torch.full((len(self.x),), -1, dtype=torch.long, device=self.x.device)
+        return replace(self, seen=(place.index_copy(0, rows, torch.arange(len(rows), device=place.device)), output))
 
     def with_times(self, times: Times) -> "Draw":
         return replace(self, times=times)

@@ -37,7 +37,7 @@ from shortflow.parameterizations import (
     TrigJump,
 )
 from shortflow.paths import Path
-from shortflow.tangent import Derivative, ForwardMode
+from shortflow.tangent import Derivative, DualPass, differentiated
 from shortflow.typing import expand
 
 __all__ = [
@@ -210,7 +210,7 @@ class FlowMap(nn.Module):
         self, x_t: State, t: Time, r: Time, v: State, label: Label = None, derivative: Derivative | None = None
     ) -> tuple[State, State]:
         """(F, D_t F) with D_t = ∂_t + v·∇ at fixed r, both without gradient."""
-        return (derivative or ForwardMode())(lambda x, time: self.predict(x, time, r, label), x_t, t, v)
+        return (derivative or DualPass())(lambda x, time: self.predict(x, time, r, label), x_t, t, v)
 
     def end_rate(
         self, x_t: State, t: Time, r: Time, label: Label = None, guidance: Guidance = None
@@ -220,8 +220,9 @@ class FlowMap(nn.Module):
         ∂_r X = ∂_r a x + ∂_r b F + b ∂_r F.
         """
         with torch.autocast(x_t.device.type, enabled=False):
-            both = torch.func.jvp(lambda end: self.predict(x_t, t, end, label, guidance), (r,), (torch.ones_like(r),))
-        output, rate = both[0], both[1]
+            output, rate = differentiated(
+                lambda end: self.predict(x_t, t, end, label, guidance), (r,), (torch.ones_like(r),)
+            )
         with torch.no_grad():
             jets = torch.func.jvp(lambda end: self.coefficients(t, end), (r,), (torch.ones_like(r),))
         (_, b), (a_r, b_r) = jets[0], jets[1]
@@ -232,10 +233,9 @@ class FlowMap(nn.Module):
     ) -> tuple[State, State]:
         """(F, D_t X_{t,r}(x_t)) with D_t = ∂_t + v·∇ at fixed r, both with gradient; zero on the exact map."""
         with torch.autocast(x_t.device.type, enabled=False):
-            both = torch.func.jvp(
+            output, rate = differentiated(
                 lambda x, time: self.predict(x, time, r, label, guidance), (x_t, t), (v, torch.ones_like(t))
             )
-        output, rate = both[0], both[1]
         a, b = self.coefficients(t, r)
         a_t, b_t = self.parameterization.coefficient_rates(self.path, self.sigma_data, t, r)
         moved = expand(a, x_t) * v + expand(b_t, x_t) * output + expand(a_t, x_t) * x_t + expand(b, x_t) * rate

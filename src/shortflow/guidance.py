@@ -70,13 +70,44 @@ def _mix(
     mixed = (expand(omega, v) if isinstance(omega, Tensor) else omega) * v
     with torch.no_grad(), no_dropout():
         if isinstance(rest, float) and rest == 0:
-            return (mixed + kappa * teacher.velocity(x, t, label)).to(v.dtype)
+            known, outputs, fresh = _known(draw, rows)
+            conditional = teacher.velocity(x[fresh], t[fresh], label[fresh]) if len(fresh) else x[:0]
+            return (mixed + kappa * _filled(teacher, x, t, known, outputs, fresh, conditional)).to(v.dtype)
         null = torch.full_like(label, _null(teacher))
         if kappa == 0:
             return (mixed + rest * teacher.velocity(x, t, null)).to(v.dtype)
-        both = teacher.velocity(torch.cat([x, x]), torch.cat([t, t]), torch.cat([label, null]))
-        conditional, unconditional = both.chunk(2)
+        known, outputs, fresh = _known(draw, rows)
+        both = teacher.velocity(torch.cat([x, x[fresh]]), torch.cat([t, t[fresh]]), torch.cat([null, label[fresh]]))
+        unconditional, conditional = both.split([len(x), len(fresh)])
+        conditional = _filled(teacher, x, t, known, outputs, fresh, conditional)
         return (mixed + kappa * conditional + rest * unconditional).to(v.dtype)
+
+
+def _filled(
+    teacher: FlowMap,
+    x: State,
+    t: Time,
+    known: Int[Tensor, "m"],
+    outputs: Float[Tensor, "m ..."],
+    fresh: Int[Tensor, "n"],
+    computed: Float[Tensor, "n ..."],
+) -> State:
+    """The conditional velocity of all rows: computed on `fresh` ones; on `known` ones it is the prediction at r = t."""
+    if len(known) == 0:
+        return computed
+    seen = teacher.velocity_of(x[known], outputs, t[known])
+    return torch.cat([computed.to(seen.dtype), seen])[torch.cat([fresh, known]).argsort()]
+
+
+def _known(draw: Draw, rows: Int[Tensor, "k"]) -> tuple[Int[Tensor, "m"], Float[Tensor, "m ..."], Int[Tensor, "n"]]:
+    """(positions among `rows` whose outputs are known, those outputs, the other positions)."""
+    if draw.seen is None:
+        everything = torch.arange(len(rows), device=rows.device)
+        return everything[:0], draw.x_t[:0], everything
+    place, outputs = draw.seen
+    place = place[rows]
+    known = (place >= 0).nonzero()[:, 0]
+    return known, outputs[place[known]], (place < 0).nonzero()[:, 0]
 
 
 class TrainingGuidance(Velocity):

@@ -196,14 +196,18 @@ class Objective:
             draw = self.coupling(teacher, draw)
         t, _, r = draw.times
         space, head, prediction = self.metric.space, None, None
-        with shared_dropout(draw.dropout_seed, len(draw.x)):
-            if self.target.compares == "rate":
-                output, prediction = self.target.compared(flow, teacher, draw, all_rows(draw))
-            elif self.velocity_head:
-                output, head = flow.predict_both(draw.x_t, t, r, draw.condition, draw.guidance)
-            else:
-                output = flow.predict(draw.x_t, t, r, draw.condition, draw.guidance)
-        seen, target = self._target(flow, teacher, draw, output.detach())
+        seen = None
+        if teacher is flow and self.target.joins and not self.velocity_head and not self._divides(draw):
+            output, target = self.target.joint(flow, draw, all_rows(draw))
+        else:
+            with shared_dropout(draw.dropout_seed, len(draw.x)):
+                if self.target.compares == "rate":
+                    output, prediction = self.target.compared(flow, teacher, draw, all_rows(draw))
+                elif self.velocity_head:
+                    output, head = flow.predict_both(draw.x_t, t, r, draw.condition, draw.guidance)
+                else:
+                    output = flow.predict(draw.x_t, t, r, draw.condition, draw.guidance)
+            seen, target = self._target(flow, teacher, draw, output.detach())
         if prediction is not None:
             goal = target.value
         else:
@@ -234,17 +238,24 @@ class Objective:
         Where the target divides, it sees that output. Where the weight of the loss does, all of the target is in full
         precision, and the output is returned, for the loss to compare with; it is None otherwise.
         """
-        device = draw.x_t.device.type
-        weighted = self.target.compares == "jump" and any(part.quotient for part in self.weightings)
-        if not torch.is_autocast_enabled(device) or not (self.target.quotient or weighted):
+        if not self._divides(draw):
             return None, self.target(teacher, draw, output)
         t, _, r = draw.times
-        with torch.autocast(device, enabled=False):
+        with torch.autocast(draw.x_t.device.type, enabled=False):
             with torch.no_grad(), shared_dropout(draw.dropout_seed, len(draw.x)):
                 exact = flow.predict(draw.x_t, t, r, draw.condition, draw.guidance)
-            if weighted:
+            if self._weighted:
                 return exact, self.target(teacher, draw, exact)
         return None, self.target(teacher, draw, exact)
+
+    @property
+    def _weighted(self) -> bool:
+        """Whether the weight of the loss divides by a short step."""
+        return self.target.compares == "jump" and any(part.quotient for part in self.weightings)
+
+    def _divides(self, draw: Draw) -> bool:
+        """Whether a difference of passes in half precision would be divided by a short step."""
+        return torch.is_autocast_enabled(draw.x_t.device.type) and (self.target.quotient or self._weighted)
 
     def _head_error(
         self, flow: FlowMap, draw: Draw, head: Float[Tensor, "b ..."], target: TargetValue

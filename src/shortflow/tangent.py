@@ -1,22 +1,24 @@
-"""Directional derivatives of networks: value and derivative of f along a direction, without gradient.
+"""Directional derivatives of networks: value and derivative of f along a direction, the derivative without gradient.
 
-Forward mode needs one pass for both. It runs under `no_grad` (nothing of it is kept for the backward pass) and outside
-autocast, because a derivative in time does not survive bf16. Labels and weights stay in the closure of f: they are not
-differentiated.
+Labels and weights stay in the closure of f: they are not differentiated. Derivatives run outside autocast, because a
+derivative in time does not survive bf16.
 """
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from shortflow.dual import NoRule, push_forward
 from shortflow.errors import ShortflowError
 from shortflow.typing import expand
 
-__all__ = ["CentralDifference", "Derivative", "ForwardMode"]
+__all__ = ["CentralDifference", "Derivative", "DualPass", "ForwardMode", "differentiated"]
 
 State = Float[Tensor, "b ..."]
 Time = Float[Tensor, "b"]
@@ -30,10 +32,65 @@ class Derivative(ABC):
     def __call__(self, f: Function, x: State, t: Time, v: State) -> tuple[State, State]:
         """(f(x, t), d/dh f(x + h v, t + h) at h = 0), both without gradient. x, v: (b, ...), t: (b)."""
 
+    keeps: ClassVar[bool] = False
+    """Whether the value can be had with its gradient from the same pass (`keeping`)."""
+
+    def keeping(self, f: Function, x: State, t: Time, v: State) -> tuple[State, State]:
+        """As a call, but the value has its gradient, and the precision of an ordinary pass."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class DualPass(Derivative):
+    """Exact, by a pass over (value, tangent) pairs (`shortflow.dual`): 2 F for both, and the value keeps its gradient.
+
+    Tangents are computed in float32 at least, also where the values run in bf16.
+
+    Args:
+        fallback: where an operation of the network has no rule, say which and use `ForwardMode`; else raise `NoRule`.
+    """
+
+    fallback: bool = True
+    keeps: ClassVar = True
+
+    def __call__(self, f: Function, x: State, t: Time, v: State) -> tuple[State, State]:
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+            return self.keeping(f, x, t, v)
+
+    def keeping(self, f: Function, x: State, t: Time, v: State) -> tuple[State, State]:
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        try:
+            return push_forward(f, (x, t), (v, torch.ones_like(t)), dtype=dtype)
+        except NoRule as error:
+            if not self.fallback:
+                raise
+            _say(error)
+            return f(x, t), ForwardMode()(f, x, t, v)[1]
+
+
+def differentiated(
+    f: Callable[..., Tensor], primals: tuple[Tensor, ...], tangents: tuple[Tensor, ...]
+) -> tuple[Tensor, Tensor]:
+    """(f, its derivative along the tangents), both with gradient: losses on a derivative.
+
+    By a dual pass, 2 F forward; by `torch.func.jvp` where an operation of f has no rule.
+    """
+    try:
+        return push_forward(f, primals, tangents, graph=True)
+    except NoRule as error:
+        _say(error)
+        result = torch.func.jvp(f, primals, tangents)
+        return result[0], result[1]
+
+
+def _say(error: NoRule) -> None:
+    """Once for each message (Python's default): the derivative costs more than it could."""
+    warnings.warn(f"{error}. It is used now", stacklevel=3)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ForwardMode(Derivative):
-    """Exact, by `torch.func.jvp`. The network's attention must have a forward-mode rule (ours has)."""
+    """Exact, by `torch.func.jvp`: 3 F, for any network whose operations have a forward-mode rule in PyTorch."""
 
     def __call__(self, f: Function, x: State, t: Time, v: State) -> tuple[State, State]:
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):

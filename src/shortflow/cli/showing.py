@@ -1,8 +1,9 @@
-"""`shortflow recipes` and `shortflow show`."""
+"""`shortflow recipes`, `shortflow show` and `shortflow cost`."""
 
 import json
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +12,7 @@ import typer
 from shortflow.cli.common import Imports, Settings, say, table
 from shortflow.errors import ConfigError
 
-__all__ = ["recipes", "show"]
+__all__ = ["cost", "recipes", "show"]
 
 WIDTH = 80  # of sentences; tables are as wide as they need to be
 
@@ -165,6 +166,55 @@ def show(
     say((module.__doc__ or "").strip() + "\n")
     say(to_yaml(recipe))
     say(getattr(module, "BIBTEX", "").rstrip())
+
+
+def cost(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="The name of a recipe.", show_default=False)],
+    data: Annotated[
+        str | None,
+        typer.Option(help="Count the run on these data, with its network and batch; default: a small network."),
+    ] = None,
+    resolution: Annotated[int | None, typer.Option(help="With --data: crop and resize images to this side.")] = None,
+    settings: Settings = None,
+    imports: Imports = None,
+) -> None:
+    """Say what a training step of a recipe costs: the passes of networks that it makes, counted and measured.
+
+    The unit F is one pass of the network over the batch without gradient; flow matching costs 3 F.
+    """
+    from shortflow import runs
+    from shortflow.config import override, recipe_named
+    from shortflow.cost import UNITS, whole_cost
+    from shortflow.data import DataSpec
+
+    if data is None:
+        chosen = recipe_named(recipe)
+        if settings:
+            run, _ = runs.configure(recipe, "digits")
+            chosen = override(replace(run, recipe=chosen), settings).recipe
+        found = whole_cost(chosen, memory=True)
+        say(f"{recipe} with the published settings, on a small network:\n")
+    else:
+        run, dataset = runs.configure(recipe, data, resolution=resolution, settings=settings or ())
+        spec = DataSpec.fit(dataset, run.recipe.sigma_data)
+        found = whole_cost(run.recipe, run.network, spec, run.train.batch, memory=True)
+        say(f"{recipe} on {data}, batch {run.train.batch}:\n")
+    rows = [(KINDS[one.kind], f"{one.rows:.2f}", f"{UNITS[one.kind]:g} F", f"{one.cost:.2f} F") for one in found.passes]
+    table([("passes", "batches", "each", "cost"), *rows, ("sum", "", "", f"{found.predicted:.2f} F")])
+    say(
+        f"\nMeasured: {found.measured:.2f} F of arithmetic; at most {found.memory / 2**20:.0f} MiB of activations, "
+        "temporaries and gradients."
+    )
+
+
+KINDS = {
+    "prediction": "with gradient",
+    "plain": "without gradient",
+    "dual": "with its derivative, without gradient",
+    "dual, kept": "with gradient, its derivative without",
+    "differentiated": "with its derivative, both with gradient",
+    "transformed": "with its derivative, by torch.func",
+}
 
 
 def _show_run(path: Path) -> None:

@@ -178,7 +178,7 @@ def _tangent(target: targets.Tangent) -> str:
     size = [] if target.normalize is None else [f"normalised with c = {target.normalize:g}"]
     size += [] if target.warmup == 0 else [f"warmed up over {_percent(target.warmup)} of the run"]
     size += [] if isinstance(target.weight, targets.UnitWeight) else [in_words(target.weight)]
-    size += [] if isinstance(target.derivative, tangent.ForwardMode) else [in_words(target.derivative)]
+    size += [] if isinstance(target.derivative, tangent.DualPass) else [in_words(target.derivative)]
     return f"takes the limit s → t along {in_words(target.velocity)}{along}" + (f" ({', '.join(size)})" if size else "")
 
 
@@ -253,7 +253,8 @@ PHRASES: dict[type, str | Callable[[Any], str]] = {
     paths.Linear: lambda p: f"the straight line from data to noise, x_t = (1 − t) x + σ_t ε with σ_t = {_tau(p)}t",
     paths.Cosine: lambda p: f"the quarter circle, x_t = cos(πt/2) x + σ_t ε with σ_t = {_tau(p)}sin(πt/2)",
     paths.VarianceExploding: lambda p: f"data plus noise, x_t = x + σ ε with σ up to {p.sigma_max:g}",
-    tangent.ForwardMode: "exact derivative",
+    tangent.DualPass: "exact derivative, by a dual pass",
+    tangent.ForwardMode: "exact derivative, by torch.func.jvp",
     tangent.CentralDifference: lambda d: f"derivative by central differences of step {d.step:g}",
     # parameterisations and conditionings
     flowmap.AverageVelocity: _average,

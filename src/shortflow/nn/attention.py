@@ -59,6 +59,6 @@ class Attention(nn.Module):
 
     def forward(self, x: Float[Tensor, "b n width"]) -> Float[Tensor, "b n width"]:
         b, n, width = x.shape
-        q, k, v = self.qkv(x).reshape(b, n, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        q, k, v = self.qkv(x).reshape(b, n, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
         mixed = attend(self.q_norm(q), self.k_norm(k), v)
         return self.dropout(self.proj(mixed.transpose(1, 2).reshape(b, n, width)))

@@ -109,7 +109,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, h: Image) -> Image:
         tokens = self.attn(self.norm(h).flatten(2).transpose(1, 2))
-        return math.sqrt(0.5) * (h + tokens.transpose(1, 2).unflatten(2, h.shape[2:]))
+        return math.sqrt(0.5) * (h + tokens.transpose(1, 2).reshape(h.shape))
 
 
 class ResidualBlock(nn.Module):

@@ -11,11 +11,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from shortflow.draw import Draw
-from shortflow.dropout import shared_dropout
+from shortflow.dropout import drops, shared_dropout
 from shortflow.flowmap import FlowMap
 from shortflow.velocity import Conditional, Velocity
 
-__all__ = ["Direct", "Rows", "State", "Target", "TargetValue", "Time", "all_rows", "dropout_of"]
+__all__ = ["Direct", "Rows", "State", "Target", "TargetValue", "Time", "all_rows", "dropout_of", "predicted", "seeing"]
 
 Time = Float[Tensor, "k"]
 State = Float[Tensor, "k ..."]
@@ -59,6 +59,18 @@ def dropout_of(draw: Draw, rows: Rows) -> AbstractContextManager[None]:
     return shared_dropout(draw.dropout_seed, len(draw.x), rows)
 
 
+def predicted(flow: FlowMap, draw: Draw, rows: Rows) -> State:
+    """F on the chosen rows, with the dropout masks of the step and with gradient where gradients are on."""
+    t, _, r = draw.times.take(rows)
+    with dropout_of(draw, rows):
+        return flow.predict(draw.x_t[rows], t, r, *draw.inputs(rows))
+
+
+def seeing(flow: FlowMap, draw: Draw, rows: Rows, output: State) -> Draw:
+    """The draw that knows the outputs at r = t, where they are what passes without dropout would return."""
+    return draw if drops(flow) else draw.seeing(rows, output.detach())
+
+
 class Target(ABC):
     """(teacher, draw) → TargetValue, evaluated without gradient.
 
@@ -68,12 +80,14 @@ class Target(ABC):
         compares: what is compared with the target: "jump", the network's output or state as the metric wishes, or
             "rate", what `compared` returns.
         quotient: the difference of two passes is divided by a short step: both must run outside autocast.
+        joins: prediction and target share passes where the network is its own teacher (`joint`).
     """
 
     gaps: ClassVar[tuple[str, ...]]
     continuous: ClassVar[bool | None] = None
     compares: ClassVar[Literal["jump", "rate"]] = "jump"
     quotient: ClassVar[bool] = False
+    joins: ClassVar[bool] = False
 
     @abstractmethod
     def at(self, teacher: FlowMap, draw: Draw, rows: Rows, output: State | None = None) -> TargetValue:
@@ -86,6 +100,14 @@ class Target(ABC):
     def __call__(self, teacher: FlowMap, draw: Draw, output: State | None = None) -> TargetValue:
         """The target of every row."""
         return self.at(teacher, draw, all_rows(draw), output)
+
+    def joint(self, flow: FlowMap, draw: Draw, rows: Rows) -> tuple[State, TargetValue]:
+        """(F with gradient, target) on the chosen rows, for a network that is its own teacher.
+
+        The same numbers as a prediction followed by `at`, from fewer passes where they can be shared.
+        """
+        output = predicted(flow, draw, rows)
+        return output, self.at(flow, draw, rows, output.detach())
 
     def compared(self, flow: FlowMap, teacher: FlowMap, draw: Draw, rows: Rows) -> tuple[State, State]:
         """(F, what is compared with the target) on the chosen rows, with gradient; for targets that compare rates.
@@ -112,6 +134,11 @@ class Direct(Target):
 
     velocity: Velocity = Conditional()
     gaps: ClassVar = ("zero",)
+    joins: ClassVar = True
+
+    def joint(self, flow: FlowMap, draw: Draw, rows: Rows) -> tuple[State, TargetValue]:
+        output = predicted(flow, draw, rows)
+        return output, self.at(flow, seeing(flow, draw, rows, output), rows)
 
     def at(self, teacher: FlowMap, draw: Draw, rows: Rows, output: State | None = None) -> TargetValue:
         with torch.no_grad():

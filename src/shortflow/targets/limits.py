@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from shortflow.draw import Draw
 from shortflow.errors import IncompatibleParts, ShortflowError
 from shortflow.flowmap import FlowMap
-from shortflow.tangent import Derivative, ForwardMode
-from shortflow.targets.base import Rows, State, Target, TargetValue, Time, dropout_of
+from shortflow.tangent import Derivative, DualPass, differentiated
+from shortflow.targets.base import Rows, State, Target, TargetValue, Time, dropout_of, predicted, seeing
 from shortflow.typing import expand
 from shortflow.velocity import Conditional, FieldVelocity, Own, Velocity
 
@@ -80,7 +81,7 @@ class Tangent(Target):
         warmup: share of the run over which the propagated part ∂_t a x + b D_t F grows from 0 to its full size.
         normalize: c in g ← g/(‖g‖ + c) with g = w D_t X, on rows with r < t; None for no normalisation.
         norm: ‖·‖ as the plain Euclidean norm ("l2", as sCM is written) or as the root mean square ("rms").
-        derivative: exact forward mode or central differences.
+        derivative: how D_t is taken: by a dual pass, by torch's forward mode or by central differences.
     """
 
     velocity: Velocity = Conditional()
@@ -89,7 +90,7 @@ class Tangent(Target):
     warmup: float = 0.0
     normalize: float | None = None
     norm: Norm = "l2"
-    derivative: Derivative = ForwardMode()
+    derivative: Derivative = DualPass()
     gaps: ClassVar = ("mixed", "positive")
     continuous: ClassVar = True
 
@@ -105,32 +106,78 @@ class Tangent(Target):
 
     def at(self, teacher: FlowMap, draw: Draw, rows: Rows, output: State | None = None) -> TargetValue:
         with torch.no_grad():
-            t = draw.times.t[rows]
-            jump = draw.times.bootstrap[rows].nonzero()[:, 0]
-            if self.direction is None or len(jump) == 0:
-                v = self.velocity.on(teacher, draw, rows)
-                along = v[jump]
-            else:
-                v, along = self.velocity.with_direction(self.direction, teacher, draw, rows, jump)
-            value = teacher.output_of(draw.x_t[rows], v, t)
-            size = torch.full_like(t, torch.nan)
-            if len(jump):
-                moved, rate = self.moved(teacher, draw, v[jump], along, rows[jump])
-                value = value.index_copy(0, jump, moved.to(value.dtype))
-                size = size.index_copy(0, jump, rate.flatten(1).square().mean(1).sqrt().to(size.dtype))
-        return TargetValue(value=value, space="output", logs={"tangent": size}, velocity=v)
+            v, along = self._velocities(teacher, draw, rows, jump := draw.times.bootstrap[rows].nonzero()[:, 0])
+        if len(jump) == 0:
+            return self._target(teacher, draw, rows, v)
+        return self._target(teacher, draw, rows, v, (jump, *self._pass(teacher, draw, rows[jump], along, keep=False)))
 
-    def moved(self, teacher: FlowMap, draw: Draw, v: State, along: State, rows: Rows) -> tuple[State, State]:
-        """(target output, D_t F with D_t along `along`) on the chosen rows, all with r < t."""
+    @property
+    def joins(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.derivative.keeps
+
+    def joint(self, flow: FlowMap, draw: Draw, rows: Rows) -> tuple[State, TargetValue]:
+        """One pass on rows with r = t, whose output is their conditional velocity, too; a dual pass on the others."""
+        if not self.derivative.keeps:
+            return super().joint(flow, draw, rows)
+        jumps = draw.times.bootstrap[rows]
+        jump, still = jumps.nonzero()[:, 0], (~jumps).nonzero()[:, 0]
+        outputs, found = [], draw
+        if len(still):
+            outputs.append(predicted(flow, draw, rows[still]))
+            found = seeing(flow, draw, rows[still], outputs[0])
+        with torch.no_grad():
+            v, along = self._velocities(flow, found, rows, jump)
+        if len(jump) == 0:
+            return outputs[0], self._target(flow, found, rows, v)
+        own, rate = self._pass(flow, found, rows[jump], along, keep=True)
+        output = torch.cat([*outputs, own])[torch.cat([still, jump]).argsort()] if outputs else own
+        return output, self._target(flow, found, rows, v, (jump, own.detach(), rate))
+
+    def _velocities(
+        self, teacher: FlowMap, draw: Draw, rows: Rows, jump: Int[Tensor, "j"]
+    ) -> tuple[State, Float[Tensor, "j ..."]]:
+        """(v of the chosen rows, the direction of the derivative on those at the positions `jump`)."""
+        if self.direction is None or len(jump) == 0:
+            v = self.velocity.on(teacher, draw, rows)
+            return v, v[jump]
+        return self.velocity.with_direction(self.direction, teacher, draw, rows, jump)
+
+    def _pass(self, teacher: FlowMap, draw: Draw, rows: Rows, along: State, *, keep: bool) -> tuple[State, State]:
+        """(F, D_t F along `along`) on the chosen rows, all with r < t; F with its gradient if `keep`."""
         t, _, r = draw.times.take(rows)
-        x = draw.x_t[rows]
         label, guidance = draw.inputs(rows)
 
         def network(x: Tensor, time: Tensor) -> Tensor:
             with dropout_of(draw, rows):  # inside, so that every evaluation starts from the first mask
                 return teacher.predict(x, time, r, label, guidance)
 
-        output, rate = self.derivative(network, x, t, along)
+        run = self.derivative.keeping if keep else self.derivative
+        return run(network, draw.x_t[rows], t, along)
+
+    def _target(
+        self,
+        teacher: FlowMap,
+        draw: Draw,
+        rows: Rows,
+        v: State,
+        jumps: tuple[Int[Tensor, "j"], Float[Tensor, "j ..."], Float[Tensor, "j ..."]] | None = None,
+    ) -> TargetValue:
+        """The target of the chosen rows; `jumps` are the positions of those with r < t, and F and D_t F there."""
+        with torch.no_grad():
+            t = draw.times.t[rows]
+            value = teacher.output_of(draw.x_t[rows], v, t)
+            size = torch.full_like(t, torch.nan)
+            if jumps is not None:
+                jump, output, rate = jumps
+                moved = self._moved(teacher, draw, rows[jump], v[jump], output, rate)
+                value = value.index_copy(0, jump, moved.to(value.dtype))
+                size = size.index_copy(0, jump, rate.flatten(1).square().mean(1).sqrt().to(size.dtype))
+        return TargetValue(value=value, space="output", logs={"tangent": size}, velocity=v)
+
+    def _moved(self, teacher: FlowMap, draw: Draw, rows: Rows, v: State, output: State, rate: State) -> State:
+        """The target output on the chosen rows, all with r < t, from F and D_t F there."""
+        t, _, r = draw.times.take(rows)
+        x = draw.x_t[rows]
         a, b = teacher.coefficients(t, r)
         a_t, b_t = teacher.parameterization.coefficient_rates(teacher.path, teacher.sigma_data, t, r)
         w = -self.weight(t) * torch.sign(b)  # b < 0 for all parameterisations but EDM's
@@ -138,9 +185,9 @@ class Tangent(Target):
         propagated = expand(w * a_t, x) * x + expand(w * b, x) * rate
         if self.normalize is None:
             # (1 + w ∂_t b) is exactly 0 for the average velocity with w = 1: no F is added and taken away again.
-            return expand(1 + w * b_t, x) * output + expand(w * a, x) * v + ramp * propagated, rate
+            return expand(1 + w * b_t, x) * output + expand(w * a, x) * v + ramp * propagated
         g = expand(w * a, x) * v + expand(w * b_t, x) * output + ramp * propagated
-        return output + _normalized(g, self.normalize, self.norm), rate
+        return output + _normalized(g, self.normalize, self.norm)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,7 +288,7 @@ class Eulerian(Target):
                 with dropout_of(draw, rows):
                     return flow(x, t, r, label, guidance)
 
-            spatial = torch.func.jvp(jump, (x,), (v,))[1]
+            spatial = differentiated(jump, (x,), (v,))[1]
         return output, residual + spatial
 
     def at(self, teacher: FlowMap, draw: Draw, rows: Rows, output: State | None = None) -> TargetValue:

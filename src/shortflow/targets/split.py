@@ -1,5 +1,6 @@
 """Rows of different kinds take different targets."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -100,17 +101,44 @@ class Split(Target):
             seen = seen.index_copy(0, where, rate.to(seen.dtype))
         return output, seen
 
+    @property
+    def joins(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.compares == "jump" and not self.quotient and any(part.joins for part in self.parts)
+
+    def joint(self, flow: FlowMap, draw: Draw, rows: Rows) -> tuple[State, TargetValue]:
+        outputs: list[State] = []
+        found: list[tuple[Tensor, Literal["jump", "rate"], TargetValue]] = []
+        for part, where in self._kinds(draw, rows):
+            own, target = part.joint(flow, draw, rows[where])
+            outputs.append(own)
+            found.append((where, "jump", target))
+        output = torch.cat(outputs)[torch.cat([where for where, _, _ in found]).argsort()]
+        return output, self._gathered(flow, draw, rows, found)
+
     def at(self, teacher: FlowMap, draw: Draw, rows: Rows, output: State | None = None) -> TargetValue:
+        found: list[tuple[Tensor, Literal["jump", "rate"], TargetValue]] = [
+            (where, part.compares, part.at(teacher, draw, rows[where], None if output is None else output[where]))
+            for part, where in self._kinds(draw, rows)
+        ]
+        return self._gathered(teacher, draw, rows, found)
+
+    def _gathered(
+        self,
+        teacher: FlowMap,
+        draw: Draw,
+        rows: Rows,
+        targets: Sequence[tuple[Int[Tensor, "_"], Literal["jump", "rate"], TargetValue]],
+    ) -> TargetValue:
+        """The targets of the kinds of rows (their positions, what they compare, the target) as one."""
         x = draw.x_t[rows]
         value = torch.zeros_like(x)
         logs: dict[str, torch.Tensor] = {}
         velocity = None
-        for part, where in self._kinds(draw, rows):
+        for where, compares, target in targets:
             chosen = rows[where]
-            target = part.at(teacher, draw, chosen, None if output is None else output[where])
             if self.compares == "jump":
                 found = target.in_space("output", teacher, draw, chosen)
-            elif part.compares == "rate":
+            elif compares == "rate":
                 found = target.value
             else:
                 found = teacher.velocity_of(

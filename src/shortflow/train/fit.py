@@ -23,6 +23,7 @@ import torch
 from shortflow.draw import References
 from shortflow.errors import CheckpointError
 from shortflow.flowmap import FlowMap
+from shortflow.nn.compiling import compile_network
 from shortflow.objective import Objective
 from shortflow.optimizer import Optimizer
 from shortflow.train.ema import Average, averages_of
@@ -164,12 +165,16 @@ def fit(
     found = _find(directory, resume)
     engine = Engine(directory)
     module = TrainStep(flow.to(engine.device), objective, references, bf16=settings.precision == "bf16")
+    averages = averages_of(flow, optimizer)
+    if settings.compile:  # after the copies were made; frozen models and teachers run as often
+        for model in (module.flow, *module.frozen, *(average.module for average in module.averages.values())):
+            compile_network(model.network)
     run = _Run(
         directory=directory,
         settings=settings,
         metadata=metadata,
         module=module,
-        averages=averages_of(flow, optimizer),
+        averages=averages,
         adamw=build_optimizer(module, optimizer),
     )
     start, pending = 0, []

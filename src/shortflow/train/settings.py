@@ -18,6 +18,7 @@ class TrainSettings:
         group: in class-consistent batches, how many consecutive rows share a class; None: the whole batch.
         seed: of the weights, the order of the data and every draw.
         precision: "fp32", or "bf16" for autocast (time and derivatives stay in fp32).
+        compile: compile the networks with torch.compile; where that fails the run goes on without, and says so.
         log_every, preview_every, save_every: in steps; 0 turns previews off.
         keep: how many training states to keep.
     """
@@ -27,6 +28,7 @@ class TrainSettings:
     group: int | None = None
     seed: int = 0
     precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
     log_every: int = 50
     preview_every: int = 500
     save_every: int = 500

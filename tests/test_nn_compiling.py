@@ -1,0 +1,123 @@
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from shortflow.dual import push_forward
+from shortflow.nn import MLP, compiling
+from shortflow.nn.compiling import compile_network
+
+
+def network() -> MLP:
+    torch.manual_seed(0)
+    net = MLP(shape=(4,), width=8, depth=1)
+    for weight in net.parameters():
+        nn.init.normal_(weight, std=0.3)
+    return net
+
+
+def inputs(rows: int = 6) -> tuple[Tensor, Tensor, Tensor]:
+    g = torch.Generator().manual_seed(1)
+    return torch.randn(rows, 4, generator=g), torch.rand(rows, generator=g), torch.randn(rows, 4, generator=g)
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, change: float = 0.0, error: str | None = None) -> list[int]:
+    """A compiler that changes results by a factor or fails; returns the list of its calls."""
+    calls: list[int] = []
+
+    def compiler(run, **options):
+        def compiled(*args):
+            calls.append(1)
+            if error is not None:
+                raise RuntimeError(error)
+            result = run(*args)
+            return tuple(part * (1 + change) for part in result) if isinstance(result, tuple) else result * (1 + change)
+
+        return compiled
+
+    monkeypatch.setattr(compiling.torch, "compile", compiler)
+    return calls
+
+
+def test_a_compiled_network_is_called_like_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, t, v = inputs()
+    plain = network()(x, t, t / 2)
+    pair = push_forward(lambda x, t: network()(x, t, t / 2), (x, t), (v, torch.ones_like(t)))
+    calls = stand_in(monkeypatch)
+    net = network()
+    compile_network(net)
+    assert torch.equal(net(x, t, t / 2), plain)
+    found = push_forward(lambda x, t: net(x, t, t / 2), (x, t), (v, torch.ones_like(t)))
+    torch.testing.assert_close(found, pair)
+    assert len(calls) == 2
+    assert torch.equal(net(x, t, second=t / 2), plain)  # keywords go to the plain network
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("dual", [False, True])
+def test_a_network_whose_compiled_form_differs_goes_on_without_it(dual: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = stand_in(monkeypatch, change=0.01)
+    x, t, v = inputs()
+    net, plain = network(), network()(x, t, t / 2)
+    compile_network(net)
+
+    def run() -> Tensor:
+        if not dual:
+            return net(x, t, t / 2)
+        return push_forward(lambda x, t: net(x, t, t / 2), (x, t), (v, torch.ones_like(t)))[0]
+
+    with pytest.warns(UserWarning, match=r"differ from the plain network's by 1\.0e-02.*train\.compile"):
+        assert torch.equal(run(), plain)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(run(), plain)
+    assert len(calls) == 1
+
+
+def test_a_network_that_does_not_compile_goes_on_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(monkeypatch, error="no compiler found\nand a long story")
+    x, t, _ = inputs()
+    net, plain = network(), network()(x, t, t / 2)
+    compile_network(net)
+    with pytest.warns(UserWarning, match=r"RuntimeError: no compiler found\);"):
+        assert torch.equal(net(x, t, t / 2), plain)
+
+
+REAL = """
+import warnings
+import torch
+from test_nn_compiling import inputs, network
+from shortflow.dual import push_forward
+from shortflow.nn.compiling import compile_network
+
+warnings.simplefilter("error")
+plain, net = network(), network()
+compile_network(net, backend="aot_eager")
+for rows in (6, 5, 4, 7):
+    x, t, v = inputs(rows)
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            torch.testing.assert_close(net(x, t, t / 2), plain(x, t, t / 2))
+    pairs = [push_forward(lambda x, t: f(x, t, t / 2), (x, t), (v, torch.ones_like(t))) for f in (net, plain)]
+    torch.testing.assert_close(*pairs)
+    for f, pair in zip((net, plain), pairs):
+        f.zero_grad()
+        pair[0].square().sum().backward()
+    for a, b in zip(net.parameters(), plain.parameters()):
+        torch.testing.assert_close(a.grad, b.grad)
+print(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+"""
+
+
+@pytest.mark.slow
+def test_few_graphs_serve_any_number_of_rows() -> None:
+    """In a process of its own, because functions that check their types cannot be compiled."""
+    done = subprocess.run(
+        [sys.executable, "-c", REAL], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert int(done.stdout) <= 6
