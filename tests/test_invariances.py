@@ -84,7 +84,7 @@ def test_data_and_noise_in_another_unit_have_the_same_flow_in_that_unit(name: st
         (EDMSkip(), lambda k: VarianceExploding(sigma_max=80.0 * k)),
         (EDM(), lambda k: VarianceExploding(sigma_max=80.0 * k)),
     ],
-    ids=str,
+    ids=["average velocity", "trig", "simple EDM, cosine", "simple EDM", "EDM with skip", "EDM"],
 )
 def test_a_network_that_is_told_the_scale_of_the_data_does_not_know_their_unit(
     form: Parameterization, path: Callable[[float], Path]
