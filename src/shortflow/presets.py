@@ -84,6 +84,8 @@ _LOW_DIMENSION = {
     "alphaflow": ("objective.weighting.parts.0.power=0",),
     "meanflow": ("objective.weighting.power=0",),
     "soflow": ("objective.weighting.power=0",),
+    # The unsquared norm divides by that size, too: its fixed point is a median. With c = 1 it is nearly a square.
+    "tcm": ("objective.metric.c=1",),
     # A bound on each coordinate's correction moves the fixed point in the same way,
     "rcgm": ("objective.target.clip=null",),
     # and two coordinates do not show how noisy a point is: the network has to be told.
