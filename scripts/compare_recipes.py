@@ -53,7 +53,8 @@ it in quality, not which method is best. The settings are the presets for small 
 (`shortflow show RECIPE --data digits`), with the same learning rate for all but ECT and TCM, whose unsquared norm wants
 a smaller one; on points methods with the adaptive weight have it at power 0. Recipes that follow or start from another
 model have their own budget on top of that model's, another row of the same table:
-{others}.
+
+{others}
 
 Cost is that of a training step in forward passes of the network on the batch; a plain step costs 3. FD % is the
 Fréchet distance in per cent of the data's variance. N = 2,000 samples for images (neighbour scores at n = 500, see
@@ -146,8 +147,8 @@ def others() -> str:
         follows, starts = TEACHERS.get(name), STARTS.get(name)
         both = f"follows and starts from {follows}"
         one = f"follows {follows}" if starts is None else f"starts from {starts}"
-        words.append(f"{name} {both if follows == starts else one}")
-    return ", ".join(words)
+        words.append(f"- {name} {both if follows == starts else one}")
+    return "\n".join(words)
 
 
 def table(out: Path, data: list[str], recipes: list[str]) -> str:

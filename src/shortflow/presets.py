@@ -41,6 +41,8 @@ _TINY = {
     # The gradient of an unsquared norm does not shrink near the solution: the step has to.
     "ect": ("optimizer.lr=5e-4",),
     "tcm": ("optimizer.lr=5e-4",),
+    # Unweighted, neighbours on the grid differ by the square of their step: low noise levels are learned last.
+    "cd": ("objective.weighting=ByTime", "objective.weighting.rule=inverse-step"),
     # The difference between the network and its average enters divided by the first step.
     "rcgm": ("objective.times.at.size=0.1", "objective.teacher.rate=0.95"),
     "ct-linear": ("objective.times.levels=5", "objective.teacher.rate=0.99"),
