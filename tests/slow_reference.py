@@ -129,7 +129,7 @@ def moved(part: Any, row: Row, v: Tensor) -> Tensor:
         return model.output(x, t, r, row.seen, row.guidance)
 
     output = network(x, t).detach()
-    if name(part.derivative) == "ForwardMode":
+    if name(part.derivative) in ("ForwardMode", "DualPass"):
         rate = along(network, (x, t), (direction, tick)).detach()
     else:
         h = max(1e-6, min(part.derivative.step, float(t) / 2))

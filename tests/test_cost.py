@@ -64,7 +64,7 @@ def test_a_second_jump_adds_one_pass_and_a_bootstrapped_row_two() -> None:
 
 def test_a_derivative_is_counted_by_what_it_does() -> None:
     exact = step_cost(sct()) - PLAIN
-    assert exact == pytest.approx(1, abs=0.1)  # the value is the prediction; attention has two products more
+    assert exact == pytest.approx(1, abs=0.15)  # the value is the prediction; attention has two products more
     target = sct().objective.target
     assert isinstance(target, Tangent)
     differences = replace(sct().objective, target=replace(target, derivative=CentralDifference()))
@@ -80,8 +80,9 @@ def test_guidance_costs_a_pass_for_each_velocity_that_it_mixes_in() -> None:
 
     none = cost(1.0, 0.0)
     assert cost(2.0, 0.0) - none == pytest.approx(1, abs=0.03)
-    assert cost(1.0, 0.5) - none == pytest.approx(2, abs=0.06)
-    assert cost(0.7, 0.3) - none == pytest.approx(1, abs=0.03)
+    # The conditional velocity at r = t is the prediction.
+    assert cost(1.0, 0.5) - none == pytest.approx(1, abs=0.03)
+    assert cost(0.7, 0.3) - none == pytest.approx(0, abs=0.03)
 
 
 def test_measuring_leaves_the_global_generator_where_it_was() -> None:

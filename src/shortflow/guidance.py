@@ -77,8 +77,8 @@ def _mix(
         if kappa == 0:
             return (mixed + rest * teacher.velocity(x, t, null)).to(v.dtype)
         known, outputs, fresh = _known(draw, rows)
-        both = teacher.velocity(torch.cat([x, x[fresh]]), torch.cat([t, t[fresh]]), torch.cat([null, label[fresh]]))
-        unconditional, conditional = both.split([len(x), len(fresh)])
+        both = teacher.velocity(torch.cat([x[fresh], x]), torch.cat([t[fresh], t]), torch.cat([label[fresh], null]))
+        conditional, unconditional = both.split([len(fresh), len(x)])
         conditional = _filled(teacher, x, t, known, outputs, fresh, conditional)
         return (mixed + kappa * conditional + rest * unconditional).to(v.dtype)
 

@@ -178,7 +178,9 @@ def cost(
     settings: Settings = None,
     imports: Imports = None,
 ) -> None:
-    """Say what a training step of a recipe costs: the passes of networks that it makes, counted and measured.
+    """Say what a training step of a recipe costs.
+
+    The passes of networks that it makes, and the arithmetic and memory that are measured.
 
     The unit F is one pass of the network over the batch without gradient; flow matching costs 3 F.
     """
