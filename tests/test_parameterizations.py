@@ -8,7 +8,7 @@ from torch import Tensor
 
 from maps import CONDITIONINGS, PATHS, SIGMA_DATA, Affine, called, every_combination, points, polynomial
 from oracles import derivative, f64, log_slope
-from shortflow import flowmap, parameterizations
+from shortflow import conditionings, flowmap, parameterizations
 from shortflow.errors import ShortflowError
 from shortflow.flowmap import (
     AverageVelocity,
@@ -31,9 +31,10 @@ R = f64(0.0, 0.0, 5e-4, 0.0, 0.2, 0.4, 0.0, 0.999, 1.0)
 
 
 def test_the_names_stay_where_they_were() -> None:
-    for name in parameterizations.__all__:
-        assert getattr(flowmap, name) is getattr(parameterizations, name)
-    assert set(parameterizations.__all__) < set(flowmap.__all__)
+    for parts in (parameterizations, conditionings):
+        for name in parts.__all__:
+            assert getattr(flowmap, name) is getattr(parts, name)
+        assert set(parts.__all__) < set(flowmap.__all__)
 
 
 # ------------------------------------------------------------------------------------------------------- laws of all
@@ -92,7 +93,7 @@ def test_rates_in_both_ends_cancel_on_the_diagonal(parameterization: Parameteriz
 @pytest.mark.parametrize("path", PATHS, ids=called)
 @pytest.mark.parametrize("conditioning", CONDITIONINGS, ids=called)
 def test_what_the_network_is_told_is_finite_with_its_derivative(
-    conditioning: parameterizations.Conditioning, path: Path
+    conditioning: conditionings.Conditioning, path: Path
 ) -> None:
     def told(t: Tensor) -> Tensor:
         time, second = conditioning.inputs(path, t, R)

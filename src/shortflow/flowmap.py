@@ -3,7 +3,8 @@
     X_{t,r}(x) = a x + b F(c_in x, time inputs, label),
 
 where the parameterisation supplies a(t, r), b(t, r) and c_in(t) such that X_{t,t} is the identity for any weights, and
-the conditioning the time inputs; both live in `shortflow.parameterizations` and are importable from here, too.
+the conditioning the time inputs; the parts of `shortflow.parameterizations` and `shortflow.conditionings` are
+importable from here, too.
 The object that is trained is the object that is sampled, saved and evaluated.
 """
 
@@ -15,23 +16,25 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from shortflow.errors import IncompatibleParts, ShortflowError
-from shortflow.parameterizations import (
-    EDM,
+from shortflow.conditionings import (
     AngleOnly,
-    AverageVelocity,
     Conditioning,
-    Denoiser,
-    EDMSkip,
     GapOnly,
     JumpFlag,
     LogSigma,
     LogStep,
-    Parameterization,
-    SimpleEDM,
     StartAndEnd,
     StartAndGap,
     StartOnly,
+)
+from shortflow.errors import IncompatibleParts, ShortflowError
+from shortflow.parameterizations import (
+    EDM,
+    AverageVelocity,
+    Denoiser,
+    EDMSkip,
+    Parameterization,
+    SimpleEDM,
     Transfer,
     TrigFlow,
     TrigJump,

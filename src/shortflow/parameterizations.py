@@ -1,4 +1,4 @@
-"""Parameterisations, how an output F becomes a jump, and conditionings, what the network is told about the times.
+"""Parameterisations: how an output F becomes a jump.
 
     X_{t,r}(x) = a(t, r) x + b(t, r) F(c_in(t) x, time inputs, label),    a = 1 and b = 0 at r = t,
     v = ∂_r a · x + ∂_r b · F at r = t,
@@ -20,7 +20,6 @@ so that a jump of length zero is the identity for any weights, and an output on 
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -31,20 +30,11 @@ from shortflow.paths import Cosine, Path, VarianceExploding
 
 __all__ = [
     "EDM",
-    "AngleOnly",
     "AverageVelocity",
-    "Conditioning",
     "Denoiser",
     "EDMSkip",
-    "GapOnly",
-    "JumpFlag",
-    "LogSigma",
-    "LogStep",
     "Parameterization",
     "SimpleEDM",
-    "StartAndEnd",
-    "StartAndGap",
-    "StartOnly",
     "Transfer",
     "TrigFlow",
     "TrigJump",
@@ -305,114 +295,3 @@ class EDM(Parameterization):
         sigma, d_sigma = path.sigma(t), path.d_sigma(t)
         variance = sigma**2 + sigma_data**2
         return d_sigma * sigma / variance, -d_sigma * sigma_data * torch.rsqrt(variance)
-
-
-# --------------------------------------------------------------------------------------------- what the network is told
-
-
-class Conditioning(ABC):
-    """Which functions of (t, r) the network sees.
-
-    Attributes:
-        second: whether the network has a second time input.
-        tells_end: whether two ends r of the same t can be told apart.
-    """
-
-    second: ClassVar[bool]
-
-    @property
-    def tells_end(self) -> bool:
-        return self.second
-
-    @abstractmethod
-    def inputs(self, path: Path, t: Time, r: Time) -> tuple[Time, Time | None]:
-        """(time, second time input or None)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StartOnly(Conditioning):
-    """t alone: networks for one end only (flow matching: r = t; consistency: r = 0)."""
-
-    second: ClassVar[bool] = False
-
-    def inputs(self, path: Path, t: Time, r: Time) -> tuple[Time, Time | None]:
-        return t, None
-
-
-@dataclass(frozen=True, kw_only=True)
-class AngleOnly(Conditioning):
-    """The angle θ = πt/2 in radians, for networks with one end only (sCM's c_noise, arXiv 2410.11081)."""
-
-    second: ClassVar[bool] = False
-
-    def inputs(self, path: Path, t: Time, r: Time) -> tuple[Time, Time | None]:
-        return HALF_PI * t, None
-
-
-@dataclass(frozen=True, kw_only=True)
-class StartAndGap(Conditioning):
-    """(scale·t, scale·(t − r)). Keep scale = 1 where a derivative in t is taken: large scales make it explode."""
-
-    scale: float = 1.0
-    second: ClassVar[bool] = True
-
-    def inputs(self, path: Path, t: Time, r: Time) -> tuple[Time, Time | None]:
-        return self.scale * t, self.scale * (t - r)
-
-
-@dataclass(frozen=True, kw_only=True)
-class StartAndEnd(Conditioning):
-    """(scale·t, scale·r). IMM on CIFAR-10 has scale 1000; keep 1 where a derivative in t is taken, as above."""
-
-    scale: float = 1.0
-    second: ClassVar[bool] = True
-
-    def inputs(self, path: Path, t: Time, r: Time) -> tuple[Time, Time | None]:
-        return self.scale * t, self.scale * r
-
-
-@dataclass(frozen=True, kw_only=True)
-class LogStep(Conditioning):
-    """(t, log₂(1/(t − r))), where r = t counts as the finest step 1/steps (shortcut models)."""
-
-    steps: int = 128
-    second: ClassVar[bool] = True
-
-    def inputs(self, path: Path, t: Time, r: Time) -> tuple[Time, Time | None]:
-        return t, -torch.log2((t - r).clamp(min=1 / self.steps))
-
-
-@dataclass(frozen=True, kw_only=True)
-class LogSigma(Conditioning):
-    """scale · log σ_t: EDM's c_noise with ¼, that of the published consistency models with 250."""
-
-    scale: float = 0.25
-    second: ClassVar[bool] = False
-
-    def inputs(self, path: Path, t: Time, r: Time) -> tuple[Time, Time | None]:
-        # Finite at σ = 0 too, so that X_{0,0} stays the identity.
-        return self.scale * torch.log(path.sigma(t).clamp(min=torch.finfo(t.dtype).tiny)), None
-
-
-@dataclass(frozen=True, kw_only=True)
-class GapOnly(Conditioning):
-    """t − r alone: how noisy the point is, the network has to see for itself (improved MeanFlow, arXiv 2512.02012)."""
-
-    second: ClassVar[bool] = False
-
-    @property
-    def tells_end(self) -> bool:
-        return True
-
-    def inputs(self, path: Path, t: Time, r: Time) -> tuple[Time, Time | None]:
-        return t - r, None
-
-
-@dataclass(frozen=True, kw_only=True)
-class JumpFlag(Conditioning):
-    """(t, 1 where r < t and 0 where r = t): two velocities of one network, as live reflow has them."""
-
-    second: ClassVar[bool] = True
-
-    def inputs(self, path: Path, t: Time, r: Time) -> tuple[Time, Time | None]:
-        return t, (r < t).to(t.dtype)

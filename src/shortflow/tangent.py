@@ -33,11 +33,11 @@ class Derivative(ABC):
         """(f(x, t), d/dh f(x + h v, t + h) at h = 0), both without gradient. x, v: (b, ...), t: (b)."""
 
     keeps: ClassVar[bool] = False
-    """Whether the value can be had with its gradient from the same pass (`keeping`)."""
+    """Whether `keeping` has the value from the same pass, and does not need one more."""
 
     def keeping(self, f: Function, x: State, t: Time, v: State) -> tuple[State, State]:
         """As a call, but the value has its gradient, and the precision of an ordinary pass."""
-        raise NotImplementedError
+        return f(x, t), self(f, x, t, v)[1]
 
 
 @dataclass(frozen=True, kw_only=True)

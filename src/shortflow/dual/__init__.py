@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from shortflow.dual import arithmetic, layers, plain  # noqa: F401  (they fill the table of rules)
+from shortflow.dual import entrywise, layers, plain, reductions  # noqa: F401  (they fill the table of rules)
 from shortflow.dual.pairs import Dual, NoRule, Policy, dual, rule
 from shortflow.errors import ShortflowError
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from shortflow.dual.arithmetic import aten, cast, rated, softmax_rate, total
+from shortflow.dual.arithmetic import aten, cast, rated, total
 from shortflow.dual.pairs import Dual, NoRule, rule, values
+from shortflow.dual.reductions import softmax_rate
 
 
 def _constant(name: str, *weights: Any) -> None:

@@ -115,8 +115,11 @@ class Target(ABC):
         Args:
             flow: what is trained.
             teacher: what velocities inside are computed with, as in `at`.
+
+        Raises:
+            TypeError: for all other targets, whose prediction is the output itself.
         """
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} compares outputs, not rates; ask it for its target (`at`)")
 
     def velocities(self) -> tuple[Velocity, ...]:
         """The velocities inside, for compatibility checks."""

@@ -1,6 +1,7 @@
 """Laws of times made from another one: flow-matching rows beside it, two steps instead of the limit, boundary rows."""
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -20,8 +21,8 @@ __all__ = ["Between", "BoundaryRows", "WithDiagonal"]
 class _Wrapper(TimeSampler):
     """A law that passes on what the law inside it says about itself."""
 
-    def _inside(self) -> TimeSampler:
-        raise NotImplementedError
+    @abstractmethod
+    def _inside(self) -> TimeSampler: ...
 
     def _adopt(self, inside: TimeSampler, uniforms: int) -> None:
         name, own = type(inside).__name__, type(self).__name__
