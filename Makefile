@@ -19,7 +19,7 @@ demo: $(READY)  ## train ESC on handwritten digits, then show one-step samples a
 	$(BIN)/shortflow demo --out $(OUT)
 
 test: $(READY)  ## the test suite
-	$(BIN)/python -m pytest -n auto --jaxtyping-packages=shortflow,beartype.beartype
+	$(BIN)/python -m pytest -n auto --types
 
 slow: $(READY)  ## the long checks: training to convergence, every recipe
 	$(BIN)/python -m pytest -m slow --timeout=3600

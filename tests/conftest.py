@@ -1,5 +1,24 @@
+from pathlib import Path
+
 import pytest
 import torch
+from jaxtyping import install_import_hook
+
+SOURCE = Path(__file__).parents[1] / "src" / "shortflow"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--types", action="store_true", help="check shapes and types of every call in the library")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Checks every module but the rules of the dual pass: they name no shapes, and every operation calls several."""
+    if config.getoption("--types"):
+        names = sorted(
+            path.stem for path in SOURCE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
+        )
+        checked = [f"shortflow.{name}" for name in names if name not in ("__init__", "dual")]
+        install_import_hook(checked, "beartype.beartype")
 
 
 @pytest.fixture

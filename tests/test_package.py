@@ -7,8 +7,11 @@ import sys
 from types import ModuleType
 
 import pytest
+import torch
+from jaxtyping import TypeCheckError
 
 import shortflow
+from shortflow import paths
 
 
 def fastest(code: str, runs: int = 3) -> float:
@@ -67,3 +70,11 @@ def test_only_declared_packages_are_imported() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_types_are_checked_where_the_suite_asks_for_it(request: pytest.FixtureRequest) -> None:
+    wrong = torch.zeros(2, 2)  # times have one axis
+    if not request.config.getoption("--types"):
+        pytest.skip("run with --types")
+    with pytest.raises(TypeCheckError):
+        paths.Linear().alpha(wrong)
