@@ -1,1 +1,1 @@
-"""Measurements of the training step, each a command: `python -m benchmarks.step`, `.scaling`, `.plugin`, `.gpu`."""
+"""Measurements, each a command: `python -m benchmarks.step`, `.scaling`, `.gpu`; `.report` puts them into the docs."""
