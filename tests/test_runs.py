@@ -89,6 +89,20 @@ def test_a_recipe_by_name_gets_its_preset_and_the_settings() -> None:
     assert isinstance(points.network, MLPConfig)
 
 
+def test_flips_are_a_setting_of_the_data(tmp_path: Path) -> None:
+    run, dataset = runs.configure("flow-matching", settings=[*TINY, *budget(4), "data.flip=true"])
+    assert run.data.flip
+    spec = DataSpec.fit(dataset)
+    turned, plain = (running.batches(each, dataset, spec, None)(0).x for each in (run, override(run, ["flip=false"])))
+    moved = (turned != plain).flatten(1).any(1)
+    assert torch.equal(turned[moved], plain[moved].flip(3))
+    assert 0 < int(moved.sum()) < 32
+    dump(run, tmp_path / "run.yaml")
+    assert load_run(tmp_path / "run.yaml") == run
+    with pytest.raises(ConfigError, match=r"data.flip mirrors images, and mixture is points"):
+        runs.configure("flow-matching", "mixture", settings=["data.flip=true"])
+
+
 def test_what_a_preset_chose_beside_a_setting_follows_it() -> None:
     for setting in ("network.size=tiny", "size=tiny"):
         run, _ = runs.configure("esc", settings=[setting])
