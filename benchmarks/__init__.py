@@ -1,1 +1,1 @@
-"""Measurements of the training step, each a command: `python -m benchmarks.step`, `.scaling`, `.plugin`, `.gpu`."""
+"""Measurements of the training step, each a command: `python -m benchmarks.step`, `.loader`, `.sampling` and so on."""

@@ -19,8 +19,9 @@ import torch
 from benchmarks.measure import timed, write
 from shortflow import runs
 from shortflow.config import RunConfig
-from shortflow.data import Dataset, DataSpec, names, prefetched
+from shortflow.data import Dataset, DataSpec, names
 from shortflow.hub import build_flow
+from shortflow.prefetch import prefetched
 from shortflow.runs.running import batches
 from shortflow.train import StepRecord, TrainStep, train
 from shortflow.typing import Batch

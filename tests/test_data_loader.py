@@ -1,5 +1,6 @@
 """Delivery of batches: the bits of the plain formula, the order of the steps, and no thread that is left behind."""
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -13,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shortflow.arrays import open_array
-from shortflow.data import Batches, ClassConsistent, Dataset, DataSpec, Shuffled, prefetched
+from shortflow.data import Batches, ClassConsistent, Dataset, DataSpec, Shuffled
 from shortflow.data.samplers import coins
 from shortflow.errors import DataError
+from shortflow.prefetch import prefetched
 from shortflow.typing import Batch
 
 N = 50
@@ -28,7 +30,7 @@ def dataset(samples: np.ndarray = PIXELS) -> Dataset:
 
 
 def threads() -> list[threading.Thread]:
-    return [t for t in threading.enumerate() if t.name.startswith("shortflow-batches")]
+    return [t for t in threading.enumerate() if t.name.startswith("shortflow")]
 
 
 def numbered(k: int) -> Batch:
@@ -57,7 +59,8 @@ def test_a_memory_mapped_set_gives_the_same_batches(tmp_path: Path, grouped: boo
     if grouped:
         order = ClassConsistent(labels=LABELS, batch_size=16, seed=5, group=4)
     assert mapped.fingerprint() == dataset().fingerprint()
-    assert DataSpec.fit(mapped, sigma_data) == (spec := DataSpec.fit(dataset(), sigma_data))
+    spec = DataSpec.fit(dataset(), sigma_data)
+    assert DataSpec.fit(mapped, sigma_data) == spec
     one, other = (Batches(dataset=data, spec=spec, order=order) for data in (dataset(), mapped))
     for step in (0, 1, 7):
         a, b = one(step), other(step)
@@ -87,16 +90,14 @@ def test_flips_mirror_half_of_the_images_and_are_functions_of_seed_and_step() ->
 def test_the_flips_of_several_processes_are_those_of_one() -> None:
     spec = DataSpec.fit(dataset())
     parts = [
-        Batches(
-            dataset=dataset(), spec=spec, order=Shuffled(n=N, batch_size=12, seed=1, rank=r, world=3), flip=True
-        )
+        Batches(dataset=dataset(), spec=spec, order=Shuffled(n=N, batch_size=12, seed=1, rank=r, world=3), flip=True)
         for r in range(3)
     ]
     whole = Batches(dataset=dataset(), spec=spec, order=Shuffled(n=N, batch_size=12, seed=1), flip=True)
     assert torch.equal(torch.cat([part(4).x for part in parts]), whole(4).x)
 
 
-# ------------------------------------------------------------------------------------------------------------ prefetched
+# ----------------------------------------------------------------------------------------------------------- prefetched
 
 
 @pytest.mark.parametrize("steps", [range(0), range(1), range(3, 20)])
@@ -147,9 +148,7 @@ def test_leaving_early_ends_the_thread(leave: Callable) -> None:
     batches = prefetched(numbered, range(1000))
     next(batches)
     assert len(threads()) == 1
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         leave(batches)
-    except KeyboardInterrupt:
-        pass
     del batches
     assert not threads()

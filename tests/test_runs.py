@@ -1,6 +1,6 @@
 """Whole runs as functions: what is configured, refused before training, resumed, sampled and scored."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -435,11 +435,11 @@ def test_real_images_score_as_real_images(digits: hub.Model, monkeypatch: pytest
     """A generator that returns the training images is at distance 0 and classified as they are."""
     real = load_data("digits", "train")
 
-    def returns_the_data(*_: object, **__: object) -> tuple[np.ndarray, np.ndarray]:
-        assert real.labels is not None
-        return real.samples, real.labels
+    def returns_the_data(*_: object, **__: object) -> Iterator[runs.Drawn]:
+        yield runs.Drawn(first=0, pixels=real.samples, labels=real.labels)
 
-    monkeypatch.setattr(scoring, "generate", returns_the_data)
+    monkeypatch.setattr(scoring, "draw", returns_the_data)
+    monkeypatch.setattr(scoring, "class_labels", lambda *_: real.labels)
     record = runs.score(digits, (1, 4), n=len(real))
     row = record["rows"]["1 step"]
     assert row["fd"] == pytest.approx(0, abs=1e-3)

@@ -1,7 +1,7 @@
 """Arrays in files, read where they lie: memory-mapped, so that one larger than memory can be used like any other.
 
-    NAME.npy           a NumPy array in C order
-    NAME.safetensors   a tensor of the file; the only one, or the one named by a key
+NAME.npy           a NumPy array in C order
+NAME.safetensors   a tensor of the file; the only one, or the one named by a key
 """
 
 import io

@@ -1,8 +1,8 @@
-"""Data: built-in sets, folders of images and toys, their scaling, batch orders without state, and their delivery."""
+"""Data: built-in sets, folders of images and toys, their scaling, batch orders without state."""
 
 from shortflow.data.builtin import load, names
 from shortflow.data.dataset import Dataset, DataSpec
-from shortflow.data.loader import Batches, prefetched
+from shortflow.data.loader import Batches
 from shortflow.data.samplers import ClassConsistent, Shuffled
 
-__all__ = ["Batches", "ClassConsistent", "DataSpec", "Dataset", "Shuffled", "load", "names", "prefetched"]
+__all__ = ["Batches", "ClassConsistent", "DataSpec", "Dataset", "Shuffled", "load", "names"]

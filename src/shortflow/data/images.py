@@ -224,8 +224,8 @@ def _pixels(folder: Path, paths: list[Path], split: str, resolution: int | None)
     except OSError as error:
         size = len(paths) * 3 * side**2 / 2**30
         raise DataError(
-            f"{folder}: the decoded images, {size:.1f} GiB, cannot be written to {kept.parent} ({error.strerror}); make "
-            "space there, or set XDG_CACHE_HOME to a folder that has it"
+            f"{folder}: the decoded images, {size:.1f} GiB, cannot be written to {kept.parent} ({error.strerror}); "
+            "make space there, or set XDG_CACHE_HOME to a folder that has it"
         ) from error
     return open_array(kept)
 

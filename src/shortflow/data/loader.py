@@ -1,10 +1,6 @@
-"""Batches of a data set as a function of the step, and a thread that prepares the next ones while a step runs."""
+"""Batches of a data set as a function of the step."""
 
-from collections import deque
-from collections.abc import Callable, Generator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import islice
 
 import numpy as np
 import torch
@@ -14,9 +10,7 @@ from shortflow.data.dataset import Dataset, DataSpec
 from shortflow.data.samplers import ClassConsistent, Shuffled, coins
 from shortflow.typing import Batch
 
-__all__ = ["Batches", "prefetched"]
-
-AHEAD = 2  # batches that are prepared while one is used
+__all__ = ["Batches", "pinned"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -47,36 +41,10 @@ class Batches:
         return Batch(x=self.spec.encode(picked), label=None if labels is None else torch.from_numpy(labels[rows]))
 
 
-def prefetched(
-    batch_of: Callable[[int], Batch], steps: range, *, ahead: int = AHEAD, pin: bool = False
-) -> Generator[Batch, None, None]:
-    """The batches of `steps` in their order, prepared by one background thread up to `ahead` steps before their turn.
+def pinned(batch: Batch) -> Batch:
+    """The batch in page-locked memory, from which a GPU copies it while this thread goes on."""
 
-    One thread, so `batch_of` need not be safe to call from several. It ends with the iterator: when this is used up,
-    closed, or left by an error; an error of `batch_of` is raised where its batch would have been.
-
-    Args:
-        pin: put the batches into page-locked memory, from which a GPU copies them while it computes.
-    """
-
-    def prepared(step: int) -> Batch:
-        batch = batch_of(step)
-        return _pinned(batch) if pin else batch
-
-    worker = ThreadPoolExecutor(1, thread_name_prefix="shortflow-batches")
-    try:
-        todo = iter(steps)
-        waiting: deque[Future[Batch]] = deque(worker.submit(prepared, step) for step in islice(todo, ahead))
-        while waiting:
-            future = waiting.popleft()
-            waiting.extend(worker.submit(prepared, step) for step in islice(todo, 1))
-            yield future.result()
-    finally:
-        worker.shutdown(wait=True, cancel_futures=True)
-
-
-def _pinned(batch: Batch) -> Batch:
-    def pinned(value: Tensor | None) -> Tensor | None:
+    def moved(value: Tensor | None) -> Tensor | None:
         return None if value is None else value.pin_memory()
 
-    return replace(batch, x=batch.x.pin_memory(), label=pinned(batch.label), eps=pinned(batch.eps))
+    return replace(batch, x=batch.x.pin_memory(), label=moved(batch.label), eps=moved(batch.eps))

@@ -50,7 +50,10 @@ def configure(
         dataset = load_data(source.source, "train", resolution=source.resolution)
         base = replace(preset(chosen, source, dataset), **others)
         run = settled(base, settings)
-        if (run.data.source, run.data.resolution) != (source.source, source.resolution):  # the settings name other data, which have other presets
+        if (run.data.source, run.data.resolution) != (
+            source.source,
+            source.resolution,
+        ):  # the settings name other data, which have other presets
             return configure(recipe, run.data.source, resolution=run.data.resolution, settings=settings, **others)
         if run.init_from is not None:
             run = settled(replace(base, network=outline(run.init_from).run.network), settings)

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shortflow.data.loader import prefetched
+from shortflow.data.loader import pinned
 from shortflow.errors import ShortflowError
 from shortflow.optimizer import Optimizer
+from shortflow.prefetch import prefetched
 from shortflow.streams import Streams
 from shortflow.train.ema import Average
 from shortflow.train.engine import Engine
@@ -102,8 +103,12 @@ def train(
     for model in module.frozen:
         model.to(engine.device)
     total = settings.steps
-    pin, began = engine.device.type == "cuda", time.perf_counter()
-    with closing(prefetched(batch_of, range(start, total), pin=pin)) as batches:
+
+    def prepared(k: int) -> Batch:
+        return pinned(batch_of(k)) if engine.device.type == "cuda" else batch_of(k)
+
+    began = time.perf_counter()
+    with closing(prefetched(prepared, range(start, total))) as batches:
         for k, batch in enumerate(batches, start):
             wrapped.train()  # a consumer may have looked at the network in evaluation mode
             progress = Progress(images=k * settings.batch, total=total * settings.batch, batch=settings.batch)
