@@ -1,1 +1,1 @@
-"""Measurements, each a command: `python -m benchmarks.step`, `.scaling`, `.gpu`; `.report` puts them into the docs."""
+"""Measurements, each a command such as `python -m benchmarks.step`; `.report` puts the results into the docs."""

@@ -24,7 +24,9 @@ from shortflow.cli import app, main
 from shortflow.config import difference, difference_in_words, load_run, recipe_named, to_yaml
 from shortflow.cost import known_costs
 from shortflow.guidance import guide
+from shortflow.nn import compiling
 from shortflow.recipes import RECIPES, SETTINGS
+from shortflow.runs import streaming
 from shortflow.sample import Euler, Gamma, Heun, Restart, Sampler
 
 TINY = ("--set", "network={kind: SiTConfig, size: tiny, depth: 1, width: 16, heads: 2}", "--set", "preview_every=0")
@@ -306,12 +308,60 @@ def test_samples_are_drawn_into_a_grid(trained: Path, shortflow: Shortflow, tmp_
 
 def test_classes_are_chosen_by_name_or_index(trained: Path, shortflow: Shortflow, tmp_path: Path) -> None:
     shortflow("sample", trained, "-n", 4, "--single", "--class", "3, 7", "--out", tmp_path / "single")
-    names = sorted(p.name for p in (tmp_path / "single").iterdir())
+    names = sorted(p.name for p in (tmp_path / "single").glob("*.png"))
     assert names == ["000000-3.png", "000001-7.png", "000002-3.png", "000003-7.png"]
     assert Image.open(tmp_path / "single" / names[0]).size == (8, 8)
     model = hub.load(trained)
     pixels, _ = runs.generate(model.flow, model.spec, 4, classes=[3, 7])
     assert np.array_equal(picture(tmp_path / "single" / names[1]), pixels[1, 0])
+
+
+def test_samples_are_streamed_and_go_on_after_an_interruption(
+    trained: Path, shortflow: Shortflow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, array = hub.load(trained), tmp_path / "s.npy"
+    pixels, _ = runs.generate(model.flow, model.spec, 600, steps=2)
+    draw = streaming.draw
+
+    def interrupted(*arguments: Any, **settings: Any) -> Any:
+        yield next(draw(*arguments, **settings))
+        raise KeyboardInterrupt
+
+    command = ("sample", trained, "-n", 600, "--steps", 2, "--out", array)
+    with monkeypatch.context() as patched:
+        patched.setattr(streaming, "draw", interrupted)
+        said = shortflow(*command)
+    assert (said.code, "Traceback" in said.err) == (130, False)
+    assert f"Stopped after 256 of 600 samples → {array}; the same command goes on from there" in said.out
+    assert not array.exists()
+    assert shortflow(*command).out == f"600 samples → {array} (256 of them were there)\n"
+    assert np.array_equal(np.load(array), pixels)
+    assert shortflow(*command).out == f"600 samples → {array} (600 of them were there)\n"
+    other = shortflow(*command, "--seed", 1)
+    assert other.code == 2
+    assert "s.json belongs to samples that were made with seed 0, not 1; give another name, or remove them" in other.err
+
+
+def test_bf16_says_how_far_it_is_from_fp32(trained: Path, shortflow: Shortflow, tmp_path: Path) -> None:
+    said = shortflow("sample", trained, "-n", 5, "--bf16", "--out", tmp_path / "s.png").out.splitlines()
+    assert said[0] == f"5 samples, 1 step → {tmp_path}/s.png"
+    found = re.fullmatch(r"bf16: the first 5 samples differ from fp32 by (\d+\.\d\d)% of their deviation", said[1])
+    assert found is not None
+    assert float(found[1]) < 5
+    shortflow("evaluate", trained, "--steps", 1, "-n", 40, "--bf16", "--out", tmp_path / "e.json")
+    assert json.loads((tmp_path / "e.json").read_text())["precision"] == "bf16"
+
+
+def test_a_network_can_be_compiled_for_sampling(
+    trained: Path, shortflow: Shortflow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = []
+    monkeypatch.setattr(compiling, "compile_network", compiled.append)
+    shortflow("sample", trained, "-n", 4, "--compile", "--out", tmp_path / "a.png")
+    shortflow("evaluate", trained, "--steps", 1, "-n", 40, "--compile", "--out", tmp_path / "e.json")
+    shortflow("sample", trained, "-n", 4, "--out", tmp_path / "b.png")
+    assert len(compiled) == 2
+    assert all(type(network).__name__ == "SiT" for network in compiled)
 
 
 def test_class_names_are_no_paths(trained: Path, tmp_path: Path, shortflow: Shortflow, monkeypatch: Any) -> None:
@@ -429,7 +479,7 @@ def test_default_outputs_lie_in_the_working_directory(
     model = hub.load(points)
     assert np.array_equal(picture(Path("samples.png")), runs.picture(runs.generate(model.flow, model.spec, 500)[0]))
     assert shortflow("sample", trained, "-n", 1, "--single").out == "1 file → samples/\n"
-    assert os.listdir("samples") == ["000000-0.png"]
+    assert sorted(os.listdir("samples")) == [".samples.json", "000000-0.png"]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shortflow.data import Dataset, DataSpec
+from shortflow.data import Dataset, DataSpec, dataset
 from shortflow.errors import DataError
 
 LEVELS = np.arange(256, dtype=np.uint8).reshape(4, 1, 8, 8)
@@ -165,3 +165,15 @@ def test_specs_that_cannot_be() -> None:
         spec.encode(np.zeros((1, 3, 8, 8), np.uint8))
     with pytest.raises(DataError, match=r"expected samples of shape \(1, 8, 8\), got \(1, 8, 9\)"):
         spec.decode(torch.zeros(1, 1, 8, 9))
+
+
+def test_moments_by_parts_are_those_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one part they are NumPy's to the bit; in many, which a set larger than memory needs, to rounding."""
+    pixels = Dataset(name="u", samples=np.random.default_rng(0).integers(256, size=(40, 1, 3, 3), dtype=np.uint8))
+    cloud = Dataset(name="p", samples=np.random.default_rng(1).standard_normal((5000, 3)).astype(np.float32) + 2)
+    wide = cloud.samples.astype(np.float64)
+    assert dataset._moments(cloud) == (wide.mean(), wide.std())
+    whole = [dataset._moments(data) for data in (pixels, cloud)]
+    monkeypatch.setattr(dataset, "_AT_ONCE", 70)
+    assert dataset._moments(pixels) == whole[0]  # counts are exact
+    np.testing.assert_allclose(dataset._moments(cloud), whole[1], rtol=1e-13)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shortflow.data import load
+from shortflow.data import images, load
 from shortflow.data.images import center_crop, load_folder, resize
 from shortflow.errors import DataError
 
@@ -288,3 +288,79 @@ def test_sizes_without_a_resolution(tmp_path: Path) -> None:
     for bad in (0, -3):
         with pytest.raises(DataError, match=f"at least 1 pixel, got {bad}"):
             load_folder(tmp_path, resolution=bad)
+
+
+# Folders larger than memory -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of its own, which every folder goes through."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(images, "_IN_MEMORY", 0)
+    monkeypatch.setattr(images, "_AT_ONCE", 3)
+    return tmp_path / "cache/shortflow/folders"
+
+
+@pytest.mark.parametrize("kind", ["grey", "coloured", "mixed"])
+def test_a_large_folder_is_decoded_once_and_mapped(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    rng = np.random.default_rng(0)
+    for k in range(8):
+        shape = (5, 5) if kind == "grey" or (kind == "mixed" and k < 7) else (5, 5, 3)
+        save(tmp_path / f"data/{'ab'[k % 2]}/{k}.png", rng.integers(256, size=shape, dtype=np.uint8))
+    mapped = load_folder(tmp_path / "data")
+    with monkeypatch.context() as small:
+        small.setattr(images, "_IN_MEMORY", 2**20)
+        small.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
+        plain = load_folder(tmp_path / "data")
+    assert isinstance(mapped.samples, np.memmap)
+    assert not isinstance(plain.samples, np.memmap)
+    assert mapped.fingerprint() == plain.fingerprint()
+    assert mapped.shape == ((1 if kind == "grey" else 3), 5, 5)
+    assert len(list(cache.iterdir())) == 1
+    monkeypatch.setattr(images, "_read", None)  # nothing is decoded any more
+    assert load_folder(tmp_path / "data").fingerprint() == plain.fingerprint()
+
+
+def test_a_changed_folder_is_decoded_anew(tmp_path: Path, cache: Path) -> None:
+    for k in range(3):
+        save(tmp_path / f"data/{k}.png", grey(k))
+    first = load_folder(tmp_path / "data")
+    save(tmp_path / "data/1.png", rgb(9, 8, 7))
+    second = load_folder(tmp_path / "data")
+    assert second.samples[:, :, 0, 0].tolist() == [[0, 0, 0], [9, 8, 7], [2, 2, 2]]
+    assert len(list(cache.iterdir())) == 1  # the old file is gone, but may still be used
+    assert first.samples[:, 0, 0, 0].tolist() == [0, 1, 2]
+    load_folder(tmp_path / "data", resolution=2)
+    assert len(list(cache.iterdir())) == 2  # another resolution has a file of its own
+
+
+def test_a_damaged_cache_is_written_anew(tmp_path: Path, cache: Path) -> None:
+    save(tmp_path / "data/a.png", grey(5))
+    load_folder(tmp_path / "data")
+    (kept,) = cache.iterdir()
+    kept.write_bytes(kept.read_bytes()[:-1])
+    assert load_folder(tmp_path / "data").samples[0, 0, 0, 0] == 5
+
+
+def test_all_damaged_files_of_a_large_folder_are_told_and_nothing_is_kept(tmp_path: Path, cache: Path) -> None:
+    for k in range(9):
+        save(tmp_path / f"data/{k}.png", grey(k))
+    for k in (1, 7):
+        (tmp_path / f"data/{k}.png").write_bytes(b"nothing")
+    with pytest.raises(DataError, match=r"2 of 9 images cannot be read: 1.png .*7.png .*replace or remove these files"):
+        load_folder(tmp_path / "data", resolution=4)
+    assert list(cache.iterdir()) == []
+
+
+def test_a_cache_without_space_is_told(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path / "data/a.png", grey(5))
+
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(images, "_write", full)
+    with pytest.raises(DataError, match=r"data: the decoded images, 0.0 GiB, .*No space left.*set XDG_CACHE_HOME"):
+        load_folder(tmp_path / "data")

@@ -1,6 +1,6 @@
 """Whole runs as functions: what is configured, refused before training, resumed, sampled and scored."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -87,6 +87,20 @@ def test_a_recipe_by_name_gets_its_preset_and_the_settings() -> None:
     assert run.train.seed == 7
     points, _ = runs.configure("esc", "mixture")
     assert isinstance(points.network, MLPConfig)
+
+
+def test_flips_are_a_setting_of_the_data(tmp_path: Path) -> None:
+    run, dataset = runs.configure("flow-matching", settings=[*TINY, *budget(4), "data.flip=true"])
+    assert run.data.flip
+    spec = DataSpec.fit(dataset)
+    turned, plain = (running.batches(each, dataset, spec, None)(0).x for each in (run, override(run, ["flip=false"])))
+    moved = (turned != plain).flatten(1).any(1)
+    assert torch.equal(turned[moved], plain[moved].flip(3))
+    assert 0 < int(moved.sum()) < 32
+    dump(run, tmp_path / "run.yaml")
+    assert load_run(tmp_path / "run.yaml") == run
+    with pytest.raises(ConfigError, match=r"data.flip mirrors images, and mixture is points"):
+        runs.configure("flow-matching", "mixture", settings=["data.flip=true"])
 
 
 def test_what_a_preset_chose_beside_a_setting_follows_it() -> None:
@@ -421,11 +435,11 @@ def test_real_images_score_as_real_images(digits: hub.Model, monkeypatch: pytest
     """A generator that returns the training images is at distance 0 and classified as they are."""
     real = load_data("digits", "train")
 
-    def returns_the_data(*_: object, **__: object) -> tuple[np.ndarray, np.ndarray]:
-        assert real.labels is not None
-        return real.samples, real.labels
+    def returns_the_data(*_: object, **__: object) -> Iterator[runs.Drawn]:
+        yield runs.Drawn(first=0, pixels=real.samples, labels=real.labels)
 
-    monkeypatch.setattr(scoring, "generate", returns_the_data)
+    monkeypatch.setattr(scoring, "draw", returns_the_data)
+    monkeypatch.setattr(scoring, "class_labels", lambda *_: real.labels)
     record = runs.score(digits, (1, 4), n=len(real))
     row = record["rows"]["1 step"]
     assert row["fd"] == pytest.approx(0, abs=1e-3)

@@ -1,4 +1,5 @@
 import math
+import threading
 from itertools import pairwise
 from typing import Any
 
@@ -426,3 +427,38 @@ def test_what_fits_is_sampled(ends: str, options: dict[str, Any]) -> None:
 def test_the_default_sampler_is_the_one_that_was_trained_for() -> None:
     names = {ends: type(default_sampler(silent(ends))).__name__ for ends in ("diagonal", "zero", "any", "dyadic")}
     assert names == {"diagonal": "PushForward", "zero": "ReNoise", "any": "PushForward", "dyadic": "PushForward"}
+
+
+def test_samples_are_ordinary_tensors() -> None:
+    """Drawn in inference mode, and still of use to autograd."""
+    x = collect(mlp(), 3, (2,))
+    assert not x.is_inference()
+    assert not x.requires_grad
+    weight = torch.ones(2, requires_grad=True)
+    (x * weight).sum().backward()
+    torch.testing.assert_close(weight.grad, x.sum(0))
+
+
+def test_samples_from_the_middle_are_those_of_all() -> None:
+    want = collect(mlp(), 11, (2,), steps=2)
+    got = list(sample(mlp(), 11, (2,), steps=2, first=4, batch_size=3))
+    assert [batch.first for batch in got] == [4, 7, 10]
+    torch.testing.assert_close(torch.cat([batch.x for batch in got]), want[4:], rtol=0, atol=1e-5)
+    assert torch.cat([batch.label for batch in got]).tolist() == [k % 3 for k in range(4, 11)]
+    with pytest.raises(SamplerError, match="the first image must be 0 or later, got -1"):
+        sample(mlp(), 3, (2,), first=-1)
+
+
+def test_no_thread_outlives_the_samples() -> None:
+    def threads() -> int:
+        return sum(thread.name.startswith("shortflow") for thread in threading.enumerate())
+
+    batches = sample(mlp(), 30, (2,), batch_size=3)
+    assert threads() == 0
+    next(batches)
+    assert threads() == 1
+    del batches
+    assert threads() == 0
+    with pytest.raises(ValueError):  # the network was built for points of another shape
+        list(sample(mlp(), 30, (5,), batch_size=3))
+    assert threads() == 0

@@ -1,5 +1,7 @@
 import json
 import math
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import tiny
-from shortflow.errors import CheckpointError, ShortflowError
+from shortflow.errors import CheckpointError, DataError, ShortflowError
 from shortflow.flowmap import AverageVelocity, FlowMap, StartAndGap
 from shortflow.losses import SquaredError
 from shortflow.nn import MLP, SiT
@@ -294,8 +296,6 @@ def test_nothing_is_updated_with_a_number_that_is_not_finite(what: str) -> None:
         batch = tiny.batches(recipe)(k)
         if k == 2 and what == "loss":
             return replace(batch, x=batch.x * math.inf)
-        if k == 2:
-            step.flow.network.last.weight.register_hook(lambda gradient: gradient * math.nan)
         return batch
 
     def everything() -> dict[str, Tensor]:
@@ -307,9 +307,45 @@ def test_nothing_is_updated_with_a_number_that_is_not_finite(what: str) -> None:
     records = train(step, tiny.settings(), FAST, batch_of, adamw=adamw, averages=(average,))
     next(records), next(records)
     before = everything()
+    if what != "loss":
+        step.flow.network.last.weight.register_hook(lambda gradient: gradient * math.nan)
     with pytest.raises(ShortflowError, match=rf"the {what} is nan at step 3; the weights are those after step 2.*clip"):
         next(records)
     assert same(everything(), before)
+
+
+def test_no_thread_outlives_the_training() -> None:
+    recipe = flow_matching()
+
+    def threads() -> list[threading.Thread]:
+        return [thread for thread in threading.enumerate() if thread.name.startswith("shortflow")]
+
+    def records(batch_of: Callable[[int], Batch] = tiny.batches(recipe)) -> Iterator[StepRecord]:
+        step = TrainStep(tiny.flow_map(recipe), recipe.objective)
+        return train(step, tiny.settings(5), FAST, batch_of)
+
+    assert len(list(records())) == 5
+    assert not threads()
+    early = records()
+    next(early)
+    assert len(threads()) == 1
+    early.close()
+    assert not threads()
+    interrupted = records()
+    next(interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        interrupted.throw(KeyboardInterrupt)
+    assert not threads()
+
+    def failing(k: int) -> Batch:
+        if k == 2:
+            raise DataError("photo 7 is damaged; replace it")
+        return tiny.batches(recipe)(k)
+
+    found = []
+    with pytest.raises(DataError, match="photo 7 is damaged; replace it"):
+        found.extend(record.step for record in records(failing))
+    assert not threads()
 
 
 def test_a_batch_of_another_size_is_refused() -> None:

@@ -11,9 +11,10 @@ __all__ = ["atomic_path", "write_atomic"]
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, durable: bool = True) -> Iterator[Path]:
     """A new, empty file beside `path` to write to. On success it replaces `path`; on an error it is removed.
 
+    Without `durable` it is not waited for the disk: after a loss of power, not of the process, the file may be cut.
     Folders on the way are made. Permissions are those of any new file: what the umask leaves of 0666.
     """
     path = Path(path)
@@ -24,8 +25,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
     permissions = stat.S_IMODE(temporary.stat().st_mode)
     try:
         yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
+        if durable:
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
         os.chmod(temporary, permissions)  # safetensors puts a file of its own in its place
         os.replace(temporary, path)
     finally:

@@ -95,9 +95,9 @@ def scatter(points: Float[np.ndarray, "n 2"], extent: float = 3.0, size: int = 2
     return (255 * (1 - np.clip(level, 0, 1) ** 0.5)).astype(np.uint8)[None]
 
 
-def save_png(picture: Image.Image | UInt8[np.ndarray, "c h w"], path: Path) -> None:
-    """Write one picture, or one image (c, h, w) with 1 or 3 channels, as PNG, atomically."""
+def save_png(picture: Image.Image | UInt8[np.ndarray, "c h w"], path: Path, durable: bool = True) -> None:
+    """Write one picture, or one image (c, h, w) with 1 or 3 channels, as PNG, atomically (see `atomic_path`)."""
     if isinstance(picture, np.ndarray):
         picture = Image.fromarray(picture[0] if picture.shape[0] == 1 else _rgb(picture[None])[0])
-    with atomic_path(path) as temporary:
+    with atomic_path(path, durable) as temporary:
         picture.save(temporary, format="PNG")

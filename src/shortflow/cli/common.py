@@ -12,6 +12,8 @@ import typer
 from shortflow.errors import ConfigError
 
 __all__ = [
+    "Bf16",
+    "Compile",
     "Guidance",
     "Imports",
     "RunPath",
@@ -57,6 +59,11 @@ Window = Annotated[
         help="The times that guidance acts at, for networks that are told them, such as 0.4,0.65 (imf).",
         show_default=False,
     ),
+]
+Bf16 = Annotated[bool, typer.Option("--bf16", help="Run the network in bfloat16, times in float32.")]
+Compile = Annotated[
+    bool,
+    typer.Option("--compile", help="Compile the network first (torch.compile); worth it for many samples."),
 ]
 
 

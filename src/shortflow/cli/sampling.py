@@ -1,12 +1,13 @@
 """`shortflow sample` and `shortflow evaluate`."""
 
-import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from shortflow.cli.common import Guidance, Imports, RunPath, Window, count, numbers, say, window_of
+from shortflow.cli.common import Bf16, Compile, Guidance, Imports, RunPath, Window, count, numbers, say, window_of
 from shortflow.errors import ConfigError
 
 __all__ = ["evaluate", "sample"]
@@ -59,25 +60,31 @@ def sample(
     ] = False,
     single: Annotated[bool, typer.Option("--single", help="One PNG file a sample, into the folder --out.")] = False,
     out: Annotated[
-        Path | None, typer.Option(help="PNG file, or folder with --single. By default samples.png, or samples.")
+        Path | None,
+        typer.Option(
+            help="NAME.png: a picture. NAME.npy: an array. With --single a folder. By default samples.png, or samples."
+        ),
     ] = None,
+    bf16: Bf16 = False,
+    compile: Compile = False,
     imports: Imports = None,
 ) -> None:
     """Draw samples from a trained model.
 
-    They become one picture, a grid in reading order, or single files.
+    They become one picture, a grid in reading order; or single files, or an array, which are written batch by batch,
+    for any number of samples. If that is interrupted, the same command goes on where it stopped.
     """
-    from shortflow import hub, runs
+    from shortflow import runs
     from shortflow.pictures import save_png
     from shortflow.sample import grid_times
 
     rule, kind, acting = runs.sampler_named(sampler, gamma), runs.grid_named(grid), window_of(window)
     given = {"--times": times is not None, "--grid": kind is not None, "--middle": middle is not None}
     _check_grid_options([option for option, is_given in given.items() if is_given], steps)
-    _check_sample(interpolate, single, any(given.values()) or rule is not None, out)
+    _check_sample(interpolate, single, any(given.values()) or rule is not None or bf16 or compile, out)
     if interpolate and n % 8:
         raise ConfigError(f"--interpolate draws rows of 8 samples; give --n as a multiple of 8, not {n}")
-    model = hub.load(run)
+    model = _loaded(run, compile)
     chosen = _classes(classes, model.spec.classes)
     path = out or Path("samples" if single else "samples.png")
     if interpolate:
@@ -97,23 +104,58 @@ def sample(
         chosen_times = tuple(numbers(times, "--times", float))
     else:
         chosen_times = grid_times(model.flow, steps, kind, middle)
-    pixels, labels = runs.generate(
-        model.flow,
-        model.spec,
-        n,
-        times=chosen_times,
-        sampler=rule,
-        classes=chosen,
-        seed=seed,
-        guidance=guidance,
-        window=acting,
-    )
-    if single:
-        _save_single(pixels, labels, model.spec, path)
-        say(f"{count(n, 'file')} → {path}/")
-        return
-    save_png(runs.picture(pixels), path)
-    say(f"{count(n, 'sample')}, {count(len(chosen_times) - 1, 'step')} → {path}")
+    settings: dict[str, Any] = {
+        "times": chosen_times,
+        "sampler": rule,
+        "classes": chosen,
+        "seed": seed,
+        "guidance": guidance,
+        "window": acting,
+        "bf16": bf16,
+    }
+    if single or path.suffix.lower() == ".npy":
+        with _going_on(path, n) as report:
+            write = runs.save_folder if single else runs.save_array
+            before = write(model, n, path, report=report, **settings)
+        what = f"{count(n, 'file')} → {path}/" if single else f"{count(n, 'sample')} → {path}"
+        say(what + (f" ({before:,} of them were there)" if before else ""))
+    else:
+        pixels, _ = runs.generate(model.flow, model.spec, n, **settings)
+        save_png(runs.picture(pixels), path)
+        say(f"{count(n, 'sample')}, {count(len(chosen_times) - 1, 'step')} → {path}")
+    if bf16:
+        checked = min(n, 64)
+        apart = runs.bf16_difference(model.flow, model.spec, checked, **settings)
+        say(f"bf16: the first {count(checked, 'sample')} differ from fp32 by {apart:.2%} of their deviation")
+
+
+def _loaded(run: Path, compile: bool) -> Any:
+    from shortflow import hub
+
+    model = hub.load(run)
+    if compile:
+        from shortflow.nn.compiling import compile_network
+
+        compile_network(model.flow.network)
+    return model
+
+
+@contextmanager
+def _going_on(path: Path, n: int) -> Iterator[Callable[[int, int], None]]:
+    """Lines on the way for many samples, and a word on Ctrl-C: what is written is kept."""
+    done, marks = 0, {round(n * i / 10) for i in range(1, 10)} if n >= 5000 else set()
+
+    def report(now: int, total: int) -> None:
+        nonlocal done
+        if any(done < mark <= now for mark in marks):
+            say(f"{now:,} of {total:,} samples")
+        done = now
+
+    try:
+        yield report
+    except KeyboardInterrupt:
+        say(f"\nStopped after {done:,} of {n:,} samples → {path}; the same command goes on from there")
+        raise typer.Exit(130) from None
 
 
 def _check_grid_options(given: list[str], steps: int) -> None:
@@ -128,21 +170,13 @@ def _check_sample(interpolate: bool, single: bool, sampled_otherwise: bool, out:
     """Raise `ConfigError` for options that do not go together, before the model is opened."""
     if interpolate and (sampled_otherwise or single):
         raise ConfigError(
-            "--interpolate goes with --steps only; leave out --times, --grid, --middle, --sampler and --single"
+            "--interpolate goes with --steps only; leave out --times, --grid, --middle, --sampler, --single, --bf16 "
+            "and --compile"
         )
-    if not single and out is not None and out.suffix.lower() != ".png":
-        raise ConfigError(f"--out {out}: pictures are PNG files; give a name that ends in .png (or --single)")
-
-
-def _save_single(pixels: Any, labels: Any, spec: Any, folder: Path) -> None:
-    """One file a sample, named by its number and class. Class names may come from anywhere and are no paths."""
-    from shortflow.pictures import save_png
-
-    if not spec.image:
-        raise ConfigError("--single writes one image a file, but this model makes points; leave it out for a picture")
-    for k, image in enumerate(pixels):
-        name = "" if labels is None else "-" + re.sub(r"[^\w+-]+", "_", spec.classes[labels[k]])[:80]
-        save_png(image, folder / f"{k:06d}{name}.png")
+    known = (".png",) if interpolate else (".png", ".npy")
+    if not single and out is not None and out.suffix.lower() not in known:
+        array = "" if interpolate else ", in .npy for an array"
+        raise ConfigError(f"--out {out}: pictures are PNG files; give a name that ends in .png{array} (or --single)")
 
 
 def _classes(text: str | None, names: tuple[str, ...]) -> list[int] | None:
@@ -183,6 +217,8 @@ def evaluate(
         float | None, typer.Option(metavar="T", help="The time in the middle of two steps, instead of --grid's.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="JSON file; by default evaluation.json beside the model.")] = None,
+    bf16: Bf16 = False,
+    compile: Compile = False,
     imports: Imports = None,
 ) -> None:
     """Score a model by number of steps, next to real data.
@@ -190,14 +226,23 @@ def evaluate(
     The real data are held out; read the scores against theirs. Prints a table and writes evaluation.json, in which
     sampler and grid are named.
     """
-    from shortflow import hub, runs
+    from shortflow import runs
     from shortflow.evaluate import write_record
 
     counts = numbers(steps, "--steps")
     rule, kind, acting = runs.sampler_named(sampler, gamma), runs.grid_named(grid), window_of(window)
-    model = hub.load(run)
+    model = _loaded(run, compile)
     record = runs.score(
-        model, counts, n=n, seed=seed, guidance=guidance, window=acting, sampler=rule, grid=kind, middle=middle
+        model,
+        counts,
+        n=n,
+        seed=seed,
+        guidance=guidance,
+        window=acting,
+        sampler=rule,
+        grid=kind,
+        middle=middle,
+        bf16=bf16,
     )
     path = out or model.path.parent / "evaluation.json"
     write_record(path, record)

@@ -41,10 +41,18 @@ __all__ = ["DataConfig", "RunConfig", "defaults", "fields_of", "kinds", "part_na
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Where the data come from: a built-in name or a folder of images, and the side to crop and resize images to."""
+    """Where the data come from.
+
+    Args:
+        source: a built-in name or a folder of images.
+        resolution: the side to crop and resize images to; None: as they are.
+        flip: mirror half of the images of a batch, left to right, by random choice. Not for what has a left and a
+            right, such as digits.
+    """
 
     source: str = "digits"
     resolution: int | None = None
+    flip: bool = False
 
     def __post_init__(self) -> None:
         if not self.source.strip():

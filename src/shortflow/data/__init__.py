@@ -1,7 +1,8 @@
-"""Data: built-in sets, folders of images and toys in memory, their scaling, and batch orders without state."""
+"""Data: built-in sets, folders of images and toys, their scaling, batch orders without state."""
 
 from shortflow.data.builtin import load, names
 from shortflow.data.dataset import Dataset, DataSpec
+from shortflow.data.loader import Batches
 from shortflow.data.samplers import ClassConsistent, Shuffled
 
-__all__ = ["ClassConsistent", "DataSpec", "Dataset", "Shuffled", "load", "names"]
+__all__ = ["Batches", "ClassConsistent", "DataSpec", "Dataset", "Shuffled", "load", "names"]

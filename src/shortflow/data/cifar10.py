@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int16, Integer, UInt8
 
-from shortflow.data.images import load_folder
+from shortflow.data.images import cache_folder, load_folder
 from shortflow.errors import DataError
 
-__all__ = ["CLASSES", "cache_folder", "forms", "read", "unpack"]
+__all__ = ["CLASSES", "forms", "read", "unpack"]
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -73,11 +73,6 @@ def unpack(residual: UInt8[np.ndarray, "3 n h w"]) -> UInt8[np.ndarray, "n 3 h w
             images[rows, channel] = _inner(_plane(plane, green) + green, height, width)
         images[rows, 1] = _inner(green, height, width)
     return images
-
-
-def cache_folder() -> Path:
-    """`$XDG_CACHE_HOME/shortflow`, by default `~/.cache/shortflow`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shortflow"
 
 
 def _plane(residual: UInt8[np.ndarray, "m h w"], green: Int16[np.ndarray, "p m"] | None) -> Int16[np.ndarray, "p m"]:

@@ -1,4 +1,4 @@
-"""Data in memory, and the one map between what is stored and what the network sees.
+"""Data, in memory or memory-mapped, and the one map between what is stored and what the network sees.
 
     network units = (x − shift)·scale,    x = u/127.5 − 1 for a pixel u ∈ {0, …, 255},  x = the point itself otherwise.
 
@@ -21,14 +21,16 @@ from shortflow.errors import DataError
 
 __all__ = ["DataSpec", "Dataset"]
 
+_AT_ONCE = 2**22  # numbers that are converted together where a whole set is looked at
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Dataset:
-    """Samples with their classes, all in memory.
+    """Samples with their classes. The samples may be larger than memory: a memory-mapped array is never read whole.
 
     Attributes:
         name: where the data came from (a built-in name or the name of a folder).
-        samples: uint8 images (n, c, h, w) or float32 points (n, d).
+        samples: uint8 images (n, c, h, w) or float32 points (n, d); see `shortflow.arrays.open_array` for files.
         labels: int64 (n,), the class of each sample as an index into `classes`; None: unconditional.
         classes: names of the classes; empty: unconditional.
         split: "train", "test", "all" or the name of a folder's own split.
@@ -181,10 +183,14 @@ class DataSpec:
                 f"{self.name}: expected {dtype} samples of shape {self.shape}, "
                 f"got {samples.dtype} of shape {samples.shape[1:]}"
             )
-        x = torch.from_numpy(samples.astype(np.float32))
+        # NumPy in place: the bits of torch, without its threads, which belong to the training step.
+        x = np.array(samples, dtype=np.float32)
         if self.image:
-            x = x / 127.5 - 1
-        return (x - self.shift) * self.scale
+            x /= np.float32(127.5)
+            x -= np.float32(1)
+        x -= np.float32(self.shift)
+        x *= np.float32(self.scale)
+        return torch.from_numpy(x)
 
     def decode(self, x: Float[Tensor, "n ..."]) -> UInt8[np.ndarray, "n c h w"] | Float32[np.ndarray, "n d"]:
         """Network units to stored samples: the inverse of `encode`, exact for images.
@@ -236,11 +242,15 @@ class DataSpec:
 
 def _moments(dataset: Dataset) -> tuple[float, float]:
     """Mean and population standard deviation over all elements, of images in [−1, 1] or of points."""
+    n, size = len(dataset), math.prod(dataset.shape)
+    rows = max(1, _AT_ONCE // size)
+    parts = [dataset.samples[first : first + rows] for first in range(0, n, rows)]  # views: nothing is read yet
     if dataset.is_image:
         # 256 counts are exact, and need no float copy of the images.
-        counts = np.bincount(dataset.samples.reshape(-1), minlength=256)
+        counts = sum(np.bincount(part.reshape(-1), minlength=256) for part in parts)
         levels = np.arange(256) / 127.5 - 1
-        mean = float((counts * levels).sum() / counts.sum())
-        return mean, math.sqrt(float((counts * (levels - mean) ** 2).sum() / counts.sum()))
-    points = dataset.samples.astype(np.float64)
-    return float(points.mean()), float(points.std())
+        mean = float((counts * levels).sum() / (n * size))
+        return mean, math.sqrt(float((counts * (levels - mean) ** 2).sum() / (n * size)))
+    mean = sum(float(part.astype(np.float64).sum()) for part in parts) / (n * size)
+    squares = (np.square(part.astype(np.float64) - mean) for part in parts)
+    return mean, math.sqrt(sum(float(part.sum()) for part in squares) / (n * size))

@@ -3,10 +3,15 @@
 The layout is the meaning: images side by side are unconditional, one sub-folder a class is conditional (classes in
 sorted order), and sub-folders named train, test, val or validation are splits, each in one of the two layouts.
 Every image is turned upright (EXIF), laid on white where transparent, brought to 8 bits, and cropped to a square.
+
+Up to 64 MiB of pixels are decoded into memory. More are decoded once, into a file of `cache_folder()` that is mapped
+into memory, so that a folder larger than memory can be used, and starts at once the next time. The file belongs to the
+names, sizes and times of the images: where one of them changes, all are decoded anew, and the old file is removed.
 """
 
+import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -15,22 +20,28 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
+from shortflow.arrays import npy_header, open_array
 from shortflow.data.dataset import Dataset
 from shortflow.errors import DataError
+from shortflow.files import atomic_path
 
-__all__ = ["center_crop", "load_folder", "resize"]
+__all__ = ["cache_folder", "center_crop", "load_folder", "resize"]
 
 T = TypeVar("T")
+Pixels = UInt8[np.ndarray, "h w"] | UInt8[np.ndarray, "h w 3"]
 
 EXTENSIONS = frozenset(
     {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pnm", ".jp2"}
 )
 _SPLITS = ("train", "test", "val", "validation")
 _SHOWN = 5
+_IN_MEMORY = 2**26  # bytes of pixels
+_AT_ONCE = 512  # images that are decoded before the first of them is handed on
+_FORMAT = 1  # of the decoded pixels: a number that changes with the meaning of what is above
 
 
 def load_folder(folder: Path, split: str = "train", *, resolution: int | None = None) -> Dataset:
-    """The images of `folder`, decoded into memory by a pool of threads.
+    """The images of `folder`, decoded by a pool of threads into memory, or into a memory-mapped file (see the module).
 
     Args:
         folder: see the module for the layouts.
@@ -39,7 +50,8 @@ def load_folder(folder: Path, split: str = "train", *, resolution: int | None = 
         resolution: side in pixels, reached by `center_crop`. None: as they are, which needs squares of one size.
 
     Raises:
-        DataError: names the folder or up to five files at fault, and the remedy.
+        DataError: names the folder or up to five files at fault, and the remedy; or the file that there is no space
+            for.
     """
     if resolution is not None and resolution < 1:
         raise DataError(f"resolution must be at least 1 pixel, got {resolution}")
@@ -56,16 +68,19 @@ def load_folder(folder: Path, split: str = "train", *, resolution: int | None = 
     for files, of_file, _ in scans:
         paths += files
         names += of_file
-    if resolution is None:
-        _check_sizes(folder, paths)
     index = {name: k for k, name in enumerate(classes)}
     return Dataset(
         name=folder.resolve().name,
-        samples=_stack(_decode(folder, paths, lambda path: _read(path, resolution))),
+        samples=_pixels(folder, paths, split, resolution),
         labels=np.array([index[name] for name in names], dtype=np.int64) if classes else None,
         classes=classes,
         split=split,
     )
+
+
+def cache_folder() -> Path:
+    """`$XDG_CACHE_HOME/shortflow`, by default `~/.cache/shortflow`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shortflow"
 
 
 def center_crop(image: Image.Image, resolution: int) -> Image.Image:
@@ -161,14 +176,14 @@ def _check_extensions(folder: Path, files: list[Path]) -> None:
         )
 
 
-def _check_sizes(folder: Path, paths: list[Path]) -> None:
-    """One shared square size, read from the headers so that nothing is decoded in vain."""
+def _check_sizes(folder: Path, paths: list[Path]) -> int:
+    """The side that all images share, squares of one size, read from the headers so that nothing is decoded in vain."""
 
     def size(path: Path) -> tuple[int, int]:
         with Image.open(path) as image:
             return image.size
 
-    first, sizes = paths[0], _decode(folder, paths, size)
+    first, sizes = paths[0], list(_decode(folder, paths, size))
     for path, (width, height) in zip(paths, sizes, strict=True):
         if width != height:
             raise DataError(f"{path}: {width}×{height} is not a square; give a resolution to crop and scale to")
@@ -177,10 +192,69 @@ def _check_sizes(folder: Path, paths: list[Path]) -> None:
                 f"{path}: {width}×{height}, but {first.name} is {sizes[0][0]}×{sizes[0][1]}; "
                 "give a resolution to crop and scale to"
             )
+    return sizes[0][0]
 
 
-def _decode(folder: Path, paths: list[Path], read: Callable[[Path], T]) -> list[T]:
-    """`read` of every path, in order; all failures are reported together."""
+def _pixels(folder: Path, paths: list[Path], split: str, resolution: int | None) -> UInt8[np.ndarray, "n c h w"]:
+    """The images, in memory or memory-mapped."""
+    where = f"{folder.resolve()} {split} {resolution} {_FORMAT}"
+    key = hashlib.sha256(where.encode())
+    for path in paths:
+        stat = path.stat()
+        key.update(f"{path.relative_to(folder)} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    place = hashlib.sha256(where.encode()).hexdigest()[:16]
+    kept = cache_folder() / "folders" / f"{place}-{key.hexdigest()[:16]}.npy"
+    if kept.is_file():
+        try:
+            return open_array(kept)
+        except DataError:
+            pass  # a damaged copy is written anew below
+    side = resolution or _check_sizes(folder, paths)
+
+    def decode() -> Iterator[Pixels]:
+        return _decode(folder, paths, lambda path: _read(path, resolution))
+
+    if len(paths) * 3 * side**2 <= _IN_MEMORY:
+        return _stack(list(decode()))
+    try:
+        _write(kept, decode, len(paths), side)
+        for old in kept.parent.glob(f"{place}-*.npy"):
+            if old != kept:
+                old.unlink(missing_ok=True)
+    except OSError as error:
+        size = len(paths) * 3 * side**2 / 2**30
+        raise DataError(
+            f"{folder}: the decoded images, {size:.1f} GiB, cannot be written to {kept.parent} ({error.strerror}); "
+            "make space there, or set XDG_CACHE_HOME to a folder that has it"
+        ) from error
+    return open_array(kept)
+
+
+def _write(path: Path, decode: Callable[[], Iterator[Pixels]], n: int, side: int) -> None:
+    """Write the n images as an array, whole or not at all."""
+    try:
+        _write_with(1, path, decode(), n, side)
+    except _Coloured:  # as a rule the first image says so
+        _write_with(3, path, decode(), n, side)
+
+
+def _write_with(channels: int, path: Path, images: Iterator[Pixels], n: int, side: int) -> None:
+    """Raises `_Coloured` at the first image that needs three channels where there is one."""
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        file.write(npy_header(np.uint8, (n, channels, side, side)))
+        for image in images:
+            if image.ndim == 3 and channels == 1:
+                raise _Coloured
+            planes = image if image.ndim == 2 else image.transpose(2, 0, 1)
+            file.write(np.broadcast_to(planes, (channels, side, side)).tobytes())
+
+
+class _Coloured(Exception):
+    """One channel is not enough."""
+
+
+def _decode(folder: Path, paths: list[Path], read: Callable[[Path], T]) -> Iterator[T]:
+    """`read` of every path, in order; all failures are reported together, at the end."""
     failures: dict[Path, Exception] = {}
 
     def attempt(path: Path) -> list[T]:
@@ -191,17 +265,18 @@ def _decode(folder: Path, paths: list[Path], read: Callable[[Path], T]) -> list[
             return []
 
     with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
-        results = [value for values in pool.map(attempt, paths) for value in values]
+        for start in range(0, len(paths), _AT_ONCE):
+            for values in pool.map(attempt, paths[start : start + _AT_ONCE]):
+                yield from values
     if failures:
         reasons = [f"{path.relative_to(folder)} ({failures[path]})" for path in sorted(failures)]
         raise DataError(
             f"{folder}: {len(failures)} of {len(paths)} images cannot be read: {_some(reasons)}; "
             "replace or remove these files"
         )
-    return results
 
 
-def _read(path: Path, resolution: int | None) -> UInt8[np.ndarray, "h w"] | UInt8[np.ndarray, "h w 3"]:
+def _read(path: Path, resolution: int | None) -> Pixels:
     with Image.open(path) as opened:
         image = _flatten(opened)
     return np.asarray(image if resolution is None else center_crop(image, resolution))
@@ -238,9 +313,7 @@ def _from_16_bit(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.rint(levels / 257).astype(np.uint8))
 
 
-def _stack(
-    images: Sequence[UInt8[np.ndarray, "h w"] | UInt8[np.ndarray, "h w 3"]],
-) -> UInt8[np.ndarray, "n c h w"]:
+def _stack(images: Sequence[Pixels]) -> UInt8[np.ndarray, "n c h w"]:
     """Grey (h, w) and RGB (h, w, 3) images in one array; grey ones are repeated if any is RGB."""
     channels = 3 if any(image.ndim == 3 for image in images) else 1
     out = np.empty((len(images), channels, *images[0].shape[:2]), dtype=np.uint8)

@@ -9,16 +9,16 @@ stream NumPy guarantees for ever, so an order is the same with every version. Wh
 from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import Int, Int64, UInt64
+from jaxtyping import Bool, Int, Int64, UInt64
 
 from shortflow.errors import DataError, ShortflowError
 
-__all__ = ["ClassConsistent", "Shuffled"]
+__all__ = ["ClassConsistent", "Shuffled", "coins"]
 
 Rows = Int64[np.ndarray, "k"]
 
 # First entry of the key of each stream of random words, so that no two streams are the same.
-_EPOCHS, _DRAWS, _CLASS_EPOCHS = range(3)
+_EPOCHS, _DRAWS, _CLASS_EPOCHS, _COINS = range(4)
 
 # Class draws are counted in blocks of about this many: a random access to step 10⁶ counts a few dozen of them.
 _BLOCK = 1 << 16
@@ -31,6 +31,11 @@ def _words(n: int, seed: int, *key: int) -> UInt64[np.ndarray, "n"]:
 
 def _permutation(n: int, seed: int, *key: int) -> Int64[np.ndarray, "n"]:
     return np.argsort(_words(n, seed, *key), kind="stable")
+
+
+def coins(n: int, seed: int, step: int) -> Bool[np.ndarray, "n"]:
+    """n fair coins, a function of (seed, step): one for each row of a step, all processes together."""
+    return _words(n, seed, _COINS, step) >> np.uint64(63) == 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -90,8 +90,8 @@ class _Compiled:
     def _give_up(self, why: str) -> None:
         self.failed = True
         warnings.warn(
-            f"the network runs uncompiled, because the compiled one failed ({why}); set train.compile to false to save "
-            "the attempt",
+            f"the network runs uncompiled, because the compiled one failed ({why}); leave out train.compile or "
+            "--compile to save the attempt",
             stacklevel=3,
         )
 

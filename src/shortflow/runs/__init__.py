@@ -3,7 +3,11 @@
 from shortflow.runs.configuring import configure, notes, open_run
 from shortflow.runs.running import training
 from shortflow.runs.sampling import (
+    Drawn,
+    bf16_difference,
+    class_labels,
     comparison_picture,
+    draw,
     generate,
     grid_named,
     guided,
@@ -12,10 +16,15 @@ from shortflow.runs.sampling import (
     sampler_named,
 )
 from shortflow.runs.scoring import score, score_table, verdict
+from shortflow.runs.streaming import save_array, save_folder
 
 __all__ = [
+    "Drawn",
+    "bf16_difference",
+    "class_labels",
     "comparison_picture",
     "configure",
+    "draw",
     "generate",
     "grid_named",
     "guided",
@@ -24,6 +33,8 @@ __all__ = [
     "open_run",
     "picture",
     "sampler_named",
+    "save_array",
+    "save_folder",
     "score",
     "score_table",
     "training",

@@ -50,7 +50,10 @@ def configure(
         dataset = load_data(source.source, "train", resolution=source.resolution)
         base = replace(preset(chosen, source, dataset), **others)
         run = settled(base, settings)
-        if run.data != source:  # the settings name other data, which have other presets
+        if (run.data.source, run.data.resolution) != (
+            source.source,
+            source.resolution,
+        ):  # the settings name other data, which have other presets
             return configure(recipe, run.data.source, resolution=run.data.resolution, settings=settings, **others)
         if run.init_from is not None:
             run = settled(replace(base, network=outline(run.init_from).run.network), settings)
@@ -59,6 +62,7 @@ def configure(
     if run.pairs is None and "pairs" in run.recipe.objective.needs:
         run = replace(run, pairs=Pairs())
     check_batch(run)
+    _check_flip(run, dataset)
     spec = DataSpec.fit(dataset, run.recipe.sigma_data)
     try:
         check(run, spec)
@@ -76,6 +80,16 @@ def check_batch(run: RunConfig) -> None:
         raise ConfigError(
             f"train.batch = {batch} cannot be split into groups of {group}, which {run.recipe.name} compares; "
             f"set train.batch to {close}"
+        )
+
+
+def _check_flip(run: RunConfig, dataset: Dataset) -> None:
+    if run.data.flip and not dataset.is_image:
+        raise ConfigError(f"data.flip mirrors images, and {dataset.name} is points; leave it out")
+    if run.data.flip and "pairs" in run.recipe.objective.needs:
+        raise ConfigError(
+            f"data.flip mirrors images of the data, and {run.recipe.name} learns from the pairs of a teacher; leave it "
+            "out here, and train the teacher with it"
         )
 
 

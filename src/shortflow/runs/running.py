@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from shortflow.config import RunConfig, dump
-from shortflow.data import ClassConsistent, Dataset, DataSpec, Shuffled
+from shortflow.data import Batches, ClassConsistent, Dataset, DataSpec, Shuffled
 from shortflow.errors import CheckpointError
 from shortflow.flowmap import FlowMap
 from shortflow.hub import build_flow, read_header
@@ -19,10 +19,10 @@ from shortflow.train import StepRecord, fit
 from shortflow.train.state import latest_state
 from shortflow.typing import Batch
 
-__all__ = ["training"]
+__all__ = ["batches", "training"]
 
 
-def _batches(run: RunConfig, dataset: Dataset, spec: DataSpec, maker: PairMaker | None) -> Callable[[int], Batch]:
+def batches(run: RunConfig, dataset: Dataset, spec: DataSpec, maker: PairMaker | None) -> Callable[[int], Batch]:
     """The batch of a step, of the data or of the pairs that a teacher has made."""
     batch, seed = run.train.batch, run.train.seed
     labels, n = (dataset.labels, len(dataset)) if maker is None else (maker.labels, maker.settings.count)
@@ -32,14 +32,9 @@ def _batches(run: RunConfig, dataset: Dataset, spec: DataSpec, maker: PairMaker 
             labels=labels, batch_size=batch, seed=seed, group=run.train.group, num_classes=dataset.num_classes
         )
 
-    def batch_of(step: int) -> Batch:
-        rows = order.indices(step)
-        if maker is not None:
-            return maker.batch(rows)
-        label = None if dataset.labels is None else torch.from_numpy(dataset.labels[rows])
-        return Batch(x=spec.encode(dataset.samples[rows]), label=label)
-
-    return batch_of
+    if maker is not None:
+        return lambda step: maker.batch(order.indices(step))
+    return Batches(dataset=dataset, spec=spec, order=order, flip=run.data.flip)
 
 
 def training(
@@ -90,7 +85,7 @@ def training(
         directory,
         flow,
         run.recipe.objective,
-        _batches(run, dataset, spec, maker),
+        batches(run, dataset, spec, maker),
         settings=run.train,
         optimizer=run.recipe.optimizer,
         metadata=describe(run, spec, loaded),

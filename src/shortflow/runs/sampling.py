@@ -1,6 +1,7 @@
 """Samples of trained models as arrays and pictures."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,18 @@ from shortflow.sample import (
     SAMPLERS,
     Gamma,
     Sampler,
+    Samples,
     interpolate,
     sample,
 )
 
 __all__ = [
+    "Drawn",
     "Pixels",
+    "bf16_difference",
+    "class_labels",
     "comparison_picture",
+    "draw",
     "generate",
     "grid_named",
     "guided",
@@ -46,7 +52,26 @@ def picture(pixels: Pixels, columns: int | None = None) -> Any:
     return image_grid(pixels, columns) if pixels.dtype == np.uint8 else image_grid(scatter(pixels[:, :2])[None])
 
 
-def generate(
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Drawn:
+    """Decoded samples first, first + 1, … and their classes (None: unconditional)."""
+
+    first: int
+    pixels: Pixels
+    labels: np.ndarray | None
+
+
+def class_labels(spec: DataSpec, n: int, classes: Sequence[int] | None = None) -> np.ndarray | None:
+    """The class of each of n samples: `classes` in turn, all of them by default; None: unconditional."""
+    if classes is not None and len(classes) == 0:
+        raise SamplerError("the list of classes is empty; leave it out for all classes in turn")
+    if classes is None and not spec.num_classes:
+        return None
+    turn = np.arange(spec.num_classes) if classes is None else np.asarray(classes)
+    return turn[np.arange(n) % len(turn)]
+
+
+def draw(
     flow: FlowMap,
     spec: DataSpec,
     n: int,
@@ -57,32 +82,57 @@ def generate(
     classes: Sequence[int] | None = None,
     seed: int = 0,
     batch_size: int = 256,
+    first: int = 0,
     guidance: float = 1.0,
     window: Window = None,
-) -> tuple[Pixels, np.ndarray | None]:
-    """n decoded samples (uint8 images or points) and their classes (None: unconditional).
+    bf16: bool = False,
+) -> Iterator[Drawn]:
+    """Decoded samples `first` to n − 1, in batches that are drawn as they are asked for.
 
-    `classes` are taken in turn, all of them by default; `guidance` and `window` are those of `guided`.
+    `classes` are as for `class_labels`; `guidance` and `window` are those of `guided`; `bf16` runs the network under
+    autocast. What cannot be sampled is refused at once.
     """
-    if classes is not None and len(classes) == 0:
-        raise SamplerError("the list of classes is empty; leave it out for all classes in turn")
-    label = None if classes is None else torch.tensor([classes[k % len(classes)] for k in range(n)])
-    batches = list(
-        sample(
-            guided(flow, guidance, window),
-            n,
-            spec.shape,
-            steps=steps,
-            times=times,
-            sampler=sampler,
-            label=label,
-            seed=seed,
-            batch_size=batch_size,
-        )
+    labels = None if classes is None else class_labels(spec, n, classes)
+    batches = sample(
+        guided(flow, guidance, window),
+        n,
+        spec.shape,
+        steps=steps,
+        times=times,
+        sampler=sampler,
+        label=None if labels is None else torch.from_numpy(labels),
+        seed=seed,
+        batch_size=batch_size,
+        first=first,
+        bf16=bf16,
     )
-    pixels = np.concatenate([spec.decode(batch.x) for batch in batches])
-    labels = [batch.label.cpu().numpy() for batch in batches if batch.label is not None]
-    return pixels, np.concatenate(labels) if labels else None
+    return (_decoded(batch, spec) for batch in batches)
+
+
+def _decoded(batch: Samples, spec: DataSpec) -> Drawn:
+    label = None if batch.label is None else batch.label.cpu().numpy()
+    return Drawn(first=batch.first, pixels=spec.decode(batch.x), labels=label)
+
+
+def generate(flow: FlowMap, spec: DataSpec, n: int, **settings: Any) -> tuple[Pixels, np.ndarray | None]:
+    """n decoded samples (uint8 images or points) and their classes (None: unconditional), all of them in memory.
+
+    `settings` are those of `draw`.
+    """
+    drawn = list(draw(flow, spec, n, **settings))
+    labels = [part.labels for part in drawn if part.labels is not None]
+    return np.concatenate([part.pixels for part in drawn]), np.concatenate(labels) if labels else None
+
+
+def bf16_difference(flow: FlowMap, spec: DataSpec, n: int = 64, **settings: Any) -> float:
+    """How far n samples drawn with bf16 are from those in fp32, relative to the latter's deviation from their mean.
+
+    √(Σ (x_bf16 − x)² / Σ (x − x̄)²) over all values of the stored samples. `settings` are those of `draw`.
+    """
+    fast, exact = (
+        generate(flow, spec, n, **{**settings, "bf16": bf16})[0].astype(np.float64) for bf16 in (True, False)
+    )
+    return float(np.sqrt(np.square(fast - exact).sum() / max(np.square(exact - exact.mean()).sum(), 1e-30)))
 
 
 def comparison_picture(model: Model, steps: Sequence[int], path: Path, rows: int = 6, seed: int = 0) -> None:

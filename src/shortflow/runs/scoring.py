@@ -9,7 +9,7 @@ from shortflow.data import load as load_data
 from shortflow.errors import MetricError, SamplerError
 from shortflow.flowmap import FlowMap
 from shortflow.hub import Model
-from shortflow.runs.sampling import Window, generate, guided, steps_named
+from shortflow.runs.sampling import Window, class_labels, draw, generate, guided, steps_named
 from shortflow.sample import (
     Sampler,
     default_grid,
@@ -31,11 +31,13 @@ def score(
     sampler: Sampler | None = None,
     grid: str | None = None,
     middle: float | None = None,
+    bf16: bool = False,
 ) -> dict[str, Any]:
     """The quality of a model by number of steps, next to held-out real data: the content of evaluation.json.
 
     `sampler` and `grid` are by default those that are usual for the model; `middle` is the middle time of two steps;
-    `guidance` and `window` are those of `guided`.
+    `guidance` and `window` are those of `guided`; `bf16` is that of `draw`. Images are scored as they are drawn, and
+    never held together.
 
     Images of digits, MNIST, Fashion-MNIST and CIFAR-10 are scored in the features of the shipped classifier, points by
     energy distance and sliced Wasserstein distance.
@@ -62,10 +64,12 @@ def score(
         "grid": grid or default_grid(flow),
         "middle": middle,
         "data": source,
+        "precision": "bf16" if bf16 else "fp32",
     }
+    drawing: dict[str, Any] = {"sampler": rule, "seed": seed, "bf16": bf16}
     if not spec.image:
         for count, times in grids.items():
-            points, _ = generate(flow, spec, n, times=times, sampler=rule, seed=seed)
+            points, _ = generate(flow, spec, n, times=times, **drawing)
             rows[steps_named(count)] = evaluate.compare_points(points, held_out.samples[:n])
         rows["real (train)"] = evaluate.compare_points(train.samples[:n], held_out.samples[:n])
         return {**record, "rows": rows}
@@ -74,8 +78,10 @@ def score(
         train.samples, train.labels, held_out=held_out.samples, held_out_labels=held_out.labels, classifier=classifier
     )
     for count, times in grids.items():
-        pixels, labels = generate(flow, spec, n, times=times, sampler=rule, seed=seed)
-        rows[steps_named(count)] = evaluate.evaluate_images(pixels, labels, reference=reference, classifier=classifier)
+        images = (part.pixels for part in draw(flow, spec, n, times=times, **drawing))
+        rows[steps_named(count)] = evaluate.evaluate_images(
+            images, class_labels(spec, n), reference=reference, classifier=classifier
+        )
     rows["real (held out)"] = evaluate.real_row(reference=reference, classifier=classifier, count=n)
     return {**record, "rows": rows}
 

@@ -1,7 +1,7 @@
 """Images from noise: the noise of an image, its class, and the batches they are sampled in."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from shortflow.errors import SamplerError
 from shortflow.flowmap import FlowMap
+from shortflow.prefetch import prefetched
 from shortflow.sample.grids import grid_times
 from shortflow.sample.rules import Noise, Sampler, State, default_sampler
 from shortflow.streams import Streams
@@ -28,27 +29,35 @@ class Samples:
 
 def noise(seed: int, first: int, count: int, shape: Sequence[int], draws: int = 1) -> Noise:
     """Standard normal noise (draws, count, *shape), drawn on the CPU; [i, k] is a function of (seed, first + k, i)."""
-    size = tuple(shape)
-
-    def image(index: int) -> Float[Tensor, "n ..."]:
-        generator = Streams(seed=seed, images=index).generator("sample")
-        # One call a draw: the numbers of a single large call would depend on its size.
-        return torch.stack([torch.randn(size, generator=generator) for _ in range(draws)])
-
-    return torch.stack([image(first + k) for k in range(count)], 1)
+    eps, generator = torch.empty(draws, count, *shape), torch.Generator()
+    for k, image in enumerate(eps.unbind(1)):
+        generator.manual_seed(Streams(seed=seed, images=first + k).seed_of("sample"))
+        for draw in image.unbind():  # the numbers of one call for all would depend on their count
+            draw.normal_(generator=generator)
+    return eps
 
 
 @contextmanager
 def _evaluating(flow: FlowMap) -> Iterator[None]:
-    """Within the context the network is in evaluation mode and no gradient is recorded; then all is as it was."""
+    """Within the context the network is in evaluation mode and in inference mode; then all is as it was."""
     training = [module for module in flow.modules() if module.training]
-    flow.eval()
+    if training:
+        flow.eval()
     try:
-        with torch.no_grad():
+        with torch.inference_mode():
             yield
     finally:
         for module in training:
             module.training = True
+
+
+def _run(
+    flow: FlowMap, rule: Sampler, eps: Noise, times: Sequence[float], label: Int[Tensor, "b"] | None, bf16: bool = False
+) -> State:
+    """What the sampler makes of the noise: states in the precision of the noise, whatever the networks compute in."""
+    with _evaluating(flow), torch.autocast(eps.device.type, torch.bfloat16, enabled=bf16):
+        x = rule.run(flow, eps, times, label)
+    return x.clone()  # out of inference mode, so that it can be used like any other tensor
 
 
 def _placed(eps: Noise, flow: FlowMap) -> Noise:
@@ -88,6 +97,8 @@ def sample(
     label: Int[Tensor, "n"] | None = None,
     seed: int = 0,
     batch_size: int = 256,
+    first: int = 0,
+    bf16: bool = False,
 ) -> Iterator[Samples]:
     """n samples of the given shape, in batches, as an iterator. The flow map's training mode is left as it was.
 
@@ -96,25 +107,34 @@ def sample(
         sampler: by default the one the network was trained for.
         label: class of each image; by default 0, 1, 2, … in turn for a conditional network.
         seed: images are a function of (seed, index).
+        first: leave out the images before this one.
+        bf16: run the network under autocast; times and states stay as they are.
 
     Raises:
         SamplerError: at once, before any network call, if sampler, grid, classes and network do not fit.
     """
     if n < 1 or batch_size < 1:
         raise SamplerError(f"n and batch_size must be at least 1, got {n} and {batch_size}")
+    if first < 0:
+        raise SamplerError(f"the first image must be 0 or later, got {first}")
     grid = tuple(times) if times is not None else grid_times(flow, steps)
     rule = sampler or default_sampler(flow)
     rule.check(flow, grid)
     labels = _labels(flow, n, label)
 
-    def batch(first: int) -> Samples:
-        count = min(batch_size, n - first)
-        eps = _placed(noise(seed, first, count, shape, rule.draws(len(grid) - 1)), flow)
-        label = None if labels is None else labels[first : first + count].to(eps.device)
-        with _evaluating(flow):
-            return Samples(first=first, x=rule.run(flow, eps, grid, label), label=label)
+    def prepared(at: int) -> Noise:
+        return noise(seed, at, min(batch_size, n - at), shape, rule.draws(len(grid) - 1))
 
-    return map(batch, range(0, n, batch_size))
+    def batches() -> Iterator[Samples]:
+        starts = range(first, n, batch_size)
+        # The noise of the next batches is drawn while the network is busy with this one.
+        with closing(prefetched(prepared, starts)) as drawn:
+            for at, eps in zip(starts, drawn, strict=True):
+                eps = _placed(eps, flow)
+                label = None if labels is None else labels[at : at + eps.shape[1]].to(eps.device)
+                yield Samples(first=at, x=_run(flow, rule, eps, grid, label, bf16), label=label)
+
+    return batches()
 
 
 def interpolate(
@@ -148,8 +168,7 @@ def interpolate(
     labels = _labels(flow, points, None if label is None else torch.full((points,), label))
     start, end = (noise(seed, 0, 1, shape, rule.draws(steps)).squeeze(1) for seed in seeds)
     eps = _placed(_great_circle(start, end, torch.linspace(0, 1, points)), flow)
-    with _evaluating(flow):
-        return rule.run(flow, eps, grid, None if labels is None else labels.to(eps.device))
+    return _run(flow, rule, eps, grid, None if labels is None else labels.to(eps.device))
 
 
 def _great_circle(a: Float[Tensor, "n ..."], b: Float[Tensor, "n ..."], weight: Float[Tensor, "p"]) -> Noise:

@@ -3,14 +3,17 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from shortflow.data.loader import pinned
 from shortflow.errors import ShortflowError
 from shortflow.optimizer import Optimizer
+from shortflow.prefetch import prefetched
 from shortflow.streams import Streams
 from shortflow.train.ema import Average
 from shortflow.train.engine import Engine
@@ -85,7 +88,7 @@ def train(
     sample or stop at any record.
 
     Args:
-        batch_of: the batch of step k (from 0), a pure function of k.
+        batch_of: the batch of step k (from 0), a pure function of k; called by one background thread, some steps ahead.
         engine, adamw: a new one each, unless given (to resume).
         averages: averages of the weights to keep up to date.
 
@@ -100,37 +103,43 @@ def train(
     for model in module.frozen:
         model.to(engine.device)
     total = settings.steps
-    for k in range(start, total):
-        began = time.perf_counter()
-        wrapped.train()  # a consumer may have looked at the network in evaluation mode
-        progress = Progress(images=k * settings.batch, total=total * settings.batch, batch=settings.batch)
-        x, label, eps = _batch(batch_of(k), settings.batch, k, engine.device)
-        loss, terms, t = wrapped(x, label, Streams(seed=settings.seed, images=progress.images), progress, eps)
-        value = float(loss.detach())
-        _check_finite("loss", value, k)
-        engine.backward(loss)
-        norm = engine.clip(module.flow.parameters(), optimizer.clip)
-        _check_finite("norm of the gradient", norm, k)
-        lr = learning_rate(optimizer, (k + 1) / total)
-        for group in stepper.param_groups:
-            group["lr"] = lr
-        stepper.step()
-        stepper.zero_grad(set_to_none=True)
-        after = Progress(images=progress.images + settings.batch, total=progress.total, batch=settings.batch)
-        module.update_teacher(after)
-        for average in averages:
-            average.update(module.flow, k)
-        yield StepRecord(
-            step=k + 1,
-            images=after.images,
-            batch=settings.batch,
-            loss=value,
-            grad_norm=norm,
-            lr=lr,
-            logs=_means(terms),
-            by_time=_by_time(terms.logs["error"], t),
-            seconds=time.perf_counter() - began,
-        )
+
+    def prepared(k: int) -> Batch:
+        return pinned(batch_of(k)) if engine.device.type == "cuda" else batch_of(k)
+
+    began = time.perf_counter()
+    with closing(prefetched(prepared, range(start, total))) as batches:
+        for k, batch in enumerate(batches, start):
+            wrapped.train()  # a consumer may have looked at the network in evaluation mode
+            progress = Progress(images=k * settings.batch, total=total * settings.batch, batch=settings.batch)
+            x, label, eps = _batch(batch, settings.batch, k, engine.device)
+            loss, terms, t = wrapped(x, label, Streams(seed=settings.seed, images=progress.images), progress, eps)
+            value = float(loss.detach())
+            _check_finite("loss", value, k)
+            engine.backward(loss)
+            norm = engine.clip(module.flow.parameters(), optimizer.clip)
+            _check_finite("norm of the gradient", norm, k)
+            lr = learning_rate(optimizer, (k + 1) / total)
+            for group in stepper.param_groups:
+                group["lr"] = lr
+            stepper.step()
+            stepper.zero_grad(set_to_none=True)
+            after = Progress(images=progress.images + settings.batch, total=progress.total, batch=settings.batch)
+            module.update_teacher(after)
+            for average in averages:
+                average.update(module.flow, k)
+            yield StepRecord(
+                step=k + 1,
+                images=after.images,
+                batch=settings.batch,
+                loss=value,
+                grad_norm=norm,
+                lr=lr,
+                logs=_means(terms),
+                by_time=_by_time(terms.logs["error"], t),
+                seconds=time.perf_counter() - began,
+            )
+            began = time.perf_counter()
 
 
 def _batch(batch: Batch, size: int, step: int, device: torch.device) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -140,8 +149,9 @@ def _batch(batch: Batch, size: int, step: int, device: torch.device) -> tuple[Te
             f"the batch of step {step + 1} has {len(batch.x)} rows, but train.batch is {size}, by which images are "
             "counted; make them equal"
         )
-    label, eps = (None if value is None else value.to(device) for value in (batch.label, batch.eps))
-    return batch.x.to(device), label, eps
+    # From page-locked memory the copy goes on while this thread does.
+    label, eps = (None if value is None else value.to(device, non_blocking=True) for value in (batch.label, batch.eps))
+    return batch.x.to(device, non_blocking=True), label, eps
 
 
 def _check_finite(what: str, value: float, step: int) -> None:
