@@ -1,7 +1,7 @@
 """What sampling costs beside the network's passes alone: python -m benchmarks.sampling
 
-Passes and samples are taken in turn; ratios are medians over the rounds, of batches drawn one after the other. Passes
-alone are `FlowMap.predict` on noise that is there already; samples come with noise, sampler, times and classes.
+Passes and samples are taken in turn; ratios are medians over the rounds, of batches drawn one after the other. The
+passes alone are `FlowMap.predict` on noise that is there already; samples come with noise, sampler, times and classes.
 """
 
 import argparse

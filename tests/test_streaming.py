@@ -19,6 +19,7 @@ from shortflow import hub, runs
 from shortflow.data import DataSpec, load
 from shortflow.errors import ConfigError, ShortflowError
 from shortflow.flowmap import FlowMap
+from shortflow.nn.compiling import compile_network
 from shortflow.paths import Linear
 from shortflow.runs import streaming
 from shortflow.sample import images, sample
@@ -183,6 +184,10 @@ def test_samples_made_otherwise_are_never_mixed(digits: hub.Model, tmp_path: Pat
                 write(digits, 9, place, **changed)
     with pytest.raises(ConfigError, match=r"n 9, not 10"):
         runs.save_array(digits, 10, array, seed=1)
+    compiled = hub.load(digits.path)
+    compile_network(compiled.flow.network, backend="eager")
+    with pytest.raises(ConfigError, match=r"compiled False, not True"):
+        runs.save_folder(compiled, 9, folder, seed=1)
     other = tmp_path / "other.safetensors"
     shutil.copy(digits.path, other)
     with open(other, "r+b") as file:

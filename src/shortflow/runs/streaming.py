@@ -141,6 +141,7 @@ def _made(model: Model, settings: Mapping[str, Any]) -> dict[str, Any]:
         "guidance": settings.get("guidance", 1.0),
         "window": None if window is None else list(window),
         "precision": "bf16" if settings.get("bf16") else "fp32",
+        "compiled": getattr(model.flow.network, "_compiled_call_impl", None) is not None,
         "batch": BATCH,
     }
 
