@@ -9,6 +9,7 @@ When a part comes or a combination is refused anew, write the sample again: `pyt
 """
 
 import itertools
+from functools import cache
 
 import pytest
 import torch

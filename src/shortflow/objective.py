@@ -197,8 +197,8 @@ class Objective:
         t, _, r = draw.times
         space, head, prediction = self.metric.space, None, None
         seen = None
-        if teacher is flow and self.target.joins and not self.velocity_head and not self._divides(draw):
-            output, target = self.target.joint(flow, draw, all_rows(draw))
+        if teacher is flow and self.target.joins and not self._weighted_in_half(draw):
+            (output, head), target = self.target.joint(flow, draw, all_rows(draw), self.velocity_head)
         else:
             with shared_dropout(draw.dropout_seed, len(draw.x)):
                 if self.target.compares == "rate":
@@ -255,7 +255,12 @@ class Objective:
 
     def _divides(self, draw: Draw) -> bool:
         """Whether a difference of passes in half precision would be divided by a short step."""
-        return torch.is_autocast_enabled(draw.x_t.device.type) and (self.target.quotient or self._weighted)
+        half = torch.is_autocast_enabled(draw.x_t.device.type)
+        return (half and self.target.quotient) or self._weighted_in_half(draw)
+
+    def _weighted_in_half(self, draw: Draw) -> bool:
+        """Whether the loss would divide by a short step in half precision."""
+        return self._weighted and torch.is_autocast_enabled(draw.x_t.device.type)
 
     def _head_error(
         self, flow: FlowMap, draw: Draw, head: Float[Tensor, "b ..."], target: TargetValue
