@@ -135,7 +135,7 @@ class FlowMap(nn.Module):
         """What the network is told of its guidance: what is given, or the default of a network that must be told."""
         if guidance is not None or self.told is None:
             return guidance
-        return torch.tensor(self.told, dtype=t.dtype, device=t.device).expand(len(t), 3)
+        return torch.stack([torch.full_like(t, value) for value in self.told], 1)
 
     def telling(self, guidance: tuple[float, float, float]) -> "FlowMap":
         """The same flow map (the same weights) whose network is told another guidance (ω, low, high) by default."""
