@@ -106,7 +106,7 @@ def test_under_autocast_the_value_is_a_plain_pass_and_the_derivative_stays_in_si
     net, (x, t, v) = net.float(), point(kind, torch.float32)
     with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
         plain = called(net)(x, t)
-        value, rate = DualPass().keeping(called(net), x, t, v)
+        (value,), rate = DualPass().keeping(lambda x, t: (called(net)(x, t),), x, t, v)
         low = push_forward(called(net), (x, t), (v, torch.ones_like(t)))[1]
         outside = DualPass()(called(net), x, t, v)
     assert torch.equal(value, plain)

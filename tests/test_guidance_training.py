@@ -341,11 +341,14 @@ def separately(recipe: Recipe) -> Objective:
 
 
 def test_the_direction_of_improved_meanflow_is_a_branch_of_its_guidance() -> None:
-    """v_c has one pass for both; of rows with a jump only those without a class are asked for once more."""
+    """v_c has one pass for both, on rows with a jump; of these only those without a class are asked for once more.
+
+    Where r = t, v_c is the prediction of the head; v_∅ is asked for where ω̃ ≠ 1, on four rows.
+    """
     flow, draw, recipe = headed(), told_draw(), imf()
     assert isinstance(flow.network, Headed)
     results = []
-    for objective, passes in ((recipe.objective, [6, 2 * 5, 1, 5]), (separately(recipe), [6, 2 * 5, 5, 5])):
+    for objective, passes in ((recipe.objective, [1, 4 + 4, 1, 5]), (separately(recipe), [1, 4 + 4, 5, 5])):
         flow.network.asked.clear()
         results.append(loss_and_gradient(objective, flow, draw))
         assert [len(label) for label, _ in flow.network.asked] == passes
@@ -353,13 +356,13 @@ def test_the_direction_of_improved_meanflow_is_a_branch_of_its_guidance() -> Non
     everyone = replace(draw, dropped=torch.zeros(6, dtype=torch.bool))
     flow.network.asked.clear()
     recipe.objective.evaluate(flow, flow, everyone)
-    assert [len(label) for label, _ in flow.network.asked] == [6, 2 * 6, 5]
+    assert [len(label) for label, _ in flow.network.asked] == [1, 5 + 4, 5]
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("kind", ["mlp", "sit"])
 def test_sharing_the_direction_changes_no_bit(kind: str, dropout: float) -> None:
-    """With dropout it is not shared: guidance has none, the direction has the masks of the step."""
+    """With dropout nothing is shared: guidance has none, direction and prediction have the masks of the step."""
     recipe = imf()
     settings = {**needed(recipe), "dropout": dropout}
     built = {
@@ -373,13 +376,16 @@ def test_sharing_the_direction_changes_no_bit(kind: str, dropout: float) -> None
     for seed in range(3):
         draw = recipe.objective.draw(given, recipe.path, Streams(seed=seed), null_label=NULL)
         assert draw.dropped.any()
-        guided = 2 * int((~draw.dropped).sum())
+        shown = (~draw.dropped).nonzero()[:, 0]
+        told = draw.velocity_guidance(shown, draw.times.t[shown])
+        assert told is not None
+        guided = (len(shown) if dropout else 16) + int((told[:, 0] != 1).sum())
         passes.clear()
         shared = loss_and_gradient(recipe.objective, flow, draw)
-        assert passes == [32, guided, *([16] if dropout else []), 16]
+        assert passes == [16, guided, *([16] if dropout else []), 16]
         passes.clear()
         alone = loss_and_gradient(separately(recipe), flow, draw)
-        assert passes == [32, guided, 16, 16]
+        assert passes == [16, guided, 16, 16]
         assert all(torch.equal(one, other) for one, other in zip(shared, alone, strict=True))
 
 

@@ -10,11 +10,13 @@ from torch import Tensor, nn
 from shortflow.config import RunConfig, override, recipe_named
 from shortflow.cost import step_cost
 from shortflow.data import DataSpec
+from shortflow.draw import References
 from shortflow.hub import build_flow
 from shortflow.nn.configs import SiTConfig
 from shortflow.objective import Objective, Online
 from shortflow.recipe import Recipe
-from shortflow.recipes import RECIPES
+from shortflow.recipes import RECIPES, flow_matching
+from shortflow.reframe import reframe
 from shortflow.streams import Streams
 from shortflow.tangent import ForwardMode
 from shortflow.train.step import TrainStep
@@ -26,12 +28,7 @@ ROWS = 16
 
 def joined(recipe: Recipe) -> bool:
     objective = recipe.objective
-    return (
-        isinstance(objective.teacher, Online)
-        and objective.target.joins
-        and not objective.velocity_head
-        and not objective.needs
-    )
+    return isinstance(objective.teacher, Online) and objective.target.joins
 
 
 NAMES = [name for name in [*RECIPES, "meanflow/pixels", "esc/pixels"] if joined(recipe_named(name))]
@@ -44,17 +41,22 @@ def losses(recipe: Recipe, objective: Objective, seed: int, dropout: float = 0.0
     flow = build_flow(RunConfig(recipe=recipe, network=network), SPEC).double()
     for weight in flow.parameters():
         nn.init.normal_(weight, std=0.1)
-    step = TrainStep(flow, objective)
+    teacher = build_flow(RunConfig(recipe=flow_matching(), network=network), SPEC).double()
+    for weight in teacher.parameters():
+        nn.init.normal_(weight, std=0.1)
+    step = TrainStep(flow, objective, References(teacher=reframe(teacher, recipe.path)))
     g = torch.Generator().manual_seed(seed)
     x = torch.randn(ROWS, *SPEC.shape, generator=g, dtype=torch.float64)
+    eps = torch.randn(x.shape, generator=g, dtype=torch.float64) if objective.pairs else None
     label = torch.arange(ROWS) % 3
-    loss, terms, _ = step(x, label, Streams(seed=seed), Progress(images=500, total=1000, batch=ROWS))
+    loss, terms, _ = step(x, label, Streams(seed=seed), Progress(images=500, total=1000, batch=ROWS), eps)
     found = torch.autograd.grad(loss, list(flow.parameters()), allow_unused=True)
     return loss, [torch.zeros(()) if g is None else g for g in found], terms
 
 
 def test_these_recipes_share_passes() -> None:
-    assert {"flow-matching", "meanflow", "esc", "esc-plus", "sct", "sct-linear", "alphaflow"} <= set(NAMES)
+    shared = {"flow-matching", "meanflow", "esc", "esc-plus", "sct", "sct-linear", "alphaflow", "imf", "soflow"}
+    assert shared | {"sct-distilled", "ayf-emd", "ayf-lmd"} <= set(NAMES)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])

@@ -350,5 +350,5 @@ def test_kinds() -> None:
     assert (Terminal().compares, Terminal(through=False).compares, Eulerian().compares) == ("rate", "jump", "rate")
     assert (Terminal().grounded, Terminal(velocity=Reference()).grounded) == (False, True)
     assert Split(bootstrap=Eulerian()).compares == "rate"
-    with pytest.raises(TypeError, match="compares outputs"):
+    with pytest.raises(TypeError, match="compares outputs, not rates"):
         TwoStep().compared(*(FlowMap(mlp(), Linear(), AverageVelocity()),) * 2, random_draw(Linear()), ALL)

@@ -30,7 +30,8 @@ from shortflow.targets import TwoStep
 from shortflow.times import GridPairs
 from shortflow.train import Average, StepRecord, TrainSettings, TrainStep, train
 from shortflow.train.log import StatsLog, summary
-from shortflow.train.loop import BINS, build_optimizer, learning_rate
+from shortflow.train.loop import build_optimizer, learning_rate
+from shortflow.train.record import BINS, Numbers
 from shortflow.typing import Batch, Progress
 
 FAST = Optimizer(lr=1e-2, betas=(0.9, 0.95), clip=None, ema=0.9)
@@ -430,12 +431,9 @@ def record(step: int, loss: float = 1.0, seconds: float = 0.5, **logs: float) ->
         step=step,
         images=10 * step,
         batch=10,
-        loss=loss,
-        grad_norm=2 * loss,
         lr=0.1 * step,
-        logs=logs,
-        by_time=by_time,
         seconds=seconds,
+        measured=Numbers(loss=loss, grad_norm=2 * loss, logs=logs, by_time=by_time),
     )
 
 

@@ -10,7 +10,7 @@ from shortflow.errors import IncompatibleParts
 from shortflow.flowmap import FlowMap
 from shortflow.typing import Progress, Times
 
-__all__ = ["Draw", "References"]
+__all__ = ["Draw", "References", "Seen"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +24,21 @@ class References:
 
     teacher: FlowMap | None = None
     weak: FlowMap | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """Where the network that targets are computed with has been asked already, by a pass that the step makes anyway.
+
+    Attributes:
+        place: the position of each row's outputs in the tensors below, −1 for none.
+        output: the outputs at (x_t, t, r = t) of some rows, told what `Draw.inputs` says, without dropout.
+        head: those of the velocity head, where it was asked, too.
+    """
+
+    place: Int[Tensor, "b"]
+    output: Float[Tensor, "k ..."]
+    head: Float[Tensor, "k ..."] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +57,7 @@ class Draw:
         dropout_seed: seed of all dropout masks of the step (see `shortflow.dropout`).
         progress: position in the run, for schedules.
         references: frozen models that targets may follow.
-        seen: (row, outputs) where the network that targets are computed with has been asked already: the outputs at
-            (x_t, t, r = t) of some rows, told what `inputs` says, without dropout. `row` has the position of each
-            row's output, −1 for none.
+        seen: outputs at r = t that are known already; None for none.
     """
 
     x: Float[Tensor, "b ..."]
@@ -59,7 +72,7 @@ class Draw:
     dropout_seed: int = 0
     progress: Progress = Progress()
     references: References = field(default_factory=References)
-    seen: tuple[Int[Tensor, "b"], Float[Tensor, "k ..."]] | None = None
+    seen: Seen | None = None
 
     @property
     def condition(self) -> Int[Tensor, "b"] | None:
@@ -116,10 +129,13 @@ class Draw:
             return self.label
         return torch.where(self.dropped, torch.full_like(self.label, frozen.null_label), self.label)
 
-    def seeing(self, rows: Int[Tensor, "k"], output: Float[Tensor, "k ..."]) -> "Draw":
-        """The draw with outputs that are known already, see `seen`."""
+    def seeing(
+        self, rows: Int[Tensor, "k"], output: Float[Tensor, "k ..."], head: Float[Tensor, "k ..."] | None = None
+    ) -> "Draw":
+        """The draw with outputs of the chosen rows that are known already, see `Seen`."""
         place = torch.full((len(self.x),), -1, dtype=torch.long, device=self.x.device)
-        return replace(self, seen=(place.index_copy(0, rows, torch.arange(len(rows), device=place.device)), output))
+        place = place.index_copy(0, rows, torch.arange(len(rows), device=place.device))
+        return replace(self, seen=Seen(place=place, output=output, head=head))
 
     def with_times(self, times: Times) -> "Draw":
         return replace(self, times=times)

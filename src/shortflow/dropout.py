@@ -30,9 +30,10 @@ class _Masks:
     def next(self, shape: torch.Size, keep: float, device: torch.device) -> Tensor:
         self.counter = self.counter + _GOLDEN
         low, high = _words(_mixed_64(self.counter))
-        rows = torch.arange(self.batch) if self.rows is None else self.rows
+        rows = torch.arange(self.batch, device=device) if self.rows is None else self.rows
+        low, high = low.to(device, non_blocking=True), high.to(device, non_blocking=True)
         # A word for each row and one for each place within it; both are permutations, so none is met twice.
-        row = _mixed_32(_mixed_32(rows.to(device, torch.int32) ^ low.to(device)) ^ high.to(device))
+        row = _mixed_32(_mixed_32(rows.to(device, torch.int32) ^ low) ^ high)
         place = _mixed_32(torch.arange(math.prod(shape[1:]), device=device, dtype=torch.int32))
         kept = _mixed_32(place ^ row[:, None]) < round(keep * 2**32) - 2**31
         return kept.reshape(row.shape[0], *shape[1:])

@@ -135,7 +135,7 @@ class FlowMap(nn.Module):
         """What the network is told of its guidance: what is given, or the default of a network that must be told."""
         if guidance is not None or self.told is None:
             return guidance
-        return torch.tensor(self.told, dtype=t.dtype, device=t.device).expand(len(t), 3)
+        return torch.stack([torch.full_like(t, value) for value in self.told], 1)
 
     def telling(self, guidance: tuple[float, float, float]) -> "FlowMap":
         """The same flow map (the same weights) whose network is told another guidance (ω, low, high) by default."""
@@ -226,10 +226,14 @@ class FlowMap(nn.Module):
             output, rate = differentiated(
                 lambda end: self.predict(x_t, t, end, label, guidance), (r,), (torch.ones_like(r),)
             )
+        return output, self.end_rate_of(x_t, t, r, output, rate)
+
+    def end_rate_of(self, x_t: State, t: Time, r: Time, output: State, rate: State) -> State:
+        """∂_r X_{t,r}(x_t) from F and ∂_r F."""
         with torch.no_grad():
             jets = torch.func.jvp(lambda end: self.coefficients(t, end), (r,), (torch.ones_like(r),))
         (_, b), (a_r, b_r) = jets[0], jets[1]
-        return output, expand(a_r, x_t) * x_t + expand(b_r, x_t) * output + expand(b, x_t) * rate
+        return expand(a_r, x_t) * x_t + expand(b_r, x_t) * output + expand(b, x_t) * rate
 
     def residual(
         self, x_t: State, t: Time, r: Time, v: State, label: Label = None, guidance: Guidance = None

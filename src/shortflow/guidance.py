@@ -31,6 +31,7 @@ __all__ = [
     "TrainingGuidance",
     "guide",
     "guided_output",
+    "null_of",
 ]
 
 Time = Float[Tensor, "b"]
@@ -41,14 +42,19 @@ def guided_output(
     flow: FlowMap, x_t: State, t: Time, r: Time, label: Int[Tensor, "b"], scale: Float[Tensor, "b"] | float
 ) -> State:
     """F_∅ + w (F_c − F_∅) from one pass over both branches; `scale` w may differ by row."""
-    null = torch.full_like(label, _null(flow))
+    null = torch.full_like(label, null_of(flow))
     both = flow.predict(torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([r, r]), torch.cat([label, null]))
     conditional, unconditional = both.chunk(2)
     weight = expand(scale, x_t) if isinstance(scale, Tensor) else scale
     return unconditional + weight * (conditional - unconditional)
 
 
-def _null(flow: FlowMap) -> int:
+def null_of(flow: FlowMap) -> int:
+    """The label for no class.
+
+    Raises:
+        IncompatibleParts: if the network has none.
+    """
     if flow.null_label is None:
         raise IncompatibleParts(
             "guidance needs a network with a null class; train with label_dropout > 0 (it hides the class on some rows)"
@@ -73,7 +79,7 @@ def _mix(
             known, outputs, fresh = _known(draw, rows)
             conditional = teacher.velocity(x[fresh], t[fresh], label[fresh]) if len(fresh) else x[:0]
             return (mixed + kappa * _filled(teacher, x, t, known, outputs, fresh, conditional)).to(v.dtype)
-        null = torch.full_like(label, _null(teacher))
+        null = torch.full_like(label, null_of(teacher))
         if kappa == 0:
             return (mixed + rest * teacher.velocity(x, t, null)).to(v.dtype)
         known, outputs, fresh = _known(draw, rows)
@@ -99,13 +105,15 @@ def _filled(
     return torch.cat([computed.to(seen.dtype), seen])[torch.cat([fresh, known]).argsort()]
 
 
-def _known(draw: Draw, rows: Int[Tensor, "k"]) -> tuple[Int[Tensor, "m"], Float[Tensor, "m ..."], Int[Tensor, "n"]]:
-    """(positions among `rows` whose outputs are known, those outputs, the other positions)."""
-    if draw.seen is None:
+def _known(
+    draw: Draw, rows: Int[Tensor, "k"], head: bool = False
+) -> tuple[Int[Tensor, "m"], Float[Tensor, "m ..."], Int[Tensor, "n"]]:
+    """(positions among `rows` whose outputs, or those of the velocity head, are known, these, the other positions)."""
+    outputs = None if draw.seen is None else draw.seen.head if head else draw.seen.output
+    if draw.seen is None or outputs is None:
         everything = torch.arange(len(rows), device=rows.device)
         return everything[:0], draw.x_t[:0], everything
-    place, outputs = draw.seen
-    place = place[rows]
+    place = draw.seen.place[rows]
     known = (place >= 0).nonzero()[:, 0]
     return known, outputs[place[known]], (place < 0).nonzero()[:, 0]
 
@@ -296,8 +304,8 @@ class GuidanceAsInput(TrainingGuidance):
         if direction != Own(head=self.head) or draw.label is None or len(some) == 0 or drops(teacher):
             return super().with_direction(direction, teacher, draw, rows, jump)
         v = self.base.on(teacher, draw, rows)
-        omega, conditional, free = self._branches(teacher, draw, rows[some])
-        guided = v[some] + expand(1 - 1 / omega, v) * (conditional - free)
+        conditional, push = self._branches(teacher, draw, rows[some])
+        guided = v[some] + push
         along = conditional.new_zeros(v.shape).index_copy(0, some, conditional)[jump]
         hidden = draw.dropped[rows[jump]].nonzero()[:, 0]
         if len(hidden):
@@ -305,11 +313,13 @@ class GuidanceAsInput(TrainingGuidance):
         return v.index_copy(0, some, guided.to(v.dtype)), along
 
     def mixed(self, teacher: FlowMap, draw: Draw, rows: Int[Tensor, "k"], v: State) -> State:
-        omega, conditional, free = self._branches(teacher, draw, rows)
-        return v + expand(1 - 1 / omega, v) * (conditional - free)
+        return v + self._branches(teacher, draw, rows)[1]
 
-    def _branches(self, teacher: FlowMap, draw: Draw, rows: Int[Tensor, "k"]) -> tuple[Time, State, State]:
-        """(ω̃, v_c, v_∅) of the chosen rows, all with a class."""
+    def _branches(self, teacher: FlowMap, draw: Draw, rows: Int[Tensor, "k"]) -> tuple[State, State]:
+        """(v_c, (1 − 1/ω̃)(v_c − v_∅)) of the chosen rows, all with a class, without dropout.
+
+        v_c is known where the prediction has r = t, and v_∅ is needed inside the window only, where ω̃ ≠ 1.
+        """
         assert draw.label is not None  # the callers look
         x, t, label = draw.x_t[rows], draw.times.t[rows], draw.label[rows]
         own = draw.velocity_guidance(rows, t)
@@ -317,19 +327,25 @@ class GuidanceAsInput(TrainingGuidance):
             raise IncompatibleParts(
                 "GuidanceAsInput needs scales to train with; set objective.guidance, as PowerGuidance"
             )
-        omega, free = own[:, 0], own.clone()
-        free[:, 0] = 1
+        known, outputs, fresh = _known(draw, rows, self.head)
+        acts = (own[:, 0] != 1).nonzero()[:, 0]
         # Both branches are asked as they were trained: with the window [0, 1], like all rows with r = t or no class.
-        null = torch.full_like(label, _null(teacher))
-        x2, t2, label2 = torch.cat([x, x]), torch.cat([t, t]), torch.cat([label, null])
-        guidance = torch.cat([own, free])
+        free = own[acts]
+        free[:, 0] = 1
+        null = torch.full_like(label[acts], null_of(teacher))
+        both = torch.cat([fresh, acts])
+        x2, t2, label2, guidance = x[both], t[both], torch.cat([label[fresh], null]), torch.cat([own[fresh], free])
         with torch.no_grad(), no_dropout():
-            if self.head:
-                both = teacher.velocity_of(x2, teacher.predict_head(x2, t2, label2, guidance), t2)
+            if len(both) == 0:
+                made = x[:0]
+            elif self.head:
+                made = teacher.velocity_of(x2, teacher.predict_head(x2, t2, label2, guidance), t2)
             else:
-                both = teacher.velocity(x2, t2, label2, guidance)
-        conditional, free = both.chunk(2)
-        return omega, conditional, free
+                made = teacher.velocity(x2, t2, label2, guidance)
+            computed, unconditional = made.split([len(fresh), len(acts)])
+            conditional = _filled(teacher, x, t, known, outputs, fresh, computed)
+            push = expand(1 - 1 / own[acts, 0], x) * (conditional[acts] - unconditional)
+        return conditional, torch.zeros_like(conditional).index_copy(0, acts, push.to(conditional.dtype))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -419,5 +435,5 @@ def guide(flow: FlowMap, scale: float, window: tuple[float, float] = (0.0, 1.0))
         raise SamplerError(
             f"this model already carries {flow.guided}; guiding it again would apply it twice. Sample with scale 1"
         )
-    _null(flow)
+    null_of(flow)
     return GuidedFlowMap(flow, scale, window)

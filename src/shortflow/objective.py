@@ -156,20 +156,22 @@ class Objective:
         x = batch.x
         n, device = len(x), x.device
         times = self.times(n, progress, streams.generator("times"), x.dtype)
-        times = type(times)(*(time.to(device) for time in times))
+        # What is drawn is on the host; a copy that blocks would wait for all that the device has yet to do.
+        times = type(times)(*(time.to(device, non_blocking=True) for time in times))
         eps = batch.eps
         if eps is None:
-            eps = torch.randn(x.shape, generator=streams.generator("noise"), dtype=x.dtype).to(device)
+            eps = torch.randn(x.shape, generator=streams.generator("noise"), dtype=x.dtype)
+            eps = eps.to(device, non_blocking=True)
         dropped = torch.zeros(n, dtype=torch.bool)
         if batch.label is not None and self.label_dropout > 0:
             dropped = torch.rand(n, generator=streams.generator("label")) < self.label_dropout
-        dropped = dropped.to(device)
+        dropped = dropped.to(device, non_blocking=True)
         if self.dropped_rows == "diagonal":
             dropped = dropped & ~times.bootstrap
         guidance = None
         if self.guidance is not None:
-            u = torch.rand(n, 3, generator=streams.generator("guidance"), dtype=times.t.dtype).to(device)
-            guidance = self.guidance(u, times, dropped)
+            u = torch.rand(n, 3, generator=streams.generator("guidance"), dtype=times.t.dtype)
+            guidance = self.guidance(u.to(device, non_blocking=True), times, dropped)
         return Draw(
             x=x,
             eps=eps,
@@ -177,7 +179,7 @@ class Objective:
             times=times,
             label=batch.label,
             dropped=dropped,
-            coin=torch.rand(n, generator=streams.generator("coin")).to(device),
+            coin=torch.rand(n, generator=streams.generator("coin")).to(device, non_blocking=True),
             guidance=guidance,
             null_label=null_label,
             dropout_seed=streams.seed_of("dropout"),
@@ -197,8 +199,8 @@ class Objective:
         t, _, r = draw.times
         space, head, prediction = self.metric.space, None, None
         seen = None
-        if teacher is flow and self.target.joins and not self.velocity_head and not self._divides(draw):
-            output, target = self.target.joint(flow, draw, all_rows(draw))
+        if teacher is flow and self.target.joins and not self._weighted_in_half(draw):
+            (output, head), target = self.target.joint(flow, draw, all_rows(draw), self.velocity_head)
         else:
             with shared_dropout(draw.dropout_seed, len(draw.x)):
                 if self.target.compares == "rate":
@@ -255,7 +257,12 @@ class Objective:
 
     def _divides(self, draw: Draw) -> bool:
         """Whether a difference of passes in half precision would be divided by a short step."""
-        return torch.is_autocast_enabled(draw.x_t.device.type) and (self.target.quotient or self._weighted)
+        half = torch.is_autocast_enabled(draw.x_t.device.type)
+        return (half and self.target.quotient) or self._weighted_in_half(draw)
+
+    def _weighted_in_half(self, draw: Draw) -> bool:
+        """Whether the loss would divide by a short step in half precision."""
+        return self._weighted and torch.is_autocast_enabled(draw.x_t.device.type)
 
     def _head_error(
         self, flow: FlowMap, draw: Draw, head: Float[Tensor, "b ..."], target: TargetValue

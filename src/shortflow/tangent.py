@@ -14,15 +14,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from shortflow.dual import NoRule, push_forward
+from shortflow.dual import NoRule, push_forward, push_forward_first
 from shortflow.errors import ShortflowError
 from shortflow.typing import expand
 
-__all__ = ["CentralDifference", "Derivative", "DualPass", "ForwardMode", "differentiated"]
+__all__ = ["CentralDifference", "Derivative", "DualPass", "ForwardMode", "differentiated", "kept"]
 
 State = Float[Tensor, "b ..."]
 Time = Float[Tensor, "b"]
 Function = Callable[[Tensor, Tensor], Tensor]
+Several = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
 
 
 class Derivative(ABC):
@@ -35,9 +36,9 @@ class Derivative(ABC):
     keeps: ClassVar[bool] = False
     """Whether `keeping` has the value from the same pass, and does not need one more."""
 
-    def keeping(self, f: Function, x: State, t: Time, v: State) -> tuple[State, State]:
-        """As a call, but the value has its gradient, and the precision of an ordinary pass."""
-        return f(x, t), self(f, x, t, v)[1]
+    def keeping(self, f: Several, x: State, t: Time, v: State) -> tuple[tuple[Tensor, ...], State]:
+        """(all results of f, the derivative of the first): the values as an ordinary pass has them, with gradient."""
+        return f(x, t), self(lambda x, t: f(x, t)[0], x, t, v)[1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,17 +56,38 @@ class DualPass(Derivative):
 
     def __call__(self, f: Function, x: State, t: Time, v: State) -> tuple[State, State]:
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            return self.keeping(f, x, t, v)
+            (value,), rate = self.keeping(lambda x, t: (f(x, t),), x, t, v)
+            return value, rate
 
-    def keeping(self, f: Function, x: State, t: Time, v: State) -> tuple[State, State]:
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        try:
-            return push_forward(f, (x, t), (v, torch.ones_like(t)), dtype=dtype)
-        except NoRule as error:
-            if not self.fallback:
-                raise
-            _say(error)
-            return f(x, t), ForwardMode()(f, x, t, v)[1]
+    def keeping(self, f: Several, x: State, t: Time, v: State) -> tuple[tuple[Tensor, ...], State]:
+        return kept(f, (x, t), (v, torch.ones_like(t)), fallback=self.fallback)
+
+
+def kept(
+    f: Callable[..., tuple[Tensor, ...]],
+    primals: tuple[Tensor, ...],
+    tangents: tuple[Tensor, ...],
+    *,
+    fallback: bool = True,
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """(all results of f as an ordinary pass has them, with gradient; the derivative of the first, without).
+
+    By one dual pass, or, where an operation of f has no rule, by one with `torch.func.jvp` beside the ordinary one.
+
+    Raises:
+        NoRule: then, without `fallback`.
+    """
+    dtype = torch.promote_types(primals[0].dtype, torch.float32)
+    try:
+        return push_forward_first(f, primals, tangents, dtype=dtype)
+    except NoRule as error:
+        if not fallback:
+            raise
+        _say(error)
+        values = f(*primals)
+        tangents = tuple(d.to(x.dtype) for x, d in zip(primals, tangents, strict=True))
+        with torch.no_grad(), torch.autocast(primals[0].device.type, enabled=False):
+            return values, torch.func.jvp(lambda *inputs: f(*inputs)[0], primals, tangents)[1]
 
 
 def differentiated(

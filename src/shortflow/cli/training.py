@@ -188,8 +188,10 @@ def _bar(console: Any, total: int) -> Iterator[Callable[[Any], None]]:
             nonlocal speed
             now = record.images / record.step / max(record.seconds, 1e-9)
             speed = now if speed == 0 else 0.95 * speed + 0.05 * now
-            parts = (f"loss {record.loss:.4f}", _error(record) if wide else "", f"{speed:,.0f} images/s")
-            bar.update(task, completed=record.step, said="  ".join(part for part in parts if part))
+            if record.known:  # the bar does not wait for the device
+                parts = (f"loss {record.loss:.4f}", _error(record) if wide else "", f"{speed:,.0f} images/s")
+                bar.update(task, said="  ".join(part for part in parts if part))
+            bar.update(task, completed=record.step)
 
         yield update
 

@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from shortflow.dual import entrywise, layers, plain, reductions  # noqa: F401  (they fill the table of rules)
-from shortflow.dual.pairs import Dual, NoRule, Policy, dual, rule
+from shortflow.dual.pairs import Dual, NoRule, Policy, beside, dual, rule
 from shortflow.errors import ShortflowError
 
-__all__ = ["Dual", "NoRule", "Policy", "dual", "push_forward", "rule"]
+__all__ = ["Dual", "NoRule", "Policy", "beside", "dual", "push_forward", "push_forward_first", "rule"]
 
 
 def push_forward(
@@ -39,13 +39,7 @@ def push_forward(
         NoRule: if f uses an operation without a rule; it is named.
         ShortflowError: if a tangent has not the shape of its primal.
     """
-    for i, (primal, tangent) in enumerate(zip(primals, tangents, strict=True)):
-        if primal.shape != tangent.shape:
-            raise ShortflowError(
-                f"tangent {i} has shape {tuple(tangent.shape)}, its primal {tuple(primal.shape)}: they must agree"
-            )
-    policy = Policy(graph=graph, dtype=dtype)
-    result = f(*(dual(primal, tangent, policy) for primal, tangent in zip(primals, tangents, strict=True)))
+    result = f(*_pairs(primals, tangents, Policy(graph=graph, dtype=dtype)))
     leaves, spec = pytree.tree_flatten(result, is_leaf=lambda leaf: isinstance(leaf, Tensor))
     values = [leaf.value if isinstance(leaf, Dual) else leaf for leaf in leaves]
     rates = [
@@ -57,3 +51,30 @@ def push_forward(
         for leaf in leaves
     ]
     return pytree.tree_unflatten(values, spec), pytree.tree_unflatten(rates, spec)
+
+
+def push_forward_first(
+    f: Callable[..., tuple[Tensor, ...]],
+    primals: tuple[Tensor, ...],
+    tangents: tuple[Tensor, ...],
+    *,
+    dtype: torch.dtype | None = None,
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """(all results of f, the derivative of the first of them); as `push_forward` for functions of several results.
+
+    What the others alone need runs without tangents, where f says so with `beside`.
+    """
+    first, *others = f(*_pairs(primals, tangents, Policy(dtype=dtype, first=True)))
+    values = tuple(other.value if isinstance(other, Dual) else other for other in others)
+    if not isinstance(first, Dual):  # it does not depend on the primals
+        return (first, *values), torch.zeros_like(first, dtype=dtype, requires_grad=False)
+    return (first.value, *values), first.tangent
+
+
+def _pairs(primals: tuple[Tensor, ...], tangents: tuple[Tensor, ...], policy: Policy) -> list[Dual]:
+    for i, (primal, tangent) in enumerate(zip(primals, tangents, strict=True)):
+        if primal.shape != tangent.shape:
+            raise ShortflowError(
+                f"tangent {i} has shape {tuple(tangent.shape)}, its primal {tuple(primal.shape)}: they must agree"
+            )
+    return [dual(primal, tangent, policy) for primal, tangent in zip(primals, tangents, strict=True)]

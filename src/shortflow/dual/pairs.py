@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from shortflow.errors import ShortflowError
 
-__all__ = ["Dual", "NoRule", "Policy", "dual", "known", "rule"]
+__all__ = ["Dual", "NoRule", "Policy", "beside", "dual", "known", "rule"]
 
 Thunk = Callable[[], Any]
 Rule = Callable[..., tuple[Any, Thunk]]
@@ -30,10 +30,13 @@ class Policy(NamedTuple):
 
     graph: with gradient, for losses on the tangent itself.
     dtype: their precision, outside autocast; None: that of the values, under the autocast that is on.
+    first: of several results only the first is differentiated, and networks need not carry tangents to the others
+        (`beside`).
     """
 
     graph: bool = False
     dtype: torch.dtype | None = None
+    first: bool = False
 
 
 class Dual(Tensor):
@@ -69,6 +72,11 @@ def dual(value: Tensor, tangent: Tensor, policy: Policy = Policy()) -> Dual:
     pair = value.as_subclass(Dual)
     pair.value, pair.tangent, pair.policy = value, tangent.to(policy.dtype or value.dtype), policy
     return pair
+
+
+def beside(x: Tensor) -> Tensor:
+    """x as the results that stand beside the first one see it: its value, where only the first is differentiated."""
+    return x.value if isinstance(x, Dual) and x.policy.first else x
 
 
 def _repaired(leaves: tuple[Any, ...], policy: Any) -> Any:

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from shortflow.dropout import drops
+from shortflow.dual import beside
 from shortflow.errors import ShortflowError
 from shortflow.nn.embeddings import GuidanceEmbedding, LabelEmbedding, TimeEmbedding, full_precision, precise_linear
 
@@ -121,7 +122,8 @@ class ConditionedNetwork(nn.Module, ABC):
     ) -> tuple[Float[Tensor, "b *point"], Float[Tensor, "b *point"]]:
         """(output, velocity): what `forward` returns, and the estimate of the velocity by the auxiliary head.
 
-        Dropout sees the masks of `forward` in the output, because the velocity is computed last.
+        Dropout sees the masks of `forward` in the output, because the velocity is computed last. Where only the
+        output is differentiated (`shortflow.dual`), the layers of the velocity alone run without tangents.
 
         Raises:
             ShortflowError: as `forward`, and if the network was built without the head.
@@ -129,7 +131,7 @@ class ConditionedNetwork(nn.Module, ABC):
         self._check_head()
         c = self._conditioned(x, time, second, label, guidance)
         h = self.trunk(x, c)
-        return self.output(h, c), self.velocity(h, c)
+        return self.output(h, c), self.velocity(beside(h), beside(c))
 
     def velocity_alone(
         self,

@@ -1,10 +1,10 @@
 """What every target gives, and the simplest of them: a velocity at r = t."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -15,11 +15,45 @@ from shortflow.dropout import drops, shared_dropout
 from shortflow.flowmap import FlowMap
 from shortflow.velocity import Conditional, Velocity
 
-__all__ = ["Direct", "Rows", "State", "Target", "TargetValue", "Time", "all_rows", "dropout_of", "predicted", "seeing"]
+__all__ = [
+    "Direct",
+    "Prediction",
+    "Rows",
+    "State",
+    "Target",
+    "TargetValue",
+    "Time",
+    "all_rows",
+    "dropout_of",
+    "predicted",
+    "seeing",
+]
 
 Time = Float[Tensor, "k"]
 State = Float[Tensor, "k ..."]
 Rows = Int[Tensor, "k"]
+
+
+class Prediction(NamedTuple):
+    """What the network predicts on some rows, with gradient.
+
+    Attributes:
+        output: F.
+        head: F̂, the output of the velocity head, where it is trained.
+    """
+
+    output: State
+    head: State | None = None
+
+    @staticmethod
+    def joined(parts: "Sequence[Prediction]", places: Sequence[Int[Tensor, "_"]]) -> "Prediction":
+        """The predictions of several sets of rows as one, each row at its place."""
+        if len(parts) == 1:
+            return parts[0]
+        order = torch.cat(list(places)).argsort()
+        heads = [part.head for part in parts if part.head is not None]
+        output = torch.cat([part.output for part in parts])[order]
+        return Prediction(output, torch.cat(heads)[order] if heads else None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,16 +93,24 @@ def dropout_of(draw: Draw, rows: Rows) -> AbstractContextManager[None]:
     return shared_dropout(draw.dropout_seed, len(draw.x), rows)
 
 
-def predicted(flow: FlowMap, draw: Draw, rows: Rows) -> State:
-    """F on the chosen rows, with the dropout masks of the step and with gradient where gradients are on."""
+def predicted(flow: FlowMap, draw: Draw, rows: Rows, head: bool = False) -> Prediction:
+    """The prediction on the chosen rows, with the dropout masks of the step and with gradient where gradients are on.
+
+    Args:
+        head: that of the velocity head, too, from the same pass.
+    """
     t, _, r = draw.times.take(rows)
     with dropout_of(draw, rows):
-        return flow.predict(draw.x_t[rows], t, r, *draw.inputs(rows))
+        if head:
+            return Prediction(*flow.predict_both(draw.x_t[rows], t, r, *draw.inputs(rows)))
+        return Prediction(flow.predict(draw.x_t[rows], t, r, *draw.inputs(rows)))
 
 
-def seeing(flow: FlowMap, draw: Draw, rows: Rows, output: State) -> Draw:
+def seeing(flow: FlowMap, draw: Draw, rows: Rows, found: Prediction) -> Draw:
     """The draw that knows the outputs at r = t, where they are what passes without dropout would return."""
-    return draw if drops(flow) else draw.seeing(rows, output.detach())
+    if drops(flow):
+        return draw
+    return draw.seeing(rows, found.output.detach(), None if found.head is None else found.head.detach())
 
 
 class Target(ABC):
@@ -101,13 +143,16 @@ class Target(ABC):
         """The target of every row."""
         return self.at(teacher, draw, all_rows(draw), output)
 
-    def joint(self, flow: FlowMap, draw: Draw, rows: Rows) -> tuple[State, TargetValue]:
-        """(F with gradient, target) on the chosen rows, for a network that is its own teacher.
+    def joint(self, flow: FlowMap, draw: Draw, rows: Rows, head: bool = False) -> tuple[Prediction, TargetValue]:
+        """(prediction, target) on the chosen rows, for a network that is its own teacher.
 
         The same numbers as a prediction followed by `at`, from fewer passes where they can be shared.
+
+        Args:
+            head: the prediction has that of the velocity head, too.
         """
-        output = predicted(flow, draw, rows)
-        return output, self.at(flow, draw, rows, output.detach())
+        found = predicted(flow, draw, rows, head)
+        return found, self.at(flow, draw, rows, found.output.detach())
 
     def compared(self, flow: FlowMap, teacher: FlowMap, draw: Draw, rows: Rows) -> tuple[State, State]:
         """(F, what is compared with the target) on the chosen rows, with gradient; for targets that compare rates.
@@ -139,9 +184,9 @@ class Direct(Target):
     gaps: ClassVar = ("zero",)
     joins: ClassVar = True
 
-    def joint(self, flow: FlowMap, draw: Draw, rows: Rows) -> tuple[State, TargetValue]:
-        output = predicted(flow, draw, rows)
-        return output, self.at(flow, seeing(flow, draw, rows, output), rows)
+    def joint(self, flow: FlowMap, draw: Draw, rows: Rows, head: bool = False) -> tuple[Prediction, TargetValue]:
+        found = predicted(flow, draw, rows, head)
+        return found, self.at(flow, seeing(flow, draw, rows, found), rows)
 
     def at(self, teacher: FlowMap, draw: Draw, rows: Rows, output: State | None = None) -> TargetValue:
         with torch.no_grad():

@@ -8,8 +8,8 @@ import torch
 from shortflow.draw import Draw
 from shortflow.errors import IncompatibleParts, ShortflowError
 from shortflow.flowmap import FlowMap
-from shortflow.guidance import guided_output
-from shortflow.targets.base import Rows, State, Target, TargetValue, Time, dropout_of
+from shortflow.guidance import null_of
+from shortflow.targets.base import Prediction, Rows, State, Target, TargetValue, Time, dropout_of, predicted
 from shortflow.typing import expand
 from shortflow.velocity import Conditional, FieldVelocity, Velocity
 
@@ -89,16 +89,25 @@ class TwoStep(Target):
                 x_s = self._step(teacher, draw, rows, x_t, x_t, t, s)
             else:
                 x_s = self._along(self.first, teacher, draw, rows, x_t, t, s)
-            x_r = self._second(teacher, draw, rows, x_s, s, r)
-            if self.below is None:
-                return x_r
-            low = (s < self.below).nonzero()[:, 0]
-            if len(low) == 0:
-                return x_r
+            return self._landed(teacher, draw, rows, x_s, s, r)
+
+    def _landed(self, teacher: FlowMap, draw: Draw, rows: Rows, x_s: State, s: Time, r: Time) -> State:
+        """X_{s,r}(x_s): each row by the model that is asked for it, and by none where s = r, X_{r,r} being x itself."""
+        moves = s > r
+        low = torch.zeros_like(moves) if self.below is None else s < self.below
+        own, below = (moves & ~low).nonzero()[:, 0], (moves & low).nonzero()[:, 0]
+        if len(own) == len(rows):
+            return self._second(teacher, draw, rows, x_s, s, r)
+        x_r = x_s
+        if len(own):
+            made = self._second(teacher, draw, rows[own], x_s[own], s[own], r[own])
+            x_r = x_r.index_copy(0, own, made.to(x_r.dtype))
+        if len(below):
             label = draw.told(draw.teacher)
-            with dropout_of(draw, rows[low]):
-                frozen = draw.teacher(x_s[low], s[low], r[low], None if label is None else label[rows[low]])
-            return x_r.index_copy(0, low, frozen.to(x_r.dtype))
+            with dropout_of(draw, rows[below]):
+                made = draw.teacher(x_s[below], s[below], r[below], None if label is None else label[rows[below]])
+            x_r = x_r.index_copy(0, below, made.to(x_r.dtype))
+        return x_r
 
     def _along(self, first: Velocity, teacher: FlowMap, draw: Draw, rows: Rows, x_t: State, t: Time, s: Time) -> State:
         """The first step along the velocity."""
@@ -129,9 +138,9 @@ class TwoStep(Target):
         smallest = (draw.times.t - draw.times.r)[rows] <= 1.5 * self.guided_gap
         some = (smallest & ~draw.dropped[rows]).nonzero()[:, 0]
         if self.guidance != 1 and label is not None and len(some):
-            with dropout_of(draw, torch.cat([rows[some], rows[some]])):
-                guided = guided_output(teacher, seen[some], t[some], r[some], label[some], self.guidance)
-            output = output.index_copy(0, some, guided)
+            with dropout_of(draw, rows[some]):  # the pass with the class is there already
+                free = teacher.predict(seen[some], t[some], r[some], torch.full_like(label[some], null_of(teacher)))
+            output = output.index_copy(0, some, free + self.guidance * (output[some] - free))
         return teacher.move(x, output, t, r)
 
 
@@ -164,6 +173,14 @@ class Secant(Target):
 
     def velocities(self) -> tuple[Velocity, ...]:
         return self.steps.velocities()
+
+    def joint(self, flow: FlowMap, draw: Draw, rows: Rows, head: bool = False) -> tuple[Prediction, TargetValue]:
+        """Under autocast the quotient has an output of its own, in full precision."""
+        if not torch.is_autocast_enabled(draw.x_t.device.type):
+            return super().joint(flow, draw, rows, head)
+        with torch.no_grad(), torch.autocast(draw.x_t.device.type, enabled=False):
+            exact = predicted(flow, draw, rows).output
+        return predicted(flow, draw, rows, head), self.at(flow, draw, rows, exact)
 
     def at(self, teacher: FlowMap, draw: Draw, rows: Rows, output: State | None = None) -> TargetValue:
         t, s, r = draw.times.take(rows)

@@ -19,8 +19,18 @@ from torch import Tensor
 from shortflow.draw import Draw
 from shortflow.errors import IncompatibleParts, ShortflowError
 from shortflow.flowmap import FlowMap
-from shortflow.tangent import Derivative, DualPass, differentiated
-from shortflow.targets.base import Rows, State, Target, TargetValue, Time, dropout_of, predicted, seeing
+from shortflow.tangent import Derivative, DualPass, differentiated, kept
+from shortflow.targets.base import (
+    Prediction,
+    Rows,
+    State,
+    Target,
+    TargetValue,
+    Time,
+    dropout_of,
+    predicted,
+    seeing,
+)
 from shortflow.typing import expand
 from shortflow.velocity import Conditional, FieldVelocity, Own, Velocity
 
@@ -109,29 +119,31 @@ class Tangent(Target):
             v, along = self._velocities(teacher, draw, rows, jump := draw.times.bootstrap[rows].nonzero()[:, 0])
         if len(jump) == 0:
             return self._target(teacher, draw, rows, v)
-        return self._target(teacher, draw, rows, v, (jump, *self._pass(teacher, draw, rows[jump], along, keep=False)))
+        return self._target(teacher, draw, rows, v, (jump, *self._apart(teacher, draw, rows[jump], along)))
 
     @property
     def joins(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.derivative.keeps
 
-    def joint(self, flow: FlowMap, draw: Draw, rows: Rows) -> tuple[State, TargetValue]:
+    def joint(self, flow: FlowMap, draw: Draw, rows: Rows, head: bool = False) -> tuple[Prediction, TargetValue]:
         """One pass on rows with r = t, whose output is their conditional velocity, too; a dual pass on the others."""
         if not self.derivative.keeps:
-            return super().joint(flow, draw, rows)
+            return super().joint(flow, draw, rows, head)
         jumps = draw.times.bootstrap[rows]
         jump, still = jumps.nonzero()[:, 0], (~jumps).nonzero()[:, 0]
-        outputs, found = [], draw
+        parts: list[Prediction] = []
+        places: list[Int[Tensor, "_"]] = []
         if len(still):
-            outputs.append(predicted(flow, draw, rows[still]))
-            found = seeing(flow, draw, rows[still], outputs[0])
+            parts.append(predicted(flow, draw, rows[still], head))
+            places.append(still)
+            draw = seeing(flow, draw, rows[still], parts[0])
         with torch.no_grad():
-            v, along = self._velocities(flow, found, rows, jump)
+            v, along = self._velocities(flow, draw, rows, jump)
         if len(jump) == 0:
-            return outputs[0], self._target(flow, found, rows, v)
-        own, rate = self._pass(flow, found, rows[jump], along, keep=True)
-        output = torch.cat([*outputs, own])[torch.cat([still, jump]).argsort()] if outputs else own
-        return output, self._target(flow, found, rows, v, (jump, own.detach(), rate))
+            return parts[0], self._target(flow, draw, rows, v)
+        own, rate = self._kept(flow, draw, rows[jump], along, head)
+        target = self._target(flow, draw, rows, v, (jump, own.output.detach(), rate))
+        return Prediction.joined([*parts, own], [*places, jump]), target
 
     def _velocities(
         self, teacher: FlowMap, draw: Draw, rows: Rows, jump: Int[Tensor, "j"]
@@ -142,8 +154,8 @@ class Tangent(Target):
             return v, v[jump]
         return self.velocity.with_direction(self.direction, teacher, draw, rows, jump)
 
-    def _pass(self, teacher: FlowMap, draw: Draw, rows: Rows, along: State, *, keep: bool) -> tuple[State, State]:
-        """(F, D_t F along `along`) on the chosen rows, all with r < t; F with its gradient if `keep`."""
+    def _apart(self, teacher: FlowMap, draw: Draw, rows: Rows, along: State) -> tuple[State, State]:
+        """(F, D_t F along `along`) on the chosen rows, all with r < t, without gradient."""
         t, _, r = draw.times.take(rows)
         label, guidance = draw.inputs(rows)
 
@@ -151,8 +163,23 @@ class Tangent(Target):
             with dropout_of(draw, rows):  # inside, so that every evaluation starts from the first mask
                 return teacher.predict(x, time, r, label, guidance)
 
-        run = self.derivative.keeping if keep else self.derivative
-        return run(network, draw.x_t[rows], t, along)
+        return self.derivative(network, draw.x_t[rows], t, along)
+
+    def _kept(
+        self, flow: FlowMap, draw: Draw, rows: Rows, along: State, head: bool
+    ) -> tuple[Prediction, Float[Tensor, "k ..."]]:
+        """(the prediction, D_t F along `along`) on the chosen rows, all with r < t, from one pass."""
+        t, _, r = draw.times.take(rows)
+        label, guidance = draw.inputs(rows)
+
+        def network(x: Tensor, time: Tensor) -> tuple[Tensor, ...]:
+            with dropout_of(draw, rows):
+                if head:
+                    return flow.predict_both(x, time, r, label, guidance)
+                return (flow.predict(x, time, r, label, guidance),)
+
+        values, rate = self.derivative.keeping(network, draw.x_t[rows], t, along)
+        return Prediction(*values), rate
 
     def _target(
         self,
@@ -236,22 +263,53 @@ class Terminal(Target):
     def at(self, teacher: FlowMap, draw: Draw, rows: Rows, output: State | None = None) -> TargetValue:
         t, _, r = draw.times.take(rows)
         x_t, (label, guidance) = draw.x_t[rows], draw.inputs(rows)
-        assert isinstance(self.velocity, FieldVelocity)  # checked at construction
         with torch.no_grad():
             if self.through:
                 if output is None:
                     with dropout_of(draw, rows):
                         output = teacher.predict(x_t, t, r, label, guidance)
-                x_r = teacher.move(x_t, output, t, r)
-                return TargetValue(value=self.velocity.field(teacher, draw, rows, x_r, r), space="rate")
+                return TargetValue(value=self._landing(teacher, draw, rows, output), space="rate")
             with dropout_of(draw, rows):
                 own, rate = teacher.end_rate(x_t, t, r, label, guidance)
-            v = self.velocity.field(teacher, draw, rows, teacher.move(x_t, own, t, r), r)
-            _, b = teacher.coefficients(t, r)
-            g = expand(torch.sign(b), x_t) * (rate - v)
-            if self.normalize is not None:
-                g = _normalized(g, self.normalize, self.norm)
-            return TargetValue(value=own + g, space="output")
+            return self._target(teacher, draw, rows, own, rate)
+
+    @property
+    def joins(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return not self.through
+
+    def joint(self, flow: FlowMap, draw: Draw, rows: Rows, head: bool = False) -> tuple[Prediction, TargetValue]:
+        """The prediction is the value of the pass that has ∂_r F."""
+        if self.through:
+            return super().joint(flow, draw, rows, head)
+        t, _, r = draw.times.take(rows)
+        x_t, (label, guidance) = draw.x_t[rows], draw.inputs(rows)
+
+        def network(end: Tensor) -> tuple[Tensor, ...]:
+            with dropout_of(draw, rows):
+                if head:
+                    return flow.predict_both(x_t, t, end, label, guidance)
+                return (flow.predict(x_t, t, end, label, guidance),)
+
+        values, slope = kept(network, (r,), (torch.ones_like(r),))
+        found = Prediction(*values)
+        with torch.no_grad():
+            own = found.output.detach()
+            return found, self._target(flow, draw, rows, own, flow.end_rate_of(x_t, t, r, own, slope))
+
+    def _landing(self, teacher: FlowMap, draw: Draw, rows: Rows, output: State) -> State:
+        """v_r at the end of the jump of the chosen rows."""
+        assert isinstance(self.velocity, FieldVelocity)  # checked at construction
+        t, _, r = draw.times.take(rows)
+        return self.velocity.field(teacher, draw, rows, teacher.move(draw.x_t[rows], output, t, r), r)
+
+    def _target(self, teacher: FlowMap, draw: Draw, rows: Rows, output: State, rate: State) -> TargetValue:
+        """The output moved along ∂_r X − v_r, from F and ∂_r X."""
+        t, _, r = draw.times.take(rows)
+        _, b = teacher.coefficients(t, r)
+        g = expand(torch.sign(b), output) * (rate - self._landing(teacher, draw, rows, output))
+        if self.normalize is not None:
+            g = _normalized(g, self.normalize, self.norm)
+        return TargetValue(value=output + g, space="output")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 from shortflow.draw import Draw
 from shortflow.errors import IncompatibleParts
 from shortflow.flowmap import FlowMap
-from shortflow.targets.base import Direct, Rows, State, Target, TargetValue, dropout_of
+from shortflow.targets.base import Direct, Prediction, Rows, State, Target, TargetValue, dropout_of
 from shortflow.targets.jumps import TwoStep
 from shortflow.velocity import Velocity
 
@@ -103,17 +103,17 @@ class Split(Target):
 
     @property
     def joins(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.compares == "jump" and not self.quotient and any(part.joins for part in self.parts)
+        return self.compares == "jump" and any(part.joins for part in self.parts)
 
-    def joint(self, flow: FlowMap, draw: Draw, rows: Rows) -> tuple[State, TargetValue]:
-        outputs: list[State] = []
+    def joint(self, flow: FlowMap, draw: Draw, rows: Rows, head: bool = False) -> tuple[Prediction, TargetValue]:
+        predictions: list[Prediction] = []
         found: list[tuple[Tensor, Literal["jump", "rate"], TargetValue]] = []
         for part, where in self._kinds(draw, rows):
-            own, target = part.joint(flow, draw, rows[where])
-            outputs.append(own)
+            own, target = part.joint(flow, draw, rows[where], head)
+            predictions.append(own)
             found.append((where, "jump", target))
-        output = torch.cat(outputs)[torch.cat([where for where, _, _ in found]).argsort()]
-        return output, self._gathered(flow, draw, rows, found)
+        prediction = Prediction.joined(predictions, [where for where, _, _ in found])
+        return prediction, self._gathered(flow, draw, rows, found)
 
     def at(self, teacher: FlowMap, draw: Draw, rows: Rows, output: State | None = None) -> TargetValue:
         found: list[tuple[Tensor, Literal["jump", "rate"], TargetValue]] = [

@@ -5,7 +5,8 @@
 
 from shortflow.train.ema import Average
 from shortflow.train.fit import Interrupted, fit
-from shortflow.train.loop import StepRecord, train
+from shortflow.train.loop import train
+from shortflow.train.record import StepRecord
 from shortflow.train.settings import TrainSettings
 from shortflow.train.step import TrainStep
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from shortflow.errors import ShortflowError
@@ -49,11 +50,16 @@ class Engine:
     def backward(self, loss: Tensor) -> None:
         self._accelerator.backward(loss)
 
-    def clip(self, parameters: Iterable[Tensor], limit: float | None) -> float:
-        """Clip the gradient's norm to `limit` (None: leave it) and return the norm before clipping."""
+    @property
+    def asynchronous(self) -> bool:
+        """Whether the device works beside the host, so that reading a number from it is a wait."""
+        return self.device.type != "cpu"
+
+    def clip(self, parameters: Iterable[Tensor], limit: float | None) -> Float[Tensor, ""]:
+        """Clip the gradient's norm to `limit` (None: leave it) and return the norm before clipping, on the device."""
         norm = self._accelerator.clip_grad_norm_(parameters, float("inf") if limit is None else limit)
-        assert norm is not None  # it is with engines that clip by themselves
-        return float(norm)
+        assert isinstance(norm, Tensor)  # it is with engines that clip by themselves that it is not
+        return norm
 
     def log(self, values: Mapping[str, Any], step: int) -> None:
         """Hand the numbers among the values to the tracker, which is opened with the first of them."""

@@ -29,7 +29,8 @@ from shortflow.optimizer import Optimizer
 from shortflow.train.ema import Average, averages_of
 from shortflow.train.engine import Engine
 from shortflow.train.log import StatsLog
-from shortflow.train.loop import StepRecord, build_optimizer, train
+from shortflow.train.loop import build_optimizer, train
+from shortflow.train.record import StepRecord
 from shortflow.train.settings import TrainSettings
 from shortflow.train.state import latest_state, load_state, save_model, save_state
 from shortflow.train.step import TrainStep

@@ -4,13 +4,12 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from shortflow.errors import CheckpointError
 from shortflow.files import write_atomic
-from shortflow.train.loop import BINS, StepRecord
+from shortflow.train.record import BINS, StepRecord
 
 __all__ = ["StatsLog"]
 
@@ -29,14 +28,14 @@ class StatsLog:
 
     def __init__(self, path: Path, every: int, start: int = 0, pending: Sequence[Mapping[str, Any]] = ()) -> None:
         self.path, self.every = path, every
-        self._window = [StepRecord(**{**record, "by_time": tuple(record["by_time"])}) for record in pending]
+        self._window = [StepRecord.from_json(record) for record in pending]
         kept = _lines_until(path, start) if start > 0 else []
         write_atomic(path, "".join(line + "\n" for line in kept))
 
     @property
     def pending(self) -> list[dict[str, Any]]:
         """The records since the last line, as JSON values."""
-        return [asdict(record) for record in self._window]
+        return [record.as_json() for record in self._window]
 
     def add(self, record: StepRecord, last: bool = False) -> dict[str, Any] | None:
         """Take a record; returns the line that was written, if one was due."""

@@ -1,10 +1,8 @@
 """The training loop: a generator of step records. Whatever looks at a run (logs, previews, checkpoints) consumes it."""
 
-import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,36 +15,12 @@ from shortflow.prefetch import prefetched
 from shortflow.streams import Streams
 from shortflow.train.ema import Average
 from shortflow.train.engine import Engine
+from shortflow.train.record import Measured, StepRecord
 from shortflow.train.settings import TrainSettings
 from shortflow.train.step import TrainStep
-from shortflow.typing import Batch, LossTerms, Progress
+from shortflow.typing import Batch, Progress
 
-__all__ = ["BINS", "StepRecord", "build_optimizer", "learning_rate", "train"]
-
-BINS = 8  # of the time axis, for the loss by time
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepRecord:
-    """What one step did. `step` counts from 1; `images` is the clock after the step.
-
-    Attributes:
-        batch: images of the step.
-        loss, grad_norm, lr: of the step (the norm before clipping).
-        logs: mean over the rows that have the quantity.
-        by_time: mean error per bin of t (BINS equal bins of [0, 1]), None where a bin is empty.
-        seconds: wall time of the step.
-    """
-
-    step: int
-    images: int
-    batch: int
-    loss: float
-    grad_norm: float
-    lr: float
-    logs: Mapping[str, float]
-    by_time: tuple[float | None, ...]
-    seconds: float
+__all__ = ["build_optimizer", "learning_rate", "train"]
 
 
 def learning_rate(optimizer: Optimizer, share: float) -> float:
@@ -93,8 +67,9 @@ def train(
         averages: averages of the weights to keep up to date.
 
     Raises:
-        ShortflowError: if the loss or its gradient is not finite, or a batch has the wrong size; the weights, averages
-            and optimiser are those of the step before.
+        ShortflowError: if the loss or its gradient is not finite, or a batch has the wrong size; the weights and the
+            optimiser are those of the step before. On a processor so are the averages; a device is asked only at
+            the steps of the log, of previews and of states, and keeps the weights until then.
     """
     engine = engine or Engine()
     wrapped, stepper = engine.prepare(module, adamw or build_optimizer(module, optimizer))
@@ -102,7 +77,7 @@ def train(
         average.module.to(engine.device)
     for model in module.frozen:
         model.to(engine.device)
-    total = settings.steps
+    total, window = settings.steps, _Window(settings, engine, stepper)
 
     def prepared(k: int) -> Batch:
         return pinned(batch_of(k)) if engine.device.type == "cuda" else batch_of(k)
@@ -114,11 +89,10 @@ def train(
             progress = Progress(images=k * settings.batch, total=total * settings.batch, batch=settings.batch)
             x, label, eps = _batch(batch, settings.batch, k, engine.device)
             loss, terms, t = wrapped(x, label, Streams(seed=settings.seed, images=progress.images), progress, eps)
-            value = float(loss.detach())
-            _check_finite("loss", value, k)
             engine.backward(loss)
             norm = engine.clip(module.flow.parameters(), optimizer.clip)
-            _check_finite("norm of the gradient", norm, k)
+            measured = Measured.of(k + 1, loss, norm, terms, t)
+            window.add(measured, loss, norm, k + 1)
             lr = learning_rate(optimizer, (k + 1) / total)
             for group in stepper.param_groups:
                 group["lr"] = lr
@@ -132,14 +106,46 @@ def train(
                 step=k + 1,
                 images=after.images,
                 batch=settings.batch,
-                loss=value,
-                grad_norm=norm,
                 lr=lr,
-                logs=_means(terms),
-                by_time=_by_time(terms.logs["error"], t),
                 seconds=time.perf_counter() - began,
+                measured=measured.numbers if measured.known else measured,
             )
             began = time.perf_counter()
+
+
+class _Window:
+    """The steps whose numbers are still on the device, and what keeps the weights until they are read.
+
+    Where the device works beside the host, numbers are read at the steps of the log, of previews and of states, and at
+    the last one. From a step whose loss or gradient is not finite to that moment the optimiser is told to skip every
+    step, by a number on the device (as gradient scaling does it); only its fused forms can be told. The averages go on
+    towards the weights they follow. In all other cases every step is read before the weights move.
+    """
+
+    def __init__(self, settings: TrainSettings, engine: Engine, stepper: torch.optim.Optimizer) -> None:
+        self.settings = settings
+        self.steps: list[Measured] = []
+        self.optimizer: Any = getattr(stepper, "optimizer", stepper)  # inside the wrapper of several processes
+        self.waits = not engine.asynchronous or not self.optimizer.defaults.get("fused")
+        self.bad = torch.zeros((), device=engine.device)
+
+    def add(self, measured: Measured, loss: Tensor, norm: Tensor, step: int) -> None:
+        """Take the numbers of step `step` (from 1), before the optimiser's; they are read if it is time.
+
+        Raises:
+            ShortflowError: where those of a step that is read are not finite.
+        """
+        self.steps.append(measured)
+        if self.waits or self._due(step):
+            Measured.read(self.steps)
+            self.steps.clear()
+            return
+        self.bad = torch.maximum(self.bad, (~torch.isfinite(loss.detach() + norm)).to(self.bad.dtype))
+        self.optimizer.found_inf = self.bad
+
+    def _due(self, step: int) -> bool:
+        rhythms = (self.settings.log_every, self.settings.preview_every, self.settings.save_every)
+        return step == self.settings.steps or any(every and step % every == 0 for every in rhythms)
 
 
 def _batch(batch: Batch, size: int, step: int, device: torch.device) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -149,27 +155,9 @@ def _batch(batch: Batch, size: int, step: int, device: torch.device) -> tuple[Te
             f"the batch of step {step + 1} has {len(batch.x)} rows, but train.batch is {size}, by which images are "
             "counted; make them equal"
         )
-    # From page-locked memory the copy goes on while this thread does.
-    label, eps = (None if value is None else value.to(device, non_blocking=True) for value in (batch.label, batch.eps))
-    return batch.x.to(device, non_blocking=True), label, eps
-
-
-def _check_finite(what: str, value: float, step: int) -> None:
-    if not math.isfinite(value):
-        raise ShortflowError(
-            f"the {what} is {value} at step {step + 1}; the weights are those after step {step}. "
-            "Try a smaller learning rate, gradient clipping (optimizer.clip) or a tangent warm-up"
-        )
-
-
-def _means(terms: LossTerms) -> dict[str, float]:
-    """The mean of each logged quantity over the rows that have it; quantities that no row has are left out."""
-    means = {name: float(values.detach().float().nanmean()) for name, values in terms.logs.items()}
-    return {name: value for name, value in means.items() if not math.isnan(value)}
-
-
-def _by_time(error: Tensor, t: Tensor) -> tuple[float | None, ...]:
-    index = (t * BINS).long().clamp(0, BINS - 1)
-    sums = torch.zeros(BINS, device=t.device).index_add(0, index, error.float()).tolist()
-    counts = torch.bincount(index, minlength=BINS).tolist()
-    return tuple(s / c if c else None for s, c in zip(sums, counts, strict=True))
+    # A copy that blocks would wait for all that the device has yet to do; from page-locked memory none does.
+    x, label, eps = (
+        None if value is None else value.to(device, non_blocking=True) for value in (batch.x, batch.label, batch.eps)
+    )
+    assert x is not None
+    return x, label, eps

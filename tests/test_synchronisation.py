@@ -1,0 +1,147 @@
+"""A training step waits for its device at no place but where the log is written.
+
+Operations whose result decides what the host does next (a number that is read, rows that are counted) are counted as
+PyTorch dispatches them, on the processor: the same code makes a device wait.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import tiny
+from shortflow.config import recipe_named
+from shortflow.draw import Draw
+from shortflow.errors import ShortflowError
+from shortflow.nn import embeddings
+from shortflow.objective import Objective
+from shortflow.optimizer import Optimizer
+from shortflow.train import TrainStep, train
+from shortflow.train.ema import Average
+from shortflow.train.engine import Engine
+from shortflow.train.loop import build_optimizer
+from shortflow.typing import Batch
+
+READS = {"_local_scalar_dense", "item", "equal", "is_nonzero"}
+COUNTS = {"nonzero", "masked_select", "unique_dim", "_unique2", "unique_consecutive", "bincount", "nonzero_static"}
+
+
+class Waits(TorchDispatchMode):
+    """Counts what would wait for a device. Random numbers are drawn on the host, which is no wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: Counter[str] = Counter()
+        self.on = True
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name.removeprefix("aten::")
+        masks = [one for one in torch.utils._pytree.tree_leaves(args[1:]) if isinstance(one, Tensor)]
+        masked = name.startswith(("index", "_index")) and any(mask.dtype in (torch.bool, torch.uint8) for mask in masks)
+        if self.on and (name in READS or name in COUNTS or masked):
+            self.found[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+class Device(Engine):
+    """The processor, taken for a device that works beside the host."""
+
+    asynchronous = True
+
+
+@contextmanager
+def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[Waits]:
+    original = Objective.draw
+
+    def draw(self: Objective, *args: Any, **kwargs: Any) -> Draw:
+        waits.on = False
+        try:
+            return original(self, *args, **kwargs)
+        finally:
+            waits.on = True
+
+    monkeypatch.setattr(Objective, "draw", draw)
+    monkeypatch.setattr(embeddings, "_readable", lambda value: False)  # what is checked on a processor only
+    with Waits() as waits:
+        yield waits
+
+
+def waits_of(name: str, monkeypatch: pytest.MonkeyPatch, optimizer: Optimizer, dropout: float = 0.0) -> Counter[str]:
+    """What waits in two steps of a recipe between the lines of the log, the state of the optimiser being there."""
+    recipe = recipe_named(name)
+    step = TrainStep(tiny.flow_map(recipe, dropout), recipe.objective, tiny.references(recipe))
+    average = Average(step.flow, 0.9)
+    settings, batch_of = tiny.settings(log_every=100), tiny.batches(recipe)
+    records = train(step, settings, optimizer, batch_of, engine=Device(), averages=(average,))
+    next(records)
+    with watched(monkeypatch) as waits:
+        next(records), next(records)
+    return waits.found
+
+
+FREE = ("flow-matching", "edm", "reflow")
+
+
+@pytest.mark.parametrize("algorithm", ["adamw", "adam"])
+@pytest.mark.parametrize("name", FREE)
+def test_nothing_waits_between_the_lines_of_the_log(name: str, algorithm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert waits_of(name, monkeypatch, Optimizer(algorithm=algorithm), dropout=0.1) == {}
+
+
+def test_radam_waits_because_it_cannot_be_told_on_the_device_to_skip_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once a step for the loss and the norm; its own counters are on the host."""
+    found = waits_of("flow-matching", monkeypatch, Optimizer(algorithm="radam"))
+    assert found["_local_scalar_dense"] >= 2
+
+
+def test_lines_of_the_log_are_those_of_a_run_that_reads_every_step() -> None:
+    """The numbers and the weights, to the last bit."""
+    recipe, runs = recipe_named("meanflow"), []
+    for engine in (Engine(), Device()):
+        step = TrainStep(tiny.flow_map(recipe), recipe.objective)
+        records = list(train(step, tiny.settings(), Optimizer(clip=0.5), tiny.batches(recipe), engine=engine))
+        runs.append((step.flow.state_dict(), [{**record.as_json(), "seconds": 0} for record in records]))
+    assert runs[0][1] == runs[1][1]
+    assert all(torch.equal(value, runs[1][0][name]) for name, value in runs[0][0].items())
+
+
+@pytest.mark.parametrize("what", ["loss", "norm of the gradient"])
+def test_the_weights_stay_from_a_number_that_is_not_finite_to_the_line_that_says_so(what: str) -> None:
+    """Step 3 of 12 fails; the log reads at step 4; weights and optimiser are those after step 2."""
+    recipe = recipe_named("flow-matching")
+    step = TrainStep(tiny.flow_map(recipe), recipe.objective)
+    adamw = build_optimizer(step, Optimizer())
+
+    handles: list[Any] = []
+
+    def batch_of(k: int) -> Batch:
+        batch = tiny.batches(recipe)(k)
+        last: Any = step.flow.network.last
+        if k == 2 and what == "loss":
+            return replace(batch, x=batch.x * math.inf)
+        if k == 2:
+            handles.append(last.weight.register_hook(lambda gradient: gradient * math.nan))
+        while k == 3 and handles:  # the step after it is a good one
+            handles.pop().remove()
+        return batch
+
+    def everything() -> list[Tensor]:
+        moments = [value for entry in adamw.state_dict()["state"].values() for value in entry.values()]
+        return [value.clone() for value in (*step.flow.parameters(), *moments)]
+
+    records = train(step, tiny.settings(), Optimizer(), batch_of, engine=Device(), adamw=adamw)
+    next(records), next(records)
+    before = everything()
+    bad = next(records)
+    with pytest.raises(ShortflowError, match=f"the {what} is nan at step 3; the weights are those after step 2"):
+        next(records)
+    assert all(torch.equal(now, then) for now, then in zip(everything(), before, strict=True))
+    with pytest.raises(ShortflowError, match="at step 3"):
+        _ = bad.loss
