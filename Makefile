@@ -18,8 +18,13 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)  ## train ESC on handwritten digits, then show one-step samples and their figures
 	$(BIN)/shortflow demo --out $(OUT)
 
+# Checking the types of every call takes as long as the tests: the files that call everything do.
+TYPED := tests/test_package.py tests/test_every_recipe.py tests/test_objective.py tests/test_sample.py \
+         tests/test_train_loop.py tests/test_nn_*.py tests/test_data_*.py tests/test_losses*.py tests/test_times*.py
+
 test: $(READY)  ## the test suite
-	$(BIN)/python -m pytest -n auto --types
+	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --types $(TYPED)
 
 slow: $(READY)  ## the long checks: training to convergence, every recipe
 	$(BIN)/python -m pytest -m slow --timeout=3600

@@ -271,7 +271,7 @@ def test_waits_are_counted_where_they_are_asked_for() -> None:
 
 def test_the_loop_and_what_waits_in_it() -> None:
     found = speed.waiting(QUICKLY)["of"]
-    assert found["flow matching"]["asked"] < found["step"]["asked"] < found["training loop"]["asked"]
+    assert 0 < found["flow matching"]["asked"] <= found["step"]["asked"] <= found["training loop"]["asked"]
     record = speed.loop(QUICKLY)
     assert record["images"] == pytest.approx(record["batch"] / record["seconds"])
 

@@ -62,7 +62,7 @@ def kernels(context: Context) -> dict[str, Any]:
 
     passes = {
         "plain": lambda: network(draw.x_t, t),
-        "dual": lambda: DualPass(fallback=False).keeping(network, draw.x_t, t, v),
+        "dual": lambda: DualPass(fallback=False).keeping(lambda x, time: (network(x, time),), draw.x_t, t, v),
         "torch.func.jvp": lambda: ForwardMode()(network, draw.x_t, t, v),
     }
     found: dict[str, Any] = {}
