@@ -104,8 +104,9 @@ def train(
         began = time.perf_counter()
         wrapped.train()  # a consumer may have looked at the network in evaluation mode
         progress = Progress(images=k * settings.batch, total=total * settings.batch, batch=settings.batch)
-        x, label, eps = _batch(batch_of(k), settings.batch, k, engine.device)
-        loss, terms, t = wrapped(x, label, Streams(seed=settings.seed, images=progress.images), progress, eps)
+        batch = _batch(batch_of(k), settings.batch, k, engine.device)
+        draw = module.draw(batch, Streams(seed=settings.seed, images=progress.images), progress)
+        loss, terms = wrapped(draw)
         value = float(loss.detach())
         _check_finite("loss", value, k)
         engine.backward(loss)
@@ -128,20 +129,20 @@ def train(
             grad_norm=norm,
             lr=lr,
             logs=_means(terms),
-            by_time=_by_time(terms.logs["error"], t),
+            by_time=_by_time(terms.logs["error"], draw.times.t),
             seconds=time.perf_counter() - began,
         )
 
 
-def _batch(batch: Batch, size: int, step: int, device: torch.device) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Points, classes and the noise that belongs to the points, on the device."""
+def _batch(batch: Batch, size: int, step: int, device: torch.device) -> Batch:
+    """The batch on the device."""
     if len(batch.x) != size:
         raise ShortflowError(
             f"the batch of step {step + 1} has {len(batch.x)} rows, but train.batch is {size}, by which images are "
             "counted; make them equal"
         )
     label, eps = (None if value is None else value.to(device) for value in (batch.label, batch.eps))
-    return batch.x.to(device), label, eps
+    return Batch(x=batch.x.to(device), label=label, eps=eps)
 
 
 def _check_finite(what: str, value: float, step: int) -> None:
