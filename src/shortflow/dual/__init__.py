@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from shortflow.dual import entrywise, layers, plain, reductions  # noqa: F401  (they fill the table of rules)
-from shortflow.dual.pairs import Dual, NoRule, Policy, dual, rule
+from shortflow.dual.pairs import Dual, NoRule, Policy, check_whole, dual, rule
 from shortflow.errors import ShortflowError
 
 __all__ = ["Dual", "NoRule", "Policy", "dual", "push_forward", "rule"]
@@ -36,7 +36,7 @@ def push_forward(
         dtype: precision of the tangents, which then run outside autocast; None: that of the values.
 
     Raises:
-        NoRule: if f uses an operation without a rule; it is named.
+        NoRule: if f uses an operation without a rule, or an `autograd.Function` where gradients are on; it is named.
         ShortflowError: if a tangent has not the shape of its primal.
     """
     for i, (primal, tangent) in enumerate(zip(primals, tangents, strict=True)):
@@ -47,6 +47,7 @@ def push_forward(
     policy = Policy(graph=graph, dtype=dtype)
     result = f(*(dual(primal, tangent, policy) for primal, tangent in zip(primals, tangents, strict=True)))
     leaves, spec = pytree.tree_flatten(result, is_leaf=lambda leaf: isinstance(leaf, Tensor))
+    check_whole(leaves)
     values = [leaf.value if isinstance(leaf, Dual) else leaf for leaf in leaves]
     rates = [
         leaf.tangent
