@@ -43,9 +43,7 @@ RECIPES: dict[str, Recipe] = {
 }
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "sit": lambda **heads: SiT(shape=(2, 4, 4), patch=2, width=16, depth=2, heads=2, **heads),
-    "unet": lambda **heads: UNet(
-        shape=(2, 4, 4), channels=8, multipliers=(1, 2), depth=1, attention=(1,), **heads
-    ),
+    "unet": lambda **heads: UNet(shape=(2, 4, 4), channels=8, multipliers=(1, 2), depth=1, attention=(1,), **heads),
     "mlp": lambda **heads: MLP(shape=(5,), width=16, depth=2, **heads),
 }
 CASES = [f"{recipe}, {network}" for recipe in RECIPES for network in NETWORKS]

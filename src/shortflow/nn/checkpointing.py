@@ -44,8 +44,8 @@ def checkpointed(block: Callable[..., Any], *args: Any, reentrant: bool = False)
     """
     if not torch.is_grad_enabled() or transformed():
         return block(*args)
-    if torch.compiler.is_compiling():  # the compiler runs again what it has recorded, masks included
-        return checkpoint(block, *args, use_reentrant=False)
+    if torch.compiler.is_compiling():
+        return _compiling(block, args)
     first, masks, specs = [args], same_dropout(), []
 
     def run(*leaves: Any) -> tuple[Any, ...]:
@@ -60,6 +60,24 @@ def checkpointed(block: Callable[..., Any], *args: Any, reentrant: bool = False)
     del args
     results = checkpoint(run, *leaves, use_reentrant=reentrant)
     return pytree.tree_map_only(Dual, _detached, pytree.tree_unflatten(list(results), specs[0]), is_leaf=_is_pair)
+
+
+def _compiling(block: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    """As `checkpointed`, while a compiler looks on, which runs again what it has recorded, masks included.
+
+    Pairs go in and come out as their halves; the block returns one tensor or pair.
+    """
+    policy = next((arg.policy for arg in args if isinstance(arg, Dual)), None)
+    leaves, kept = pytree.tree_flatten(args)
+
+    def run(*leaves: Any) -> Any:
+        result = block(*pytree.tree_unflatten(list(leaves), kept))
+        return (result.value, result.tangent) if isinstance(result, Dual) else result
+
+    result = checkpoint(run, *leaves, use_reentrant=False)
+    if policy is None or isinstance(result, torch.Tensor):
+        return result
+    return Dual(result[0], result[1], policy)
 
 
 def _is_pair(value: Any) -> bool:
