@@ -2,8 +2,8 @@
 
     python tests/compiled.py [checkpoint]
 
-In a process of its own, because functions that check their types cannot be compiled. Prints the number of graphs of each
-case; a break of the graph, and other numbers than without compiling, are errors.
+In a process of its own, because functions that check their types cannot be compiled. Prints the number of graphs of
+each case; a break of the graph, and other numbers than without compiling, are errors.
 """
 
 import copy

@@ -1,4 +1,4 @@
-"""Two processes have the gradient of one: a step module under DDP, FSDP2, both with checkpoints, and what must not be."""
+"""Two processes have the gradient of one, under DDP and FSDP2, with and without checkpoints; and what must not be."""
 
 import json
 import subprocess

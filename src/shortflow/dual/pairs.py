@@ -94,9 +94,10 @@ def check_whole(arguments: Any) -> None:
             with torch._C.DisableTorchFunctionSubclass():
                 node = argument.grad_fn
             if isinstance(node, BackwardCFunction):
+                name = type(node).__name__.removesuffix("Backward")
                 raise NoRule(
-                    f"the dual pass cannot follow the autograd.Function {type(node).__name__.removesuffix('Backward')}, "
-                    "which would lose gradients; write it with operations of PyTorch, checkpoint with "
+                    f"the dual pass cannot follow the autograd.Function {name}, which would lose gradients; "
+                    "write it with operations of PyTorch, checkpoint by shortflow.nn.checkpointed or with "
                     "use_reentrant=False, or use torch.func.jvp (ForwardMode)"
                 )
         elif isinstance(argument, (list, tuple)):

@@ -29,8 +29,8 @@ def checkpoint_blocks(network: nn.Module) -> None:
     """
     if not isinstance(getattr(network, "checkpoint", None), bool):
         raise ShortflowError(
-            f"{type(network).__name__} cannot checkpoint its blocks: give it an attribute checkpoint = False and, where "
-            "that is True, call blocks by shortflow.nn.checkpointed(block, ...), or set train.checkpoint to false"
+            f"{type(network).__name__} cannot checkpoint its blocks: give it an attribute checkpoint = False and, "
+            "where it is True, call blocks by shortflow.nn.checkpointed(block, ...), or set train.checkpoint to false"
         )
     network.checkpoint = True  # pyright: ignore[reportAttributeAccessIssue]
 

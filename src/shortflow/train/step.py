@@ -24,13 +24,15 @@ __all__ = ["TrainStep"]
 class TrainStep(nn.Module):
     """draw → (mean loss, terms of every row); the draw of a step is made by `draw`, outside what is wrapped.
 
-    Processes draw from streams of their own (`Streams.rank`). The mean of their gradients is that of one process on
-    the joined rows, as far as rows do not see each other; a plug-in velocity sees the rows of its process.
-
         step = TrainStep(flow, objective)
-        wrapped = DistributedDataParallel(step)                   # or: for block in network.blocks: fully_shard(block)
-        loss, terms = wrapped(step.draw(batch, Streams(seed=seed, images=images, rank=rank), progress))    # fully_shard(step)
+        wrapped = DistributedDataParallel(step)        # or, where a process cannot hold all weights, fully_shard(step)
+        loss, terms = wrapped(step.draw(batch, Streams(seed=seed, images=images, rank=rank), progress))
         loss.backward()
+
+    The mean over processes of their gradients is the gradient of one process on the joined rows, as far as rows do not
+    see each other; a plug-in velocity sees the rows of its process. Blocks may be sharded one by one
+    (`fully_shard(block)` before `fully_shard(step)`) where every process makes the same passes in every step, because
+    each pass gathers them: with laws of times that have a fixed number of rows with r < t, not with a random one.
 
     Args:
         flow: the flow map that is trained.
