@@ -20,23 +20,11 @@ from torch.nn.parallel import DistributedDataParallel
 from benchmarks.measure import peak_memory, ratios, seconds
 from benchmarks.subjects import Size, built, difference, drawn, settings
 from shortflow.draw import Draw
-from shortflow.flowmap import FlowMap
-from shortflow.objective import Objective
+from shortflow.train.step import TrainStep
 
-__all__ = ["StepModule", "measured"]
+__all__ = ["measured"]
 
 COUNT = 2
-
-
-class StepModule(nn.Module):
-    """draw → mean loss, with network, dual pass and loss inside: what is outside of forward is not synchronised."""
-
-    def __init__(self, flow: FlowMap, objective: Objective) -> None:
-        super().__init__()
-        self.flow, self.objective = flow, objective
-
-    def forward(self, draw: Draw) -> Tensor:
-        return self.objective.evaluate(self.flow, self.flow, draw).loss.mean()
 
 
 def measured(size: Size, rounds: int) -> dict[str, Any]:
@@ -69,7 +57,7 @@ def _work(rank: int, meeting: str, result: str, size: Size, rounds: int) -> None
 def _measure(rank: int, size: Size, rounds: int) -> dict[str, Any]:
     recipe = settings(max(1, size.batch // 4), size.batch)
     flow = built(size, recipe)
-    module = StepModule(flow, recipe.objective)
+    module = TrainStep(flow, recipe.objective)
     with warnings.catch_warnings():  # newer versions of torch have another name for it, which older ones do not know
         warnings.simplefilter("ignore", FutureWarning)
         wrapped = DistributedDataParallel(module, broadcast_buffers=False)
@@ -78,7 +66,7 @@ def _measure(rank: int, size: Size, rounds: int) -> dict[str, Any]:
     def step(model: nn.Module, draw: Draw = draws[rank]) -> list[Tensor]:
         """The gradients of the weights, all of which have one."""
         module.zero_grad(set_to_none=True)
-        model(draw).backward()
+        model(draw)[0].backward()
         return [p.grad for p in module.parameters() if p.grad is not None]
 
     def together() -> None:

@@ -14,7 +14,7 @@ from shortflow.recipes import RECIPES, flow_matching
 from shortflow.reframe import reframe
 from shortflow.streams import Streams
 from shortflow.train.step import TrainStep
-from shortflow.typing import Progress
+from shortflow.typing import Batch, Progress
 
 __all__ = ["measured"]
 
@@ -36,7 +36,8 @@ class Stepping:
     def one(self, i: int) -> None:
         rows = len(self.x)
         progress = Progress(images=rows * (2 * i + 1), total=2 * rows * DRAWS, batch=rows)
-        self.step(self.x, self.label, Streams(seed=i), progress, self.eps)[0].backward()
+        batch = Batch(x=self.x, label=self.label, eps=self.eps)
+        self.step(self.step.draw(batch, Streams(seed=i), progress))[0].backward()
         self.step.zero_grad(set_to_none=True)
 
     def all(self) -> None:

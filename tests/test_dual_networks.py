@@ -1,5 +1,6 @@
 """The dual pass through whole networks: value, derivative, their gradients, precision, masks, cost."""
 
+import dataclasses
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+from torch.utils.checkpoint import CheckpointFunction, checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from shortflow.dropout import shared_dropout
-from shortflow.dual import Dual, dual, push_forward
+from shortflow.dual import Dual, NoRule, dual, push_forward
 from shortflow.errors import ShortflowError
 from shortflow.nn import MLP, SiT, UNet
 from shortflow.tangent import DualPass, ForwardMode
@@ -164,6 +166,67 @@ def test_a_pair_is_two_leaves_of_a_tree() -> None:
     assert isinstance(again, Dual)
     assert again.policy == pair.policy
     assert pytree.tree_map(lambda leaf: leaf.shape if isinstance(leaf, Tensor) else leaf, pair) == ((2,), (2,))
+
+
+class Doubled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return 2 * gradient
+
+
+@pytest.mark.parametrize(
+    ("name", "through"),
+    [
+        ("CheckpointFunction", lambda f, x: checkpoint(f, x, use_reentrant=True)),
+        ("Doubled", lambda f, x: f(Doubled.apply(x))),
+        ("Doubled", lambda f, x: Doubled.apply(f(x))),
+        ("Doubled", lambda f, x: torch.cat([f(x), Doubled.apply(x)])),
+        ("Doubled", lambda f, x: torch.cat(tensors=[x, Doubled.apply(f(x))])),
+    ],
+)
+@pytest.mark.parametrize("graph", [False, True])
+@pytest.mark.filterwarnings("ignore:None of the inputs")
+def test_a_function_that_would_lose_gradients_is_refused_by_name(name: str, through: Any, graph: bool) -> None:
+    """PyTorch asks no rule about an autograd.Function, and returns values that know nothing of the weights."""
+    first, second = nn.Linear(2, 2), nn.Linear(2, 2)
+    x = torch.randn(3, 2)
+
+    def f(x: Tensor) -> Tensor:
+        return through(second, first(x))
+
+    with pytest.raises(NoRule, match=f"the autograd.Function {name}, which would lose gradients.*use_reentrant=False"):
+        push_forward(f, (x,), (x,), graph=graph)
+    with torch.no_grad():  # there is none to lose
+        torch.testing.assert_close(push_forward(f, (x,), (x,))[1], torch.func.jvp(plain(f), (x,), (x,))[1])
+
+
+def plain(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """f with what Doubled computes written out, which torch.func.jvp can differentiate."""
+
+    def written(x: Tensor) -> Tensor:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Doubled, "apply", lambda x: 2 * x)
+            patch.setattr(CheckpointFunction, "apply", lambda f, preserve, *args: f(*args))
+            return f(x)
+
+    return written
+
+
+def test_a_pair_offers_its_halves_to_whoever_hooks_into_gradients() -> None:
+    """As FSDP2 does: what says that it requires a gradient is taken for a tensor, what has fields is searched."""
+    weight = torch.ones(2, requires_grad=True)
+    pair = dual(2 * weight, torch.zeros(2))
+    assert pair.requires_grad is False
+    assert [field.name for field in dataclasses.fields(pair)] == ["value", "tangent", "policy"]
+    again = dataclasses.replace(pair, value=pair.value * 3)
+    assert isinstance(again, Dual)
+    assert torch.equal((again * 1).value, torch.full((2,), 6.0))
+    (again * 1).value.sum().backward()
+    assert torch.equal(weight.grad, torch.full((2,), 6.0))
 
 
 def test_wrong_inputs_are_named() -> None:

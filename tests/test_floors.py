@@ -161,8 +161,8 @@ def test_in_half_precision_only_the_rows_of_a_quotient_have_a_second_prediction(
         lambda _, args: passes.append((len(args[0]), torch.is_autocast_enabled("cpu")))
     )
     x, label = torch.randn(64, *SPEC.shape), torch.arange(64) % 4
-    draw = recipe.objective.draw(Batch(x=x, label=label), flow.path, Streams(seed=0), null_label=flow.null_label)
-    step(x, label, Streams(seed=0), Progress())
+    draw = step.draw(Batch(x=x, label=label), Streams(seed=0), Progress())
+    step(draw)
     shown = ~draw.dropped
     both = int(shown.sum()) + int((shown & draw.times.bootstrap).sum())
     assert sum(rows for rows, half in passes if half) == 64 + int((shown & ~draw.times.bootstrap).sum())
@@ -177,5 +177,6 @@ def test_blocks_of_the_velocity_head_carry_no_tangents() -> None:
     assert isinstance(network, SiT)
     for block in network.velocity_blocks:
         block.register_forward_pre_hook(lambda _, args: found.append(isinstance(args[0], Dual)))
-    TrainStep(flow, recipe.objective)(torch.randn(16, *SPEC.shape), torch.arange(16) % 4, Streams(seed=0), Progress())
+    step, batch = TrainStep(flow, recipe.objective), Batch(x=torch.randn(16, *SPEC.shape), label=torch.arange(16) % 4)
+    step(step.draw(batch, Streams(seed=0), Progress()))
     assert found == [False] * 3 * 2  # two predictions, one pass for the guidance

@@ -20,7 +20,7 @@ from shortflow.reframe import reframe
 from shortflow.streams import Streams
 from shortflow.tangent import ForwardMode
 from shortflow.train.step import TrainStep
-from shortflow.typing import Progress
+from shortflow.typing import Batch, Progress
 
 SPEC = DataSpec(name="noise", shape=(4, 8, 8), image=True, classes=tuple("abc"))
 ROWS = 16
@@ -49,7 +49,8 @@ def losses(recipe: Recipe, objective: Objective, seed: int, dropout: float = 0.0
     x = torch.randn(ROWS, *SPEC.shape, generator=g, dtype=torch.float64)
     eps = torch.randn(x.shape, generator=g, dtype=torch.float64) if objective.pairs else None
     label = torch.arange(ROWS) % 3
-    loss, terms, _ = step(x, label, Streams(seed=seed), Progress(images=500, total=1000, batch=ROWS), eps)
+    progress = Progress(images=500, total=1000, batch=ROWS)
+    loss, terms = step(step.draw(Batch(x=x, label=label, eps=eps), Streams(seed=seed), progress))
     found = torch.autograd.grad(loss, list(flow.parameters()), allow_unused=True)
     return loss, [torch.zeros(()) if g is None else g for g in found], terms
 

@@ -27,7 +27,7 @@ from shortflow.reframe import ReframedFlowMap
 from shortflow.streams import Streams
 from shortflow.train import Average, StepRecord, TrainStep
 from shortflow.train.ema import averages_of
-from shortflow.typing import Progress
+from shortflow.typing import Batch, Progress
 
 SMALL = ("network={kind: MLPConfig, width: 16, depth: 1}", "train.preview_every=0", "train.images=64", "train.batch=32")
 FOLLOW = "objective.target.velocity=Reference"
@@ -411,7 +411,8 @@ def test_one_step_of_distillation_follows_the_teachers_velocity(models: dict[str
         student = hub.load(models["plain"]).flow if not settings else frozen.teacher
         step = TrainStep(student, run.recipe.objective, frozen)
         x = spec.encode(dataset.samples[:16])
-        loss, _, _ = step(x, torch.from_numpy(dataset.labels[:16]), Streams(), Progress())
+        batch = Batch(x=x, label=torch.from_numpy(dataset.labels[:16]))
+        loss, _ = step(step.draw(batch, Streams(), Progress()))
         assert float(loss) < 1e-10
 
 

@@ -264,11 +264,11 @@ def test_the_teacher_has_the_dropout_masks_of_the_network() -> None:
     step = TrainStep(tiny.flow_map(recipe, dropout=0.5), recipe.objective)
     step.train()
     batch = tiny.batches(recipe)(0)
-    step(batch.x, batch.label, Streams(), Progress())
+    step(step.draw(batch, Streams(), Progress()))
     assert step.teacher is not None
     assert step.teacher.module.training
     step.eval()
-    step(batch.x, batch.label, Streams(), Progress())
+    step(step.draw(batch, Streams(), Progress()))
     assert not step.teacher.module.training
 
 
@@ -406,7 +406,7 @@ def test_bf16_gives_nearly_the_numbers_of_fp32(build) -> None:
         step = TrainStep(build(), recipe.objective, bf16=bf16)
         passes = []
         step.flow.network.t_embedder.register_forward_hook(lambda *call, passes=passes: passes.append(call))
-        loss, terms, _ = step(x, label, Streams(), Progress())
+        loss, terms = step(step.draw(Batch(x=x, label=label), Streams(), Progress()))
         loss.backward()
         assert loss.dtype == terms.loss.dtype == torch.float32
         assert {inputs[0].dtype for _, inputs, _ in passes} == {torch.float32}

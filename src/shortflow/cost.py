@@ -33,7 +33,7 @@ from shortflow.recipes import flow_matching
 from shortflow.reframe import reframe
 from shortflow.streams import Streams
 from shortflow.train.step import TrainStep
-from shortflow.typing import Progress
+from shortflow.typing import Batch, Progress
 
 __all__ = ["Cost", "Pass", "known_costs", "peak_memory", "step_cost", "whole_cost"]
 
@@ -205,7 +205,7 @@ def _stepping(recipe: Recipe, network: NetworkConfig, spec: DataSpec, rows: int)
 
     def run(i: int) -> None:
         progress = Progress(images=rows * (2 * i + 1), total=2 * rows * DRAWS, batch=rows)
-        step(x, label, Streams(seed=i), progress, eps)[0].backward()
+        step(step.draw(Batch(x=x, label=label, eps=eps), Streams(seed=i), progress))[0].backward()
         step.zero_grad(set_to_none=True)
 
     averages = [average.module for average in step.averages.values()]

@@ -9,16 +9,17 @@ part of the rows only. Networks use `Dropout`; whoever runs a pass opens `shared
 The n-th `Dropout` layer called inside the context takes the n-th mask of the seed.
 """
 
+import copy
 import math
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-__all__ = ["Dropout", "drops", "no_dropout", "shared_dropout"]
+__all__ = ["Dropout", "drops", "no_dropout", "same_dropout", "shared_dropout"]
 
 
 class _Masks:
@@ -106,6 +107,25 @@ def no_dropout() -> Iterator[None]:
         yield
     finally:
         _state.off = before
+
+
+def same_dropout() -> Callable[[], AbstractContextManager[None]]:
+    """Contexts in which masks go on from here, for passes that are run again later (activation checkpointing).
+
+    They may be opened at any time, as often as needed, and in any thread.
+    """
+    masks, off = copy.copy(_state.masks), _state.off
+
+    @contextmanager
+    def again() -> Iterator[None]:
+        before = _state.masks, _state.off
+        _state.masks, _state.off = copy.copy(masks), off
+        try:
+            yield
+        finally:
+            _state.masks, _state.off = before
+
+    return again
 
 
 def drops(module: nn.Module) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from shortflow.dual import entrywise, layers, plain, reductions  # noqa: F401  (they fill the table of rules)
-from shortflow.dual.pairs import Dual, NoRule, Policy, beside, dual, rule
+from shortflow.dual.pairs import Dual, NoRule, Policy, beside, check_whole, dual, rule
 from shortflow.errors import ShortflowError
 
 __all__ = ["Dual", "NoRule", "Policy", "beside", "dual", "push_forward", "push_forward_first", "rule"]
@@ -36,11 +36,12 @@ def push_forward(
         dtype: precision of the tangents, which then run outside autocast; None: that of the values.
 
     Raises:
-        NoRule: if f uses an operation without a rule; it is named.
+        NoRule: if f uses an operation without a rule, or an `autograd.Function` where gradients are on; it is named.
         ShortflowError: if a tangent has not the shape of its primal.
     """
     result = f(*_pairs(primals, tangents, Policy(graph=graph, dtype=dtype)))
     leaves, spec = pytree.tree_flatten(result, is_leaf=lambda leaf: isinstance(leaf, Tensor))
+    check_whole(leaves)
     values = [leaf.value if isinstance(leaf, Dual) else leaf for leaf in leaves]
     rates = [
         leaf.tangent
@@ -65,6 +66,7 @@ def push_forward_first(
     What the others alone need runs without tangents, where f says so with `beside`.
     """
     first, *others = f(*_pairs(primals, tangents, Policy(dtype=dtype, first=True)))
+    check_whole((first, *others))
     values = tuple(other.value if isinstance(other, Dual) else other for other in others)
     if not isinstance(first, Dual):  # it does not depend on the primals
         return (first, *values), torch.zeros_like(first, dtype=dtype, requires_grad=False)

@@ -7,10 +7,12 @@ costs two matrix products, one for each half. `torch.func.jvp` runs a third agai
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 from torch.utils import _pytree as pytree
 
 from shortflow.errors import ShortflowError
@@ -42,6 +44,10 @@ class Policy(NamedTuple):
 class Dual(Tensor):
     """A value and its tangent, made by `dual`; to the code that it passes through, a tensor like the value.
 
+    It says of itself that it requires no gradient, and is a dataclass (and a node of trees of tensors), so that whoever
+    hooks into the gradients of what a module takes and returns (sharding, checkpointing, hooks) takes hold of the two
+    halves, which carry them.
+
     Attributes:
         value: the plain tensor, with its graph.
         tangent: its derivative along the direction, of the same shape.
@@ -50,13 +56,19 @@ class Dual(Tensor):
 
     value: Tensor
     tangent: Tensor
-    policy: Policy
+    policy: Policy = Policy()
+
+    def __new__(cls, value: Tensor, tangent: Tensor, policy: Policy = Policy()) -> "Dual":
+        pair = value.as_subclass(cls)
+        pair.value, pair.tangent, pair.policy = value, tangent, policy
+        return pair
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         handler = _RULES.get(func)
         if handler is None:
             raise _unruled(func)
+        check_whole((*args, *kwargs.values()) if kwargs else args)
         return handler(func, args, kwargs or {})
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:
@@ -69,9 +81,30 @@ def dual(value: Tensor, tangent: Tensor, policy: Policy = Policy()) -> Dual:
         raise ShortflowError("a dual of a dual is not defined here; use torch.func.jvp for higher derivatives")
     if tangent.shape != value.shape:
         tangent = tangent.expand(value.shape)
-    pair = value.as_subclass(Dual)
-    pair.value, pair.tangent, pair.policy = value, tangent.to(policy.dtype or value.dtype), policy
-    return pair
+    return Dual(value, tangent.to(policy.dtype or value.dtype), policy)
+
+
+def check_whole(arguments: Any) -> None:
+    """Raise `NoRule` for a pair that comes out of an `autograd.Function`.
+
+    PyTorch asks no rule there. It takes the pair for a tensor and gives it a gradient of its own, of which the value
+    knows nothing: gradients would be lost without a word.
+    """
+    if torch.compiler.is_compiling():
+        return
+    for argument in arguments:
+        if isinstance(argument, Dual):
+            with torch._C.DisableTorchFunctionSubclass():
+                node = argument.grad_fn
+            if isinstance(node, BackwardCFunction):
+                name = type(node).__name__.removesuffix("Backward")
+                raise NoRule(
+                    f"the dual pass cannot follow the autograd.Function {name}, which would lose gradients; "
+                    "write it with operations of PyTorch, checkpoint by shortflow.nn.checkpointed or with "
+                    "use_reentrant=False, or use torch.func.jvp (ForwardMode)"
+                )
+        elif isinstance(argument, (list, tuple)):
+            check_whole(argument)
 
 
 def beside(x: Tensor) -> Tensor:
@@ -87,7 +120,9 @@ def _repaired(leaves: tuple[Any, ...], policy: Any) -> Any:
     return dual(value, tangent, policy)
 
 
-# Whoever takes tensors out of arguments and puts them back (sharding, checkpointing) sees the two halves.
+# Whoever takes tensors out of arguments and puts them back (sharding, compiling) sees the two halves: PyTorch's trees
+# do by the registration, FSDP2 from torch 2.13 on by the fields.
+dataclass(init=False, repr=False, eq=False)(Dual)
 pytree.register_pytree_node(
     Dual,
     lambda pair: ([pair.value, pair.tangent], pair.policy),
@@ -189,7 +224,7 @@ def values(arguments: Any) -> Any:
 
 def _unruled(func: Any) -> NoRule:
     name = getattr(func, "__qualname__", None) or getattr(func, "__name__", None) or str(func)
-    if name == "__get__":  # an attribute of tensors
+    if name.endswith("__get__"):  # an attribute of tensors
         name = f"Tensor.{getattr(getattr(func, '__self__', None), '__name__', '?')}"
     if name.endswith("_") and not name.endswith("__"):
         return NoRule(

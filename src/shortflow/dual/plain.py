@@ -10,7 +10,7 @@ from shortflow.dual.pairs import Dual, first_dual, paired, register_all, rule, v
 # ------------------------------------------------------------------ what depends on the value alone, and has no tangent
 
 _ATTRIBUTES = (
-    "shape dtype device ndim layout is_cuda is_sparse is_quantized is_leaf requires_grad is_cpu is_meta is_mps is_xpu "
+    "shape dtype device ndim layout is_cuda is_sparse is_quantized is_leaf is_cpu is_meta is_mps is_xpu "
     "itemsize nbytes grad_fn is_nested"
 )
 
@@ -20,6 +20,13 @@ def _of_values(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 register_all([getattr(Tensor, name).__get__ for name in _ATTRIBUTES.split()], _of_values)
+
+
+def _never(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    return False
+
+
+register_all([Tensor.requires_grad.__get__], _never)  # its halves do, see `Dual`  # pyright: ignore
 register_all(
     "size dim numel stride storage_offset is_floating_point is_complex is_contiguous element_size data_ptr get_device "
     "item tolist __bool__ __float__ __int__ __len__ __hash__ __format__ __contains__ "

@@ -16,12 +16,14 @@
                                only where the velocity head was asked for; a `ShortflowError` otherwise
     network.velocity_alone(x, time, second=None, label=None, guidance=None) -> velocity
                                what `both` returns second, where that takes less than both; may be missing
+    network.checkpoint         whether blocks are run again in the backward pass (`checkpointed`); may be missing
 
 A network is smooth in x, time and second, and can be differentiated in forward mode (`torch.func.jvp`) as it stands.
 Any `nn.Module` that keeps the contract will do in place of the ones here; it needs to take a guidance and to have the
 heads only where a method asks for them, and a guidance is passed only to a network that takes one.
 """
 
+from shortflow.nn.checkpointing import checkpointed
 from shortflow.nn.configs import MLPConfig, NetworkConfig, SiTConfig, UNetConfig, parameter_count
 from shortflow.nn.mlp import MLP
 from shortflow.nn.sit import SIZES, SiT
@@ -36,5 +38,6 @@ __all__ = [
     "SiTConfig",
     "UNet",
     "UNetConfig",
+    "checkpointed",
     "parameter_count",
 ]

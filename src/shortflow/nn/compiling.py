@@ -4,13 +4,16 @@ A compiled network is called like the plain one, by predictions, targets and dua
 and the same attributes. Where compilation fails, or returns other numbers, the network goes on uncompiled and says so.
 """
 
+import importlib
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from shortflow.dropout import same_dropout
 from shortflow.dual import Dual, dual
 
 __all__ = ["compile_network"]
@@ -64,15 +67,19 @@ class _Compiled:
             self.network.training,
             torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else values[0].dtype,
         )
+        masks = same_dropout()
         try:
-            result = self.run(values, tangents, policy)
-            if kind not in self.proved:
-                self._prove(args, result, kind)
+            with _moving_masks():
+                result = self.run(values, tangents, policy)
         except Exception as error:
             self._give_up(f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
             return self.plain(*args)
+        if kind not in self.proved:
+            with masks():
+                self._prove(args, result, kind)
         if self.failed:
-            return self.plain(*args)
+            with masks():
+                return self.plain(*args)
         return dual(result[0], result[1], policy) if policy is not None and isinstance(result, tuple) else result
 
     def _prove(self, args: tuple[Any, ...], result: Any, kind: Any) -> None:
@@ -94,6 +101,12 @@ class _Compiled:
             "--compile to save the attempt",
             stacklevel=3,
         )
+
+
+def _moving_masks() -> AbstractContextManager[Any]:
+    """Blocks that are checkpointed may count dropout masks on: the compiled backward pass does not count again."""
+    config, name = importlib.import_module("torch._dynamo.config"), "skip_fwd_side_effects_in_bwd_under_checkpoint"
+    return config.patch({name: True}) if hasattr(config, name) else nullcontext()
 
 
 def _tensors(result: Any) -> list[Tensor]:

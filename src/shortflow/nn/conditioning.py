@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from shortflow.dropout import drops
 from shortflow.dual import beside
 from shortflow.errors import ShortflowError
+from shortflow.nn.checkpointing import checkpointed
 from shortflow.nn.embeddings import GuidanceEmbedding, LabelEmbedding, TimeEmbedding, full_precision, precise_linear
 
 __all__ = ["ConditionedNetwork"]
@@ -44,6 +45,7 @@ class ConditionedNetwork(nn.Module, ABC):
 
     Attributes:
         shape, num_classes, second_time, guidance, velocity_head: as given.
+        checkpoint: run blocks again in the backward pass instead of keeping their activations; False until it is set.
         null_label: index of the "no class" row (= num_classes), or None.
 
     Raises:
@@ -64,6 +66,7 @@ class ConditionedNetwork(nn.Module, ABC):
         embedding: Callable[[int], TimeEmbedding] = TimeEmbedding,
     ) -> None:
         super().__init__()
+        self.checkpoint = False
         if num_classes < 0:
             raise ShortflowError(f"num_classes must be 0 (unconditional) or positive, got {num_classes}")
         if null_class and num_classes == 0:
@@ -93,6 +96,10 @@ class ConditionedNetwork(nn.Module, ABC):
     @abstractmethod
     def velocity(self, h: Tensor, c: Float[Tensor, "b d"]) -> Tensor:
         """The velocity, of the shape of x, from what the trunk returned; only where that head was built."""
+
+    def run(self, block: nn.Module, *args: Tensor) -> Tensor:
+        """A block's result, with or without keeping its activations; for `trunk` and the heads."""
+        return checkpointed(block, *args) if self.checkpoint else block(*args)
 
     # ------------------------------------------------------------------------------------------------ the contract
 

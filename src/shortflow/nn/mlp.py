@@ -90,7 +90,7 @@ class MLP(ConditionedNetwork):
     def trunk(self, x: Float[Tensor, "b p"], c: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
         h = self.first(x)
         for block in self.blocks:
-            h = block(h, c)
+            h = self.run(block, h, c)
         return F.silu(h)
 
     def output(self, h: Float[Tensor, "b d"], c: Float[Tensor, "b d"]) -> Float[Tensor, "b p"]:

@@ -266,7 +266,7 @@ class SiT(ConditionedNetwork):
     def trunk(self, x: Float[Tensor, "b c h w"], c: Float[Tensor, "b d"]) -> Float[Tensor, "b n d"]:
         h = self.x_embedder(x) + self.pos_embed
         for block in self.blocks[: self.shared]:
-            h = block(h, c)
+            h = self.run(block, h, c)
         return h
 
     def output(self, h: Float[Tensor, "b n d"], c: Float[Tensor, "b d"]) -> Float[Tensor, "b c h w"]:
@@ -278,7 +278,7 @@ class SiT(ConditionedNetwork):
     def _head(self, h: Tensor, c: Tensor, blocks: Iterable[nn.Module], last: nn.Module | None) -> Tensor:
         assert last is not None
         for block in blocks:
-            h = block(h, c)
+            h = self.run(block, h, c)
         channels, rows, columns = self.shape
         return unpatchify(last(h, c), (channels, rows, columns), self.patch)
 

@@ -274,14 +274,14 @@ class UNet(ConditionedNetwork):
         h = self.first(x)
         skips = [h]
         for block in self.encoder:
-            h = block(h, c)
+            h = self.run(block, h, c)
             skips.append(h)
         for block in self.middle:
-            h = block(h, c)
+            h = self.run(block, h, c)
         for block in self.decoder:
             if block.resample is None:
                 h = torch.cat([h, skips.pop()], dim=1)
-            h = block(h, c)
+            h = self.run(block, h, c)
         return h
 
     def output(self, h: Image, c: Float[Tensor, "b d"]) -> Changed:

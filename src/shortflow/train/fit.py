@@ -23,6 +23,7 @@ import torch
 from shortflow.draw import References
 from shortflow.errors import CheckpointError
 from shortflow.flowmap import FlowMap
+from shortflow.nn.checkpointing import checkpoint_blocks
 from shortflow.nn.compiling import compile_network
 from shortflow.objective import Objective
 from shortflow.optimizer import Optimizer
@@ -167,6 +168,8 @@ def fit(
     engine = Engine(directory)
     module = TrainStep(flow.to(engine.device), objective, references, bf16=settings.precision == "bf16")
     averages = averages_of(flow, optimizer)
+    if settings.checkpoint:
+        checkpoint_blocks(module.flow.network)
     if settings.compile:  # after the copies were made; frozen models and teachers run as often
         for model in (module.flow, *module.frozen, *(average.module for average in module.averages.values())):
             compile_network(model.network)

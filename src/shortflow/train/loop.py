@@ -87,11 +87,12 @@ def train(
         for k, batch in enumerate(batches, start):
             wrapped.train()  # a consumer may have looked at the network in evaluation mode
             progress = Progress(images=k * settings.batch, total=total * settings.batch, batch=settings.batch)
-            x, label, eps = _batch(batch, settings.batch, k, engine.device)
-            loss, terms, t = wrapped(x, label, Streams(seed=settings.seed, images=progress.images), progress, eps)
+            batch = _batch(batch, settings.batch, k, engine.device)
+            draw = module.draw(batch, Streams(seed=settings.seed, images=progress.images), progress)
+            loss, terms = wrapped(draw)
             engine.backward(loss)
             norm = engine.clip(module.flow.parameters(), optimizer.clip)
-            measured = Measured.of(k + 1, loss, norm, terms, t)
+            measured = Measured.of(k + 1, loss, norm, terms, draw.times.t)
             window.add(measured, loss, norm, k + 1)
             lr = learning_rate(optimizer, (k + 1) / total)
             for group in stepper.param_groups:
@@ -148,8 +149,8 @@ class _Window:
         return step == self.settings.steps or any(every and step % every == 0 for every in rhythms)
 
 
-def _batch(batch: Batch, size: int, step: int, device: torch.device) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Points, classes and the noise that belongs to the points, on the device."""
+def _batch(batch: Batch, size: int, step: int, device: torch.device) -> Batch:
+    """The batch on the device."""
     if len(batch.x) != size:
         raise ShortflowError(
             f"the batch of step {step + 1} has {len(batch.x)} rows, but train.batch is {size}, by which images are "
@@ -160,4 +161,4 @@ def _batch(batch: Batch, size: int, step: int, device: torch.device) -> tuple[Te
         None if value is None else value.to(device, non_blocking=True) for value in (batch.x, batch.label, batch.eps)
     )
     assert x is not None
-    return x, label, eps
+    return Batch(x=x, label=label, eps=eps)

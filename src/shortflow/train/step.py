@@ -1,15 +1,17 @@
 """The module that a training engine wraps: network, derivative and loss inside one forward pass.
 
-Wrapping the network alone would let the derivative bypass gradient synchronisation, silently.
+Several processes exchange their gradients through what wraps this module, so the loss must come from a call of the
+wrapper (`DistributedDataParallel(step)(draw)`, or `step(draw)` after `fully_shard(step)`). A loss from
+`ddp.module(draw)`, or from the network inside, has the gradient of one process alone, and PyTorch does not say so.
 """
 
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from shortflow.draw import References
+from shortflow.draw import Draw, References
 from shortflow.flowmap import FlowMap
 from shortflow.objective import Objective, Online, Snapshot
 from shortflow.streams import Streams
@@ -20,7 +22,17 @@ __all__ = ["TrainStep"]
 
 
 class TrainStep(nn.Module):
-    """(x, label, streams, progress, eps) → (mean loss, per-sample terms, times).
+    """draw → (mean loss, terms of every row); the draw of a step is made by `draw`, outside what is wrapped.
+
+        step = TrainStep(flow, objective)
+        wrapped = DistributedDataParallel(step)        # or, where a process cannot hold all weights, fully_shard(step)
+        loss, terms = wrapped(step.draw(batch, Streams(seed=seed, images=images, rank=rank), progress))
+        loss.backward()
+
+    The mean over processes of their gradients is the gradient of one process on the joined rows, as far as rows do not
+    see each other; a plug-in velocity sees the rows of its process. Blocks may be sharded one by one
+    (`fully_shard(block)` before `fully_shard(step)`) where every process makes the same passes in every step, because
+    each pass gathers them: with laws of times that have a fixed number of rows with r < t, not with a random one.
 
     Args:
         flow: the flow map that is trained.
@@ -51,23 +63,19 @@ class TrainStep(nn.Module):
         """The references that there are."""
         return tuple(model for model in (self.references.teacher, self.references.weak) if model is not None)
 
-    def forward(
-        self,
-        x: Float[Tensor, "b ..."],
-        label: Int[Tensor, "b"] | None,
-        streams: Streams,
-        progress: Progress,
-        eps: Float[Tensor, "b ..."] | None = None,
-    ) -> tuple[Float[Tensor, ""], LossTerms, Float[Tensor, "b"]]:
-        batch = Batch(x=x, label=label, eps=eps)
-        draw = self.objective.draw(batch, self.flow.path, streams, progress, self.flow.null_label, self.references)
+    def draw(self, batch: Batch, streams: Streams, progress: Progress) -> Draw:
+        """Every random number of one step on the batch."""
+        return self.objective.draw(batch, self.flow.path, streams, progress, self.flow.null_label, self.references)
+
+    def forward(self, draw: Draw) -> tuple[Float[Tensor, ""], LossTerms]:
         teacher = self.flow if self.teacher is None else self.teacher.module
         teacher.train(self.flow.training)  # a target has the dropout masks of its prediction
         # Without the cache of cast weights: filled by a pass without gradient, older versions of torch would hand it
         # to the pass with gradient, which then has none.
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=False):
+        with torch.autocast(draw.x.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=False):
             terms = self.objective.evaluate(self.flow, teacher, draw)
-        return terms.loss.float().mean(), terms, draw.times.t
+        # The loss stands in a tuple, where wrappers look for what has a gradient; they do not look into terms.
+        return terms.loss.float().mean(), terms
 
     @property
     def averages(self) -> dict[str, Average]:

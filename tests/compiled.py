@@ -1,0 +1,130 @@
+"""Compiled training steps with dropout beside the same steps uncompiled; `test_compiled_steps.py` runs this.
+
+    python tests/compiled.py [checkpoint]
+
+In a process of its own, because functions that check their types cannot be compiled. Prints the number of graphs of
+each case; a break of the graph, and other numbers than without compiling, are errors.
+"""
+
+import copy
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from shortflow.dropout import shared_dropout
+from shortflow.flowmap import FlowMap
+from shortflow.nn.checkpointing import checkpoint_blocks
+from shortflow.nn.compiling import compile_network
+from shortflow.recipes import esc, meanflow
+from shortflow.streams import Streams
+from shortflow.tangent import DualPass
+from shortflow.train import TrainStep
+from shortflow.typing import Batch, Progress, expand
+from steps import needed
+from test_nn_checkpointing import network
+
+ROWS = 8
+KINDS = ("mlp", "sit")
+SEEDS = (1, 2, 2**62 + 5)
+Step = Callable[..., Tensor]
+
+
+def points(flow: FlowMap, seed: int) -> tuple[Tensor, ...]:
+    """(x, eps, t, r, seed)."""
+    g = torch.Generator().manual_seed(seed)
+    x, eps = torch.randn(2, ROWS, *flow.network.shape, generator=g)
+    r, t = torch.rand(2, ROWS, generator=g).sort(0).values
+    return x, eps, t, r, torch.tensor(seed)
+
+
+def tangent(flow: FlowMap) -> Step:
+    """MeanFlow's loss on rows with r < t: the value of a dual pass, moved by its tangent."""
+
+    def step(x: Tensor, eps: Tensor, t: Tensor, r: Tensor, seed: Tensor) -> Tensor:
+        def predicted(x: Tensor, t: Tensor) -> Tensor:
+            with shared_dropout(seed, ROWS):
+                return flow.predict(x, t, r)
+
+        v = flow.path.velocity(x, eps, t)
+        output, rate = DualPass().keeping(predicted, flow.path.interpolate(x, eps, t), t, v)
+        return (output - (v - expand(t - r, v) * rate).detach()).square().mean()
+
+    return step
+
+
+def terminal(flow: FlowMap) -> Step:
+    """The loss of Lagrangian self-distillation on rows with r < t, with gradient through the derivative."""
+
+    def step(x: Tensor, eps: Tensor, t: Tensor, r: Tensor, seed: Tensor) -> Tensor:
+        x_t = flow.path.interpolate(x, eps, t)
+        with shared_dropout(seed, ROWS):
+            output, rate = flow.end_rate(x_t, t, r)
+        with torch.no_grad(), shared_dropout(seed, ROWS):
+            v = flow.velocity(flow.move(x_t, output, t, r), r)
+        return (rate - v).square().mean()
+
+    return step
+
+
+def result(step: Callable[..., Tensor], module: nn.Module, args: tuple[Any, ...]) -> list[Tensor]:
+    module.zero_grad()
+    loss = step(*args)
+    loss.backward()
+    return [loss.detach(), *(torch.zeros(()) if p.grad is None else p.grad for p in module.parameters())]
+
+
+def graphs() -> int:
+    found = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    return found
+
+
+def whole_step(kind: str, make: Callable[[FlowMap], Step], checkpoint: bool) -> int:
+    """One graph for all seeds."""
+    recipe, net = meanflow(), network(kind, dropout=0.3)
+    if checkpoint:
+        checkpoint_blocks(net)
+        torch._dynamo.config.skip_fwd_side_effects_in_bwd_under_checkpoint = True  # see shortflow.nn.compiling
+    flow = FlowMap(net, recipe.path, recipe.parameterization, recipe.conditioning)
+    step = make(flow)
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    seen = []
+    for seed in SEEDS:
+        args = points(flow, seed)
+        seen.append(result(step, flow, args))
+        torch.testing.assert_close(result(compiled, flow, args), seen[-1], rtol=1e-5, atol=1e-7)
+    assert not torch.equal(seen[0][1], seen[1][1])
+    torch._dynamo.config.skip_fwd_side_effects_in_bwd_under_checkpoint = False
+    return graphs()
+
+
+def compiled_network(kind: str, checkpoint: bool) -> int:
+    """A training step as it is, whose network is compiled: few graphs for all draws."""
+    recipe = esc(ratio=0.5, kappa=0.3)
+    net = network(kind, dropout=0.3, **needed(recipe))
+    plain = TrainStep(recipe.flow_map(net), recipe.objective).train()
+    step = copy.deepcopy(plain)
+    if checkpoint:
+        checkpoint_blocks(step.flow.network)
+    compile_network(step.flow.network, backend="aot_eager")
+    for seed in SEEDS[:2]:
+        x = torch.randn(16, *net.shape, generator=torch.Generator().manual_seed(seed))
+        batch = Batch(x=x, label=torch.arange(16) % 4)
+        args = (step.draw(batch, Streams(seed=seed), Progress(images=500, total=1000, batch=16)),)
+        found, expected = (result(lambda draw, each=each: each(draw)[0], each, args) for each in (step, plain))
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    return graphs()
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("error", UserWarning)  # given when a network goes on uncompiled, or without a dual pass
+    checkpoint = sys.argv[1:] == ["checkpoint"]
+    for kind in KINDS:
+        for make in (tangent, terminal):
+            print(kind, make.__name__, whole_step(kind, make, checkpoint), flush=True)
+    print("mlp", "network", compiled_network("mlp", checkpoint))

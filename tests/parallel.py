@@ -1,0 +1,140 @@
+"""One of two processes that train together; `test_parallel.py` starts them and reads what they have found.
+
+    python tests/parallel.py '[[WAY, CASE], ...]' RANK MEETING RESULT
+
+Both compute one step of every case on half of its rows, wrapped as WAY says, and the same step alone on all rows.
+RESULT gets, from the first process, how far the gradients are apart (of their norm) in each case.
+"""
+
+import copy
+import json
+import sys
+import warnings
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from shortflow.draw import Draw
+from shortflow.nn import MLP, SiT, UNet
+from shortflow.nn.checkpointing import checkpoint_blocks
+from shortflow.recipe import Recipe
+from shortflow.recipes import esc, esd, lsd, meanflow, sct, tvm
+from shortflow.streams import Streams
+from shortflow.train import TrainStep
+from shortflow.typing import Batch, Progress
+from steps import needed, randomize, taken
+
+RANKS, ROWS = 2, 16
+RECIPES: dict[str, Recipe] = {
+    "meanflow": meanflow(ratio=0.5),
+    "esc": esc(omega=1.5, kappa=0.3, ratio=0.5),
+    "sct": sct(),
+    "lsd": lsd(ratio=0.5),
+    "esd": esd(ratio=0.5, detach_space=False),
+    "tvm": tvm(),
+}
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "sit": lambda **heads: SiT(shape=(2, 4, 4), patch=2, width=16, depth=2, heads=2, **heads),
+    "unet": lambda **heads: UNet(shape=(2, 4, 4), channels=8, multipliers=(1, 2), depth=1, attention=(1,), **heads),
+    "mlp": lambda **heads: MLP(shape=(5,), width=16, depth=2, **heads),
+}
+CASES = [f"{recipe}, {network}" for recipe in RECIPES for network in NETWORKS]
+
+
+def built(case: str, dtype: torch.dtype, alike: bool) -> tuple[TrainStep, Draw, list[Tensor]]:
+    """(step module, draw of all rows, rows of each process)."""
+    name, kind = case.split(", ")
+    recipe = RECIPES[name]
+    network = randomize(NETWORKS[kind](**needed(recipe)))
+    step = TrainStep(recipe.flow_map(network), recipe.objective).to(dtype)
+    if step.teacher is not None:
+        step.teacher.module.to(dtype)
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(ROWS, *network.shape, generator=g, dtype=torch.float64).to(dtype)
+    batch = Batch(x=x, label=torch.arange(ROWS) % 4)
+    draw = step.draw(batch, Streams(seed=5), Progress(images=500, total=1000, batch=ROWS))
+    order = draw.times.bootstrap.int().argsort(stable=True)
+    assert draw.times.bootstrap.sum() >= RANKS
+    # Alike, or one process gets the rows with r = t, the other those that jump, as far as they go.
+    parts = [order[rank::RANKS] for rank in range(RANKS)] if alike else list(order.chunk(RANKS))
+    return step, draw, parts
+
+
+def alone(step: TrainStep, draw: Draw, parts: list[Tensor]) -> list[Tensor]:
+    """The gradient of one process on all rows; a plug-in velocity sees the rows that it would see in each process."""
+    draws = [draw] if "Mixture" not in repr(step.objective) else [taken(draw, rows) for rows in parts]
+    for each in draws:
+        (step(each)[0] / len(draws)).backward()
+    return [whole(weight) for weight in step.flow.parameters()]
+
+
+def whole(weight: nn.Parameter) -> Tensor:
+    """The whole gradient; zero where there is none."""
+    if weight.grad is None:
+        return torch.zeros_like(weight)
+    return weight.grad.full_tensor() if isinstance(weight.grad, DTensor) else weight.grad
+
+
+def wrapped(way: str, step: TrainStep) -> nn.Module:
+    """The step module, ready for several processes."""
+    if way.endswith("-checkpoint"):
+        checkpoint_blocks(step.flow.network)
+    if way.startswith("ddp"):
+        return DistributedDataParallel(step)
+    if way == "bare":  # what must not be done: the loss of the module inside
+        return DistributedDataParallel(step).module
+    mesh, network = init_device_mesh("cpu", (RANKS,)), step.flow.network
+    if way.startswith("fsdp-blocks"):
+        for name in ("blocks", "encoder", "middle", "decoder"):
+            for block in getattr(network, name, ()):
+                fully_shard(block, mesh=mesh)
+    return fully_shard(step, mesh=mesh)
+
+
+def apart(found: list[Tensor], expected: list[Tensor]) -> float:
+    a, b = (torch.cat([each.detach().flatten() for each in gradient]).double() for gradient in (found, expected))
+    return float((a - b).norm() / b.norm())
+
+
+def compared(way: str, case: str, dtype: torch.dtype, rank: int) -> float:
+    """How far the gradients are apart, and where there is a teacher, its weights after it has followed one update."""
+    # Where blocks are sharded one by one, every pass gathers them, so both processes must make the same passes.
+    step, draw, parts = built(case, dtype, alike=way.startswith("fsdp-blocks"))
+    single = copy.deepcopy(step)
+    expected = alone(single, draw, parts)
+    module = wrapped(way, step)
+    module(taken(draw, parts[rank]))[0].backward()
+    distance = apart([whole(weight) for weight in step.flow.parameters()], expected)
+    if step.teacher is None or single.teacher is None:
+        return distance
+    for each in (single, step):
+        torch.optim.SGD(each.flow.parameters(), lr=1.0).step()
+        each.update_teacher(Progress(images=10 * ROWS, total=1000, batch=ROWS))
+    return distance + apart(*(list(each.teacher.module.parameters()) for each in (step, single)))
+
+
+def main(asked: list[list[str]], rank: int, meeting: str, result: str) -> None:
+    wait = timedelta(seconds=60)
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=RANKS, timeout=wait)
+    found = {
+        f"{way}: {case}, {name}": compared(way, case, dtype, rank)
+        for way, case in asked
+        for name, dtype in (("double", torch.float64), ("single", torch.float32))
+    }
+    if rank == 0:
+        Path(result).write_text(json.dumps(found))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    warnings.filterwarnings("error", "the dual pass")  # which would then be made by torch.func.jvp
+    torch.set_num_threads(1)
+    main(json.loads(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4])
