@@ -60,7 +60,7 @@ def share(*masks: Tensor) -> float:
 def guided(rows: Rows, velocity: Any) -> float:
     """Of rows with a class: v_∅ where its weight is not zero, and v_c, which is known where r = t."""
     assert isinstance(velocity, Guided)
-    acts = rows.shown & velocity.acts(rows.draw.times.t)
+    acts = rows.shown & velocity.acts(rows.draw, rows.draw.everything)
     free = abs(1 - velocity.omega - velocity.kappa) > 1e-9
     return free * share(acts) + (velocity.kappa != 0) * share(acts, rows.jump)
 

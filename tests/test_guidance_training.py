@@ -341,14 +341,14 @@ def separately(recipe: Recipe) -> Objective:
 
 
 def test_the_direction_of_improved_meanflow_is_a_branch_of_its_guidance() -> None:
-    """v_c has one pass for both, on rows with a jump; of these only those without a class are asked for once more.
+    """v_c has one pass for both, on rows with a jump; where r = t it is the prediction of the head.
 
-    Where r = t, v_c is the prediction of the head; v_∅ is asked for where ω̃ ≠ 1, on four rows.
+    v_∅ is asked for where ω̃ ≠ 1, on four rows; guidance alone asks for v_c there, on three with a jump.
     """
     flow, draw, recipe = headed(), told_draw(), imf()
     assert isinstance(flow.network, Headed)
     results = []
-    for objective, passes in ((recipe.objective, [1, 4 + 4, 1, 5]), (separately(recipe), [1, 4 + 4, 5, 5])):
+    for objective, passes in ((recipe.objective, [1, 5 + 4, 5]), (separately(recipe), [1, 3 + 4, 5, 5])):
         flow.network.asked.clear()
         results.append(loss_and_gradient(objective, flow, draw))
         assert [len(label) for label, _ in flow.network.asked] == passes
@@ -379,13 +379,14 @@ def test_sharing_the_direction_changes_no_bit(kind: str, dropout: float) -> None
         shown = (~draw.dropped).nonzero()[:, 0]
         told = draw.velocity_guidance(shown, draw.times.t[shown])
         assert told is not None
-        guided = (len(shown) if dropout else 16) + int((told[:, 0] != 1).sum())
+        acts = told[:, 0] != 1
+        free, jumping = int(acts.sum()), int((acts & draw.times.bootstrap[shown]).sum())
         passes.clear()
         shared = loss_and_gradient(recipe.objective, flow, draw)
-        assert passes == [16, guided, *([16] if dropout else []), 16]
+        assert passes == ([16, 2 * free, 16, 16] if dropout else [16, 16 + free, 16])
         passes.clear()
         alone = loss_and_gradient(separately(recipe), flow, draw)
-        assert passes == [16, guided, 16, 16]
+        assert passes == [16, (free if dropout else jumping) + free, 16, 16]
         assert all(torch.equal(one, other) for one, other in zip(shared, alone, strict=True))
 
 

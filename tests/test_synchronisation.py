@@ -24,11 +24,13 @@ from shortflow.errors import ShortflowError
 from shortflow.nn import embeddings
 from shortflow.objective import Objective
 from shortflow.optimizer import Optimizer
+from shortflow.recipe import Recipe
 from shortflow.train import TrainStep, train
 from shortflow.train.ema import Average
 from shortflow.train.engine import Engine
 from shortflow.train.loop import build_optimizer
 from shortflow.typing import Batch
+from test_layout import NAMES, fixed
 
 READS = {"_local_scalar_dense", "item", "equal", "is_nonzero"}
 COUNTS = {"nonzero", "masked_select", "unique_dim", "_unique2", "unique_consecutive", "bincount", "nonzero_static"}
@@ -74,9 +76,10 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[Waits]:
         yield waits
 
 
-def waits_of(name: str, monkeypatch: pytest.MonkeyPatch, optimizer: Optimizer, dropout: float = 0.0) -> Counter[str]:
+def waits_of(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch, optimizer: Optimizer = Optimizer(), dropout: float = 0.0
+) -> Counter[str]:
     """What waits in two steps of a recipe between the lines of the log, the state of the optimiser being there."""
-    recipe = recipe_named(name)
     step = TrainStep(tiny.flow_map(recipe, dropout), recipe.objective, tiny.references(recipe))
     average = Average(step.flow, 0.9)
     settings, batch_of = tiny.settings(log_every=100), tiny.batches(recipe)
@@ -87,18 +90,32 @@ def waits_of(name: str, monkeypatch: pytest.MonkeyPatch, optimizer: Optimizer, d
     return waits.found
 
 
-FREE = ("flow-matching", "edm", "reflow")
+@pytest.mark.parametrize("name", NAMES)
+def test_in_the_fixed_layout_nothing_waits_between_the_lines_of_the_log(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert waits_of(fixed(recipe_named(name)), monkeypatch) == {}
 
 
-@pytest.mark.parametrize("algorithm", ["adamw", "adam"])
-@pytest.mark.parametrize("name", FREE)
-def test_nothing_waits_between_the_lines_of_the_log(name: str, algorithm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert waits_of(name, monkeypatch, Optimizer(algorithm=algorithm), dropout=0.1) == {}
+@pytest.mark.parametrize("name", ["flow-matching", "edm", "reflow", "sct", "sct-distilled", "ayf-emd", "ayf-lmd"])
+def test_where_all_rows_are_of_one_kind_nothing_waits_in_the_counted_layout(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert waits_of(recipe_named(name), monkeypatch, Optimizer(algorithm="adam"), dropout=0.1) == {}
+
+
+def test_the_counted_layout_waits_once_for_each_set_of_rows_and_for_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """MeanFlow in two steps: rows that jump, rows that do not, guided ones; known ones and the others."""
+    found = waits_of(recipe_named("meanflow"), monkeypatch)
+    assert set(found) == {"nonzero"}
+    assert found["nonzero"] == 2 * 5
 
 
 def test_radam_waits_because_it_cannot_be_told_on_the_device_to_skip_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """Once a step for the loss and the norm; its own counters are on the host."""
-    found = waits_of("flow-matching", monkeypatch, Optimizer(algorithm="radam"))
+    found = waits_of(recipe_named("flow-matching"), monkeypatch, Optimizer(algorithm="radam"))
     assert found["_local_scalar_dense"] >= 2
 
 

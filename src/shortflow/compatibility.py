@@ -13,7 +13,7 @@ from shortflow.teachers import ScheduledEma, Snapshot, Teacher
 from shortflow.times import Between, Dyadic, StagedDyadic, TimeSampler, WithDiagonal
 from shortflow.velocity import Conditional, Mixture, Own, PlugIn, Reference, Velocity
 
-__all__ = ["check_guidance", "check_times", "dyadic_steps", "parts_of", "two_steps"]
+__all__ = ["check_guidance", "check_layout", "check_times", "dyadic_steps", "parts_of", "two_steps"]
 
 LAWS = ("Diagonal", "Sorted", "Gradual", "Independent", "ToData", "Dyadic", "GridPairs", "GroupedJumps")
 
@@ -187,6 +187,25 @@ def _check_variance(target: Target) -> None:
         raise IncompatibleParts(
             f"Eulerian(detach_space=False) with {type(noisy[0]).__name__}: the gradient through ∇X·v would also shrink "
             "the variance of v, a bias; use detach_space=True, or velocity=Own()"
+        )
+
+
+def check_layout(law: TimeSampler, target: Target, layout: str) -> None:
+    """Raise `IncompatibleParts` where a fixed layout cannot know beforehand which rows jump."""
+    if layout not in ("counted", "fixed"):
+        raise IncompatibleParts(f"layout must be 'counted' or 'fixed', got {layout!r}")
+    if layout == "counted":
+        return
+    if law.jumping(64) is None:
+        remedy = "set times.count to 'exact'" if hasattr(law, "count") else "use layout='counted'"
+        raise IncompatibleParts(
+            f"layout='fixed' needs as many rows with r < t in every batch, but {type(law).__name__} draws their "
+            f"number; {remedy}"
+        )
+    if isinstance(target, Split) and target.limit is not None:
+        raise IncompatibleParts(
+            "layout='fixed' with Split(limit=…): the target of rows with r < t changes in the course of the run; use "
+            "layout='counted'"
         )
 
 

@@ -10,6 +10,7 @@ from shortflow.dropout import no_dropout
 from shortflow.errors import ShortflowError
 from shortflow.flowmap import FlowMap
 from shortflow.guidance import guided_output
+from shortflow.rows import Rows, count, put
 from shortflow.typing import expand
 
 __all__ = ["Coupling", "LivePairs"]
@@ -39,17 +40,17 @@ class LivePairs(Coupling):
             raise ShortflowError(f"LivePairs: steps must be at least 1, got {self.steps}")
 
     def __call__(self, teacher: FlowMap, draw: Draw) -> Draw:
-        rows = draw.times.bootstrap.nonzero()[:, 0]
-        if len(rows) == 0:
+        rows = draw.kinds(draw.everything)[0]
+        if count(rows) == 0:
             return draw
         with torch.no_grad(), no_dropout():
             made = self._integrated(teacher, draw, rows)
             path, t = teacher.path, draw.times.t[rows]
-            x = draw.x.index_copy(0, rows, made.to(draw.x.dtype))
-            x_t = draw.x_t.index_copy(0, rows, path.interpolate(made, draw.eps[rows], t).to(draw.x_t.dtype))
+            x = put(draw.x, rows, made)
+            x_t = put(draw.x_t, rows, path.interpolate(made, draw.eps[rows], t))
         return replace(draw, x=x, x_t=x_t)
 
-    def _integrated(self, teacher: FlowMap, draw: Draw, rows: torch.Tensor) -> torch.Tensor:
+    def _integrated(self, teacher: FlowMap, draw: Draw, rows: Rows) -> torch.Tensor:
         path, (label, _) = teacher.path, draw.inputs(rows)
         t = torch.ones_like(draw.times.t[rows])
         x = expand(path.sigma(t), draw.eps) * draw.eps[rows]

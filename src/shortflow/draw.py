@@ -8,6 +8,7 @@ from torch import Tensor
 
 from shortflow.errors import IncompatibleParts
 from shortflow.flowmap import FlowMap
+from shortflow.rows import Chosen, Rows, chosen, count
 from shortflow.typing import Progress, Times
 
 __all__ = ["Draw", "References", "Seen"]
@@ -31,12 +32,12 @@ class Seen:
     """Where the network that targets are computed with has been asked already, by a pass that the step makes anyway.
 
     Attributes:
-        place: the position of each row's outputs in the tensors below, −1 for none.
-        output: the outputs at (x_t, t, r = t) of some rows, told what `Draw.inputs` says, without dropout.
+        rows: those that it has been asked for.
+        output: the outputs at (x_t, t, r = t) of these rows, told what `Draw.inputs` says, without dropout.
         head: those of the velocity head, where it was asked, too.
     """
 
-    place: Int[Tensor, "b"]
+    rows: Rows
     output: Float[Tensor, "k ..."]
     head: Float[Tensor, "k ..."] | None = None
 
@@ -54,10 +55,14 @@ class Draw:
         coin: uniform numbers in [0, 1); a `Mixture` takes the plug-in velocity where coin < probability.
         guidance: (ω, low, high) of each row for networks that are told their guidance: the scale, and the window of t
             in which it acts; None for all others.
-        dropout_seed: seed of all dropout masks of the step (see `shortflow.dropout`).
+        dropout_seed: seed of all dropout masks of the step (see `shortflow.dropout`); a tensor in a compiled step.
         progress: position in the run, for schedules.
         references: frozen models that targets may follow.
         seen: outputs at r = t that are known already; None for none.
+        jumps: how many rows jump, where that is known without looking at the times; these are the first ones. None
+            where they are at any places.
+        counted: a pass for some of the rows is made for them alone, which takes counting them. Else it is made for all
+            rows, and no shape depends on the draw (see `shortflow.rows`).
     """
 
     x: Float[Tensor, "b ..."]
@@ -69,10 +74,12 @@ class Draw:
     coin: Float[Tensor, "b"]
     guidance: Float[Tensor, "b 3"] | None = None
     null_label: int | None = None
-    dropout_seed: int = 0
+    dropout_seed: int | Int[Tensor, ""] = 0
     progress: Progress = Progress()
     references: References = field(default_factory=References)
     seen: Seen | None = None
+    jumps: int | None = None
+    counted: bool = True
 
     @property
     def condition(self) -> Int[Tensor, "b"] | None:
@@ -81,12 +88,12 @@ class Draw:
             return self.label
         return torch.where(self.dropped, torch.full_like(self.label, self.null_label), self.label)
 
-    def inputs(self, rows: Int[Tensor, "k"]) -> tuple[Int[Tensor, "k"] | None, Float[Tensor, "k 3"] | None]:
+    def inputs(self, rows: Rows) -> tuple[Int[Tensor, "k"] | None, Float[Tensor, "k 3"] | None]:
         """(class, guidance) that the network is told on the chosen rows."""
         label, guidance = self.condition, self.guidance
         return None if label is None else label[rows], None if guidance is None else guidance[rows]
 
-    def velocity_guidance(self, rows: Int[Tensor, "k"], t: Float[Tensor, "k"]) -> Float[Tensor, "k 3"] | None:
+    def velocity_guidance(self, rows: Rows, t: Float[Tensor, "k"]) -> Float[Tensor, "k 3"] | None:
         """The guidance with which the network is asked for its velocity u_{t,t} at time t: (ω̃, 0, 1).
 
         ω̃ = ω where t is inside the closed window of the row, and 1 (none) elsewhere; the window itself is told to be
@@ -129,13 +136,31 @@ class Draw:
             return self.label
         return torch.where(self.dropped, torch.full_like(self.label, frozen.null_label), self.label)
 
-    def seeing(
-        self, rows: Int[Tensor, "k"], output: Float[Tensor, "k ..."], head: Float[Tensor, "k ..."] | None = None
-    ) -> "Draw":
+    def seeing(self, rows: Rows, output: Float[Tensor, "k ..."], head: Float[Tensor, "k ..."] | None = None) -> "Draw":
         """The draw with outputs of the chosen rows that are known already, see `Seen`."""
-        place = torch.full((len(self.x),), -1, dtype=torch.long, device=self.x.device)
-        place = place.index_copy(0, rows, torch.arange(len(rows), device=place.device))
-        return replace(self, seen=Seen(place=place, output=output, head=head))
+        return replace(self, seen=Seen(rows=rows, output=output, head=head))
+
+    @property
+    def everything(self) -> Rows:
+        """All rows."""
+        return slice(0, len(self.x))
+
+    def kinds(self, rows: Rows) -> tuple[Rows, Rows]:
+        """(the places among `rows` of those with r < t, the places of the others)."""
+        n, found = count(rows), None
+        if self.jumps in (0, len(self.x)):
+            found = n if self.jumps else 0
+        elif self.jumps is not None and isinstance(rows, slice):
+            found = min(max(self.jumps - rows.start, 0), n)
+        if found is not None:
+            return slice(0, found), slice(found, n)
+        jumps = self.times.bootstrap[rows]
+        return jumps.nonzero()[:, 0], (~jumps).nonzero()[:, 0]
+
+    def chosen(self, mask: Bool[Tensor, "k"]) -> Chosen:
+        """The rows where the mask is true, in the layout of the draw."""
+        return chosen(mask, self.counted)
 
     def with_times(self, times: Times) -> "Draw":
-        return replace(self, times=times)
+        """The draw at other times."""
+        return replace(self, times=times, jumps=None)

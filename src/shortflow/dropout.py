@@ -25,13 +25,14 @@ __all__ = ["Dropout", "drops", "no_dropout", "same_dropout", "shared_dropout"]
 class _Masks:
     """The masks of one pass: counts the layers as they are called."""
 
-    def __init__(self, seed: int | Tensor, batch: int, rows: Tensor | None) -> None:
+    def __init__(self, seed: int | Tensor, batch: int, rows: Tensor | slice | None) -> None:
         self.counter, self.batch, self.rows = torch.as_tensor(seed), batch, rows
 
     def next(self, shape: torch.Size, keep: float, device: torch.device) -> Tensor:
         self.counter = self.counter + _GOLDEN
         low, high = _words(_mixed_64(self.counter))
-        rows = torch.arange(self.batch, device=device) if self.rows is None else self.rows
+        rows = self.rows if isinstance(self.rows, Tensor) else torch.arange(self.batch, device=device)
+        rows = rows[self.rows] if isinstance(self.rows, slice) else rows
         low, high = low.to(device, non_blocking=True), high.to(device, non_blocking=True)
         # A word for each row and one for each place within it; both are permutations, so none is met twice.
         row = _mixed_32(_mixed_32(rows.to(device, torch.int32) ^ low) ^ high)
@@ -87,7 +88,9 @@ _state = _State()
 
 
 @contextmanager
-def shared_dropout(seed: int | Int[Tensor, ""], batch: int, rows: Int[Tensor, "k"] | None = None) -> Iterator[None]:
+def shared_dropout(
+    seed: int | Int[Tensor, ""], batch: int, rows: Int[Tensor, "k"] | slice | None = None
+) -> Iterator[None]:
     """Within the context, dropout masks are those of rows `rows` of a batch of `batch` rows under `seed`.
 
     In a compiled step the seed should be a tensor (int64): a number would be compiled into it.

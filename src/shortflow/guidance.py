@@ -19,6 +19,7 @@ from shortflow.draw import Draw
 from shortflow.dropout import drops, no_dropout
 from shortflow.errors import IncompatibleParts, SamplerError, ShortflowError
 from shortflow.flowmap import FlowMap
+from shortflow.rows import Rows, assembled, count, put, within
 from shortflow.typing import Times, expand
 from shortflow.velocity import Conditional, Own, Velocity, check_window
 
@@ -62,9 +63,7 @@ def null_of(flow: FlowMap) -> int:
     return flow.null_label
 
 
-def _mix(
-    teacher: FlowMap, draw: Draw, rows: Int[Tensor, "k"], v: State, omega: Float[Tensor, "k"] | float, kappa: float
-) -> State:
+def _mix(teacher: FlowMap, draw: Draw, rows: Rows, v: State, omega: Float[Tensor, "k"] | float, kappa: float) -> State:
     """ω v + κ u_{t,t}(c) + (1 − ω − κ) u_{t,t}(∅) on the chosen rows, without dropout; v has those rows only.
 
     Only the passes whose weight is not zero are run.
@@ -77,14 +76,14 @@ def _mix(
     with torch.no_grad(), no_dropout():
         if isinstance(rest, float) and rest == 0:
             known, outputs, fresh = _known(draw, rows)
-            conditional = teacher.velocity(x[fresh], t[fresh], label[fresh]) if len(fresh) else x[:0]
+            conditional = teacher.velocity(x[fresh], t[fresh], label[fresh]) if count(fresh) else x[:0]
             return (mixed + kappa * _filled(teacher, x, t, known, outputs, fresh, conditional)).to(v.dtype)
         null = torch.full_like(label, null_of(teacher))
         if kappa == 0:
             return (mixed + rest * teacher.velocity(x, t, null)).to(v.dtype)
         known, outputs, fresh = _known(draw, rows)
         both = teacher.velocity(torch.cat([x[fresh], x]), torch.cat([t[fresh], t]), torch.cat([label[fresh], null]))
-        conditional, unconditional = both.split([len(fresh), len(x)])
+        conditional, unconditional = both.split([count(fresh), len(x)])
         conditional = _filled(teacher, x, t, known, outputs, fresh, conditional)
         return (mixed + kappa * conditional + rest * unconditional).to(v.dtype)
 
@@ -93,27 +92,30 @@ def _filled(
     teacher: FlowMap,
     x: State,
     t: Time,
-    known: Int[Tensor, "m"],
+    known: Rows,
     outputs: Float[Tensor, "m ..."],
-    fresh: Int[Tensor, "n"],
+    fresh: Rows,
     computed: Float[Tensor, "n ..."],
 ) -> State:
     """The conditional velocity of all rows: computed on `fresh` ones; on `known` ones it is the prediction at r = t."""
-    if len(known) == 0:
+    if count(known) == 0:
         return computed
     seen = teacher.velocity_of(x[known], outputs, t[known])
-    return torch.cat([computed.to(seen.dtype), seen])[torch.cat([fresh, known]).argsort()]
+    return assembled([computed.to(seen.dtype), seen], [fresh, known])
 
 
-def _known(
-    draw: Draw, rows: Int[Tensor, "k"], head: bool = False
-) -> tuple[Int[Tensor, "m"], Float[Tensor, "m ..."], Int[Tensor, "n"]]:
-    """(positions among `rows` whose outputs, or those of the velocity head, are known, these, the other positions)."""
-    outputs = None if draw.seen is None else draw.seen.head if head else draw.seen.output
-    if draw.seen is None or outputs is None:
-        everything = torch.arange(len(rows), device=rows.device)
-        return everything[:0], draw.x_t[:0], everything
-    place = draw.seen.place[rows]
+def _known(draw: Draw, rows: Rows, head: bool = False) -> tuple[Rows, Float[Tensor, "m ..."], Rows]:
+    """(places among `rows` whose outputs, or those of the velocity head, are known, these, the other places)."""
+    seen, n = draw.seen, count(rows)
+    outputs = None if seen is None else seen.head if head else seen.output
+    if seen is None or outputs is None:
+        return slice(0, 0), draw.x_t[:0], slice(0, n)
+    if isinstance(rows, slice) and isinstance(seen.rows, slice):  # rows with r = t are the last ones
+        first = max(0, min(n, seen.rows.start - rows.start))
+        begin = rows.start + first - seen.rows.start
+        return slice(first, n), outputs[begin : begin + n - first], slice(0, first)
+    place = torch.full((len(draw.x),), -1, dtype=torch.long, device=draw.x.device)
+    place = put(place, seen.rows, torch.arange(len(outputs), device=place.device))[rows]
     known = (place >= 0).nonzero()[:, 0]
     return known, outputs[place[known]], (place < 0).nonzero()[:, 0]
 
@@ -142,28 +144,28 @@ class TrainingGuidance(Velocity):
         return self.base.follows
 
     def __call__(self, teacher: FlowMap, draw: Draw) -> State:
-        return self.on(teacher, draw, torch.arange(len(draw.x), device=draw.x.device))
+        return self.on(teacher, draw, draw.everything)
 
-    def on(self, teacher: FlowMap, draw: Draw, rows: Int[Tensor, "k"]) -> State:
+    def on(self, teacher: FlowMap, draw: Draw, rows: Rows) -> State:
         v = self.base.on(teacher, draw, rows)
         if draw.label is None or self.idle:
             return v
-        some = (self.acts(draw.times.t[rows]) & ~draw.dropped[rows]).nonzero()[:, 0]
+        some = draw.chosen(self.acts(draw, rows) & ~draw.dropped[rows])
         if len(some) == 0:
             return v
-        return v.index_copy(0, some, self.mixed(teacher, draw, rows[some], v[some]).to(v.dtype))
+        return some.put(v, self.mixed(teacher, draw, within(rows, some.places), v[some.places]))
 
     @property
     def idle(self) -> bool:
         """Whether it is its base on all rows."""
         return False
 
-    def acts(self, t: Time) -> Bool[Tensor, "b"]:
-        """Whether it acts at time t."""
-        return torch.ones_like(t, dtype=torch.bool)
+    def acts(self, draw: Draw, rows: Rows) -> Bool[Tensor, "k"]:
+        """Whether it acts on each of the rows, if that has a class."""
+        return torch.ones_like(draw.dropped[rows])
 
     @abstractmethod
-    def mixed(self, teacher: FlowMap, draw: Draw, rows: Int[Tensor, "k"], v: State) -> State:
+    def mixed(self, teacher: FlowMap, draw: Draw, rows: Rows, v: State) -> State:
         """The guided velocity on the chosen rows, all with a class, whose base velocity is v."""
 
     def _check_base(self) -> None:
@@ -214,10 +216,11 @@ class Guided(TrainingGuidance):
     def idle(self) -> bool:
         return self.omega == 1 and self.kappa == 0
 
-    def acts(self, t: Time) -> Bool[Tensor, "b"]:
+    def acts(self, draw: Draw, rows: Rows) -> Bool[Tensor, "k"]:
+        t = draw.times.t[rows]
         return (t >= self.window[0]) & (t <= self.window[1])
 
-    def mixed(self, teacher: FlowMap, draw: Draw, rows: Int[Tensor, "k"], v: State) -> State:
+    def mixed(self, teacher: FlowMap, draw: Draw, rows: Rows, v: State) -> State:
         return _mix(teacher, draw, rows, v, self.omega, self.kappa)
 
 
@@ -261,7 +264,7 @@ class FadingGuidance(TrainingGuidance):
     def idle(self) -> bool:
         return self.scale == 1 and self.mix == 1
 
-    def mixed(self, teacher: FlowMap, draw: Draw, rows: Int[Tensor, "k"], v: State) -> State:
+    def mixed(self, teacher: FlowMap, draw: Draw, rows: Rows, v: State) -> State:
         if self.scale == 1:  # a number, so that no pass without a class is run
             return _mix(teacher, draw, rows, v, self.mix, 1 - self.mix)
         omega = self.mix * (1 + self.decay(draw.times.t[rows]) * (self.scale - 1))
@@ -296,56 +299,58 @@ class GuidanceAsInput(TrainingGuidance):
     def words(self) -> str:
         return "a scale that the network is told"
 
+    def acts(self, draw: Draw, rows: Rows) -> Bool[Tensor, "k"]:
+        return self._told(draw, rows)[:, 0] != 1
+
     def with_direction(
-        self, direction: Velocity, teacher: FlowMap, draw: Draw, rows: Int[Tensor, "k"], jump: Int[Tensor, "j"]
+        self, direction: Velocity, teacher: FlowMap, draw: Draw, rows: Rows, jump: Rows
     ) -> tuple[Float[Tensor, "k ..."], Float[Tensor, "j ..."]]:
         """v_c is also iMF's direction: it is computed once. With dropout, which guidance has none of, it differs."""
-        some = (~draw.dropped[rows]).nonzero()[:, 0]
-        if direction != Own(head=self.head) or draw.label is None or len(some) == 0 or drops(teacher):
+        if direction != Own(head=self.head) or draw.label is None or drops(teacher):
             return super().with_direction(direction, teacher, draw, rows, jump)
-        v = self.base.on(teacher, draw, rows)
-        conditional, push = self._branches(teacher, draw, rows[some])
-        guided = v[some] + push
-        along = conditional.new_zeros(v.shape).index_copy(0, some, conditional)[jump]
-        hidden = draw.dropped[rows[jump]].nonzero()[:, 0]
-        if len(hidden):
-            along = along.index_copy(0, hidden, direction.on(teacher, draw, rows[jump[hidden]]).to(along.dtype))
-        return v.index_copy(0, some, guided.to(v.dtype)), along
+        conditional, push = self._branches(teacher, draw, rows)
+        return self.base.on(teacher, draw, rows) + push, conditional[jump]
 
-    def mixed(self, teacher: FlowMap, draw: Draw, rows: Int[Tensor, "k"], v: State) -> State:
+    def mixed(self, teacher: FlowMap, draw: Draw, rows: Rows, v: State) -> State:
         return v + self._branches(teacher, draw, rows)[1]
 
-    def _branches(self, teacher: FlowMap, draw: Draw, rows: Int[Tensor, "k"]) -> tuple[State, State]:
-        """(v_c, (1 − 1/ω̃)(v_c − v_∅)) of the chosen rows, all with a class, without dropout.
-
-        v_c is known where the prediction has r = t, and v_∅ is needed inside the window only, where ω̃ ≠ 1.
-        """
-        assert draw.label is not None  # the callers look
-        x, t, label = draw.x_t[rows], draw.times.t[rows], draw.label[rows]
-        own = draw.velocity_guidance(rows, t)
-        if own is None:
+    @staticmethod
+    def _told(draw: Draw, rows: Rows) -> Float[Tensor, "k 3"]:
+        """What the network is told where it is asked for v_c."""
+        told = draw.velocity_guidance(rows, draw.times.t[rows])
+        if told is None:
             raise IncompatibleParts(
                 "GuidanceAsInput needs scales to train with; set objective.guidance, as PowerGuidance"
             )
+        return told
+
+    def _branches(self, teacher: FlowMap, draw: Draw, rows: Rows) -> tuple[State, State]:
+        """(v_c, (1 − 1/ω̃)(v_c − v_∅)) of the chosen rows, without dropout; without a class (v_∅, 0).
+
+        v_c is known where the prediction has r = t, and v_∅ is needed inside the window only, where ω̃ ≠ 1.
+        """
+        x, t, label = draw.x_t[rows], draw.times.t[rows], draw.inputs(rows)[0]
+        assert label is not None  # the callers look
+        told = self._told(draw, rows)
         known, outputs, fresh = _known(draw, rows, self.head)
-        acts = (own[:, 0] != 1).nonzero()[:, 0]
+        some = draw.chosen((told[:, 0] != 1) & ~draw.dropped[rows])
+        acts = some.places
         # Both branches are asked as they were trained: with the window [0, 1], like all rows with r = t or no class.
-        free = own[acts]
-        free[:, 0] = 1
+        free = torch.cat([torch.ones_like(told[acts, :1]), told[acts, 1:]], 1)
         null = torch.full_like(label[acts], null_of(teacher))
-        both = torch.cat([fresh, acts])
-        x2, t2, label2, guidance = x[both], t[both], torch.cat([label[fresh], null]), torch.cat([own[fresh], free])
+        x2, t2 = torch.cat([x[fresh], x[acts]]), torch.cat([t[fresh], t[acts]])
+        label2, guidance = torch.cat([label[fresh], null]), torch.cat([told[fresh], free])
         with torch.no_grad(), no_dropout():
-            if len(both) == 0:
-                made = x[:0]
+            if len(x2) == 0:
+                made = x2
             elif self.head:
                 made = teacher.velocity_of(x2, teacher.predict_head(x2, t2, label2, guidance), t2)
             else:
                 made = teacher.velocity(x2, t2, label2, guidance)
-            computed, unconditional = made.split([len(fresh), len(acts)])
+            computed, unconditional = made.split([count(fresh), len(some)])
             conditional = _filled(teacher, x, t, known, outputs, fresh, computed)
-            push = expand(1 - 1 / own[acts, 0], x) * (conditional[acts] - unconditional)
-        return conditional, torch.zeros_like(conditional).index_copy(0, acts, push.to(conditional.dtype))
+            push = expand(1 - 1 / told[acts, 0], x) * (conditional[acts] - unconditional)
+        return conditional, some.put(torch.zeros_like(conditional), push)
 
 
 @dataclass(frozen=True, kw_only=True)

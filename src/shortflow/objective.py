@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from shortflow.compatibility import check_guidance, check_times, two_steps
+from shortflow.compatibility import check_guidance, check_layout, check_times, two_steps
 from shortflow.coupling import Coupling, LivePairs
 from shortflow.draw import Draw, References
 from shortflow.dropout import shared_dropout
@@ -24,11 +24,10 @@ from shortflow.losses import Metric, Product, SquaredError, Unweighted, Weightin
 from shortflow.paths import Path
 from shortflow.streams import Streams
 from shortflow.targets import Direct, Target, TargetValue, TwoStep
-from shortflow.targets.base import all_rows
 from shortflow.teachers import Ema, GrowingEma, Online, ScheduledEma, Snapshot, Teacher
 from shortflow.times import Diagonal, TimeSampler
-from shortflow.times.base import Ends
-from shortflow.typing import Batch, LossTerms, Progress, expand
+from shortflow.times.base import Ends, apart
+from shortflow.typing import Batch, LossTerms, Progress, Times, expand
 from shortflow.velocity import Reference, Velocity
 
 __all__ = ["Ema", "GrowingEma", "Objective", "Online", "ScheduledEma", "Snapshot", "Streams", "Teacher"]
@@ -50,6 +49,10 @@ class Objective:
         velocity_head: train a second head of the network on the velocity at the heart of the target (iMF).
         coupling: pairs (x, ε) made by the network itself (live reflow); None for independent ones.
         pairs: the data come with their noise (reflow).
+        layout: "counted": a pass that some of the rows need is made for these, wherever they are, which takes counting
+            them. "fixed": the rows that jump come first, as many in every batch, and what else depends on the row is
+            computed for all of its kind and thrown away where it is not needed: a few passes more, but no shape depends
+            on what is drawn, so that nothing waits for a device and the loss can be compiled as a whole.
 
     Raises:
         IncompatibleParts: for combinations that are not defined, with the remedy.
@@ -66,12 +69,14 @@ class Objective:
     velocity_head: bool = False
     coupling: Coupling | None = None
     pairs: bool = False
+    layout: Literal["counted", "fixed"] = "counted"
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_dropout < 1:
             raise ShortflowError(f"label_dropout must be in [0, 1), got {self.label_dropout}")
         if self.dropped_rows not in ("all", "diagonal"):
             raise ShortflowError(f"dropped_rows must be 'all' or 'diagonal', got {self.dropped_rows!r}")
+        check_layout(self.times, self.target, self.layout)
         check_times(self.times, self.target, self.metric, self.weightings, self.teacher)
         check_guidance(
             law=self.times,
@@ -153,9 +158,14 @@ class Objective:
                 f"label_dropout = {self.label_dropout:g} hides classes, but the network has no null class; "
                 "build it with null_class=True, or set label_dropout to 0"
             )
+        n, device = len(batch.x), batch.x.device
+        times = self.times(n, progress, streams.generator("times"), batch.x.dtype)
+        jumps = self.times.jumping(n)
+        if self.times.gap == "mixed" and self.layout == "counted":
+            jumps = None  # they are at any places
+        elif self.times.gap == "mixed" and jumps is not None:
+            batch, times = _sorted(batch, times, jumps)
         x = batch.x
-        n, device = len(x), x.device
-        times = self.times(n, progress, streams.generator("times"), x.dtype)
         # What is drawn is on the host; a copy that blocks would wait for all that the device has yet to do.
         times = type(times)(*(time.to(device, non_blocking=True) for time in times))
         eps = batch.eps
@@ -185,6 +195,8 @@ class Objective:
             dropout_seed=streams.seed_of("dropout"),
             progress=progress,
             references=references,
+            jumps=jumps,
+            counted=self.layout == "counted",
         )
 
     def evaluate(self, flow: FlowMap, teacher: FlowMap, draw: Draw) -> LossTerms:
@@ -200,11 +212,11 @@ class Objective:
         space, head, prediction = self.metric.space, None, None
         seen = None
         if teacher is flow and self.target.joins and not self._weighted_in_half(draw):
-            (output, head), target = self.target.joint(flow, draw, all_rows(draw), self.velocity_head)
+            (output, head), target = self.target.joint(flow, draw, draw.everything, self.velocity_head)
         else:
             with shared_dropout(draw.dropout_seed, len(draw.x)):
                 if self.target.compares == "rate":
-                    output, prediction = self.target.compared(flow, teacher, draw, all_rows(draw))
+                    output, prediction = self.target.compared(flow, teacher, draw, draw.everything)
                 elif self.velocity_head:
                     output, head = flow.predict_both(draw.x_t, t, r, draw.condition, draw.guidance)
                 else:
@@ -287,6 +299,17 @@ class Objective:
         """The same objective for data without classes: no guidance, no label dropout."""
         coupling = replace(self.coupling, guidance=1.0) if isinstance(self.coupling, LivePairs) else self.coupling
         return replace(self, target=_unguided(self.target), label_dropout=0.0, guidance=None, coupling=coupling)
+
+
+def _sorted(batch: Batch, times: Times, jumps: int) -> tuple[Batch, Times]:
+    """The rows of batch and times in another order, those that jump first."""
+    order = times.bootstrap.logical_not().to(torch.int8).argsort(stable=True)
+    t, s, r = times.take(order)
+    # In float64 they all jump; rounding may have closed a gap.
+    end = torch.where((torch.arange(len(t)) < jumps) & (r >= t), apart(t, r)[1].clamp(min=0), r)
+    order = order.to(batch.x.device, non_blocking=True)
+    label, eps = (None if value is None else value[order] for value in (batch.label, batch.eps))
+    return Batch(x=batch.x[order], label=label, eps=eps), Times(t, torch.maximum(s, end), end)
 
 
 def _plain(velocity: Velocity) -> Velocity:

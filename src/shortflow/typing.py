@@ -15,7 +15,7 @@ from torch import Tensor
 __all__ = ["Batch", "LossTerms", "Progress", "Times", "expand"]
 
 
-def expand(value: Float[Tensor, "b"], like: Tensor) -> Tensor:
+def expand(value: Float[Tensor, "b"] | Bool[Tensor, "b"], like: Tensor) -> Tensor:
     """The per-row `value` with trailing axes of length one, so that it broadcasts against `like` of shape (b, ...)."""
     return value.reshape(value.shape[0], *([1] * (like.ndim - 1)))
 
@@ -32,7 +32,7 @@ class Times(NamedTuple):
         """Rows that take a real jump (r < t); the others (r = t) are flow matching."""
         return self.r < self.t
 
-    def take(self, rows: Int[Tensor, "k"]) -> "Times":
+    def take(self, rows: Int[Tensor, "k"] | slice) -> "Times":
         return Times(self.t[rows], self.s[rows], self.r[rows])
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from shortflow.draw import Draw
@@ -20,7 +20,8 @@ from shortflow.dropout import no_dropout, shared_dropout
 from shortflow.errors import IncompatibleParts, ShortflowError
 from shortflow.flowmap import FlowMap
 from shortflow.paths import Path
-from shortflow.typing import expand
+from shortflow.plugin import plug_in_velocity, plug_in_weights, pooled
+from shortflow.rows import Chosen, Rows, indices, within
 
 __all__ = [
     "Conditional",
@@ -36,7 +37,6 @@ __all__ = [
 ]
 
 State = Float[Tensor, "b ..."]
-Rows = Int[Tensor, "k"]
 
 
 def check_window(name: str, window: tuple[float, float]) -> None:
@@ -70,10 +70,10 @@ class Velocity(ABC):
         return self(teacher, draw)[rows]
 
     def with_direction(
-        self, direction: "Velocity", teacher: FlowMap, draw: Draw, rows: Rows, jump: Int[Tensor, "j"]
+        self, direction: "Velocity", teacher: FlowMap, draw: Draw, rows: Rows, jump: Rows
     ) -> tuple[Float[Tensor, "k ..."], Float[Tensor, "j ..."]]:
         """(v of the chosen rows, `direction` of rows[jump]); overridden where one pass gives both."""
-        return self.on(teacher, draw, rows), direction.on(teacher, draw, rows[jump])
+        return self.on(teacher, draw, rows), direction.on(teacher, draw, within(rows, jump))
 
 
 class FieldVelocity(Velocity):
@@ -91,7 +91,7 @@ class FieldVelocity(Velocity):
         """The velocity at (x, t), with the classes of the chosen rows of the draw."""
 
     def __call__(self, teacher: FlowMap, draw: Draw) -> State:
-        return self.on(teacher, draw, torch.arange(len(draw.x), device=draw.x.device))
+        return self.on(teacher, draw, draw.everything)
 
     def on(self, teacher: FlowMap, draw: Draw, rows: Rows) -> Float[Tensor, "k ..."]:
         return self.field(teacher, draw, rows, draw.x_t[rows], draw.times.t[rows])
@@ -105,68 +105,6 @@ class Conditional(Velocity):
         return teacher.path.velocity(draw.x, draw.eps, draw.times.t)
 
 
-def plug_in_weights(
-    path: Path,
-    x: Float[Tensor, "b ..."],
-    eps: Float[Tensor, "b ..."],
-    t: Float[Tensor, "b"],
-    allowed: Bool[Tensor, "k b"] | None = None,
-    rows: Int[Tensor, "k"] | None = None,
-) -> Float[Tensor, "k b"]:
-    """γ_ki = softmax_i(−‖x_t^k − α x^i‖²/(2σ²)): the posterior that row k's point came from image i of the batch.
-
-    One matrix product, in at least fp32. The exponent is −(α² ‖x^k − x^i‖² + 2ασ ⟨x^k − x^i, ε^k⟩)/(2σ²), a form whose
-    diagonal is exactly zero, so that γ_kk → 1 without rounding error as σ → 0.
-    """
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    flat = x.to(dtype).flatten(1)
-    flat = flat - flat.mean(0)
-    index = torch.arange(len(flat), device=x.device) if rows is None else rows
-    centre, noise, time = flat[index], eps.to(dtype).flatten(1)[index], t.to(dtype)[index]
-    alpha, sigma = path.alpha(time)[:, None], path.sigma(time)[:, None]
-    point = alpha * centre + sigma * noise
-    squares = (flat * flat).sum(1)
-    gap = alpha**2 * (squares[index][:, None] + squares) + 2 * alpha * (
-        sigma * (centre * noise).sum(1, keepdim=True) - point @ flat.T
-    )
-    exponent = -gap / (2 * sigma**2).clamp(min=torch.finfo(dtype).tiny)
-    own = index[:, None] == torch.arange(len(flat), device=x.device)
-    exponent = exponent.nan_to_num(nan=0.0, posinf=torch.finfo(dtype).max).masked_fill(own, 0.0)
-    if allowed is not None:
-        exponent = exponent.masked_fill(~(allowed | own), -torch.inf)
-    return torch.softmax(exponent, 1)
-
-
-def plug_in_velocity(
-    path: Path,
-    x: Float[Tensor, "b ..."],
-    eps: Float[Tensor, "b ..."],
-    t: Float[Tensor, "b"],
-    allowed: Bool[Tensor, "k b"] | None = None,
-    rows: Int[Tensor, "k"] | None = None,
-) -> Float[Tensor, "k ..."]:
-    """The marginal velocity of the batch at each row's own point, v̂ = Σ_i γ_i v(x_t | x^i), by two matrix products.
-
-    v̂^k = v_c^k + (W/σ) Σ_i γ_ki (x^k − x^i), where the own image drops out of the sum.
-
-    Args:
-        allowed: which images i may have produced row k's point (None: all); its own image always may.
-        rows: the rows k to compute (None: all b).
-    """
-    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        index = torch.arange(len(x), device=x.device) if rows is None else rows
-        gamma = plug_in_weights(path, x, eps, t, allowed, rows)
-        gamma = gamma.masked_fill(index[:, None] == torch.arange(len(x), device=x.device), 0.0)
-        flat = x.to(dtype).flatten(1)
-        flat = flat - flat.mean(0)
-        pull = (gamma.sum(1, keepdim=True) * flat[index] - gamma @ flat).reshape(len(index), *x.shape[1:])
-        time = t[index]
-        sigma = path.sigma(time)
-        ratio = torch.where(sigma > 0, path.wronskian(time) / sigma.clamp(min=torch.finfo(dtype).tiny), 0.0)
-        return path.velocity(x[index], eps[index], time) + (expand(ratio.to(dtype), pull) * pull).to(x.dtype)
-
-
 @dataclass(frozen=True, kw_only=True)
 class PlugIn(Velocity):
     """The velocity of the mini-batch, v̂ = E[v_c | x_t, batch] (ESC, arXiv 2512.11831, plug-in velocity).
@@ -174,9 +112,14 @@ class PlugIn(Velocity):
     mask "label": only images that share the row's class count, and every image counts for a row whose class is hidden:
     unbiased for the conditional and for the unconditional velocity. "none": all images always (the published code),
     which biases a conditional network towards the unconditional velocity unless the batch holds a single class.
+
+    images: whose images the velocity is made of: those of this process's batch, or of "all" processes, whose batches
+    are joined for it (with one process the same). All processes must then ask as often: with targets that ask only
+    where some rows jump, draw an exact number of these.
     """
 
     mask: Literal["label", "none"] = "label"
+    images: Literal["process", "all"] = "process"
 
     def __post_init__(self) -> None:
         if self.mask not in ("label", "none"):
@@ -188,13 +131,20 @@ class PlugIn(Velocity):
     def on(self, teacher: FlowMap, draw: Draw, rows: Rows) -> Float[Tensor, "k ..."]:
         return self.at(teacher.path, draw, rows)
 
-    def at(self, path: Path, draw: Draw, rows: Int[Tensor, "k"] | None) -> Float[Tensor, "k ..."]:
+    def at(self, path: Path, draw: Draw, rows: Rows | None) -> Float[Tensor, "k ..."]:
         """The plug-in velocity of the chosen rows only."""
-        allowed = None
+        pool = pooled(draw.x, draw.label) if self.images == "all" else None
+        label, allowed = draw.label if pool is None else pool.label, None
         if self.mask == "label" and draw.label is not None:
-            index = torch.arange(len(draw.x), device=draw.x.device) if rows is None else rows
-            allowed = (draw.label[index][:, None] == draw.label) | draw.dropped[index][:, None]
-        return plug_in_velocity(path, draw.x, draw.eps, draw.times.t, allowed, rows)
+            asked = draw.everything if rows is None else rows
+            allowed = (draw.label[asked][:, None] == label) | draw.dropped[asked][:, None]
+        index = (
+            None
+            if rows is None or (isinstance(rows, slice) and rows == draw.everything)
+            else indices(rows, draw.x.device)
+        )
+        images, first = (None, 0) if pool is None else (pool.x, pool.first)
+        return plug_in_velocity(path, draw.x, draw.eps, draw.times.t, allowed, index, images, first)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,14 +159,14 @@ class Mixture(Velocity):
             raise ShortflowError(f"Mixture: probability must be in [0, 1], got {self.probability}")
 
     def __call__(self, teacher: FlowMap, draw: Draw) -> State:
-        return self.on(teacher, draw, torch.arange(len(draw.x), device=draw.x.device))
+        return self.on(teacher, draw, draw.everything)
 
     def on(self, teacher: FlowMap, draw: Draw, rows: Rows) -> Float[Tensor, "k ..."]:
         v = Conditional().on(teacher, draw, rows)
-        some = (draw.coin[rows] < self.probability).nonzero()[:, 0]
-        if len(some) == 0:
+        some = draw.chosen(draw.coin[rows] < self.probability)
+        if len(some) == 0 and self.plug_in.images == "process":
             return v
-        return v.index_copy(0, some, self.plug_in.at(teacher.path, draw, rows[some]))
+        return some.put(v, self.plug_in.at(teacher.path, draw, within(rows, some.places)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,7 +226,8 @@ class Reference(FieldVelocity):
         with torch.no_grad(), no_dropout():
             v = frozen.velocity(x, t, label)
             if self.guidance != 1 and label is not None:
-                v = self._guided(frozen, v, x, t, draw.dropped[rows])
+                some = draw.chosen((t >= self.window[0]) & (t <= self.window[1]) & ~draw.dropped[rows])
+                v = self._guided(frozen, v, x, t, some)
             if self.autoguidance != 1:
                 weak = draw.weak
                 told = draw.told(weak)
@@ -290,18 +241,17 @@ class Reference(FieldVelocity):
         v: Float[Tensor, "k ..."],
         x: Float[Tensor, "k ..."],
         t: Float[Tensor, "k"],
-        dropped: Bool[Tensor, "k"],
+        some: Chosen,
     ) -> Float[Tensor, "k ..."]:
-        """v with guidance on the rows where it acts."""
+        """v with guidance on some of the rows."""
         null = frozen.null_label
         if null is None:
             raise IncompatibleParts(
                 f"Reference guides its teacher with scale {self.guidance:g}, but the teacher has no null class; train "
                 "it with label_dropout > 0, or set guidance to 1"
             )
-        some = ((t >= self.window[0]) & (t <= self.window[1]) & ~dropped).nonzero()[:, 0]
         if len(some) == 0:
             return v
         label = torch.full((len(some),), null, dtype=torch.long, device=x.device)
-        free = frozen.velocity(x[some], t[some], label)
-        return v.index_copy(0, some, free + self.guidance * (v[some] - free))
+        free = frozen.velocity(x[some.places], t[some.places], label)
+        return some.put(v, free + self.guidance * (v[some.places] - free))

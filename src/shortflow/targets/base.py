@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from shortflow.draw import Draw
 from shortflow.dropout import drops, shared_dropout
 from shortflow.flowmap import FlowMap
+from shortflow.rows import Rows, assembled
 from shortflow.velocity import Conditional, Velocity
 
 __all__ = [
@@ -23,7 +24,6 @@ __all__ = [
     "Target",
     "TargetValue",
     "Time",
-    "all_rows",
     "dropout_of",
     "predicted",
     "seeing",
@@ -31,7 +31,6 @@ __all__ = [
 
 Time = Float[Tensor, "k"]
 State = Float[Tensor, "k ..."]
-Rows = Int[Tensor, "k"]
 
 
 class Prediction(NamedTuple):
@@ -46,14 +45,11 @@ class Prediction(NamedTuple):
     head: State | None = None
 
     @staticmethod
-    def joined(parts: "Sequence[Prediction]", places: Sequence[Int[Tensor, "_"]]) -> "Prediction":
+    def joined(parts: "Sequence[Prediction]", places: Sequence[Rows]) -> "Prediction":
         """The predictions of several sets of rows as one, each row at its place."""
-        if len(parts) == 1:
-            return parts[0]
-        order = torch.cat(list(places)).argsort()
         heads = [part.head for part in parts if part.head is not None]
-        output = torch.cat([part.output for part in parts])[order]
-        return Prediction(output, torch.cat(heads)[order] if heads else None)
+        output = assembled([part.output for part in parts], places)
+        return Prediction(output, assembled(heads, places) if heads else None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,11 +77,6 @@ class TargetValue:
             x_t, t, r = x_t[rows], t[rows], r[rows]
         convert = flow.move if space == "state" else flow.pull_back
         return convert(x_t, self.value, t, r)
-
-
-def all_rows(draw: Draw) -> Rows:
-    """The indices of all rows of a draw."""
-    return torch.arange(len(draw.x), device=draw.x.device)
 
 
 def dropout_of(draw: Draw, rows: Rows) -> AbstractContextManager[None]:
@@ -141,7 +132,7 @@ class Target(ABC):
 
     def __call__(self, teacher: FlowMap, draw: Draw, output: State | None = None) -> TargetValue:
         """The target of every row."""
-        return self.at(teacher, draw, all_rows(draw), output)
+        return self.at(teacher, draw, draw.everything, output)
 
     def joint(self, flow: FlowMap, draw: Draw, rows: Rows, head: bool = False) -> tuple[Prediction, TargetValue]:
         """(prediction, target) on the chosen rows, for a network that is its own teacher.

@@ -9,7 +9,8 @@ from shortflow.draw import Draw
 from shortflow.errors import IncompatibleParts, ShortflowError
 from shortflow.flowmap import FlowMap
 from shortflow.guidance import null_of
-from shortflow.targets.base import Prediction, Rows, State, Target, TargetValue, Time, dropout_of, predicted
+from shortflow.rows import Rows, count, put, within
+from shortflow.targets.base import Prediction, State, Target, TargetValue, Time, dropout_of, predicted
 from shortflow.typing import expand
 from shortflow.velocity import Conditional, FieldVelocity, Velocity
 
@@ -95,18 +96,18 @@ class TwoStep(Target):
         """X_{s,r}(x_s): each row by the model that is asked for it, and by none where s = r, X_{r,r} being x itself."""
         moves = s > r
         low = torch.zeros_like(moves) if self.below is None else s < self.below
-        own, below = (moves & ~low).nonzero()[:, 0], (moves & low).nonzero()[:, 0]
-        if len(own) == len(rows):
-            return self._second(teacher, draw, rows, x_s, s, r)
-        x_r = x_s
+        own, x_r = draw.chosen(moves & ~low), x_s
         if len(own):
-            made = self._second(teacher, draw, rows[own], x_s[own], s[own], r[own])
-            x_r = x_r.index_copy(0, own, made.to(x_r.dtype))
+            at = own.places
+            x_r = own.put(x_s, self._second(teacher, draw, within(rows, at), x_s[at], s[at], r[at]))
+        if self.below is None:
+            return x_r
+        below = draw.chosen(moves & low)
         if len(below):
-            label = draw.told(draw.teacher)
-            with dropout_of(draw, rows[below]):
-                made = draw.teacher(x_s[below], s[below], r[below], None if label is None else label[rows[below]])
-            x_r = x_r.index_copy(0, below, made.to(x_r.dtype))
+            label, at = draw.told(draw.teacher), below.places
+            with dropout_of(draw, asked := within(rows, at)):
+                made = draw.teacher(x_s[at], s[at], r[at], None if label is None else label[asked])
+            x_r = below.put(x_r, made)
         return x_r
 
     def _along(self, first: Velocity, teacher: FlowMap, draw: Draw, rows: Rows, x_t: State, t: Time, s: Time) -> State:
@@ -135,12 +136,15 @@ class TwoStep(Target):
         label, guidance = draw.inputs(rows)
         with dropout_of(draw, rows):
             output = teacher.predict(seen, t, r, label, guidance)
+        if self.guidance == 1 or label is None:
+            return teacher.move(x, output, t, r)
         smallest = (draw.times.t - draw.times.r)[rows] <= 1.5 * self.guided_gap
-        some = (smallest & ~draw.dropped[rows]).nonzero()[:, 0]
-        if self.guidance != 1 and label is not None and len(some):
-            with dropout_of(draw, rows[some]):  # the pass with the class is there already
-                free = teacher.predict(seen[some], t[some], r[some], torch.full_like(label[some], null_of(teacher)))
-            output = output.index_copy(0, some, free + self.guidance * (output[some] - free))
+        some = draw.chosen(smallest & ~draw.dropped[rows])
+        if len(some):
+            at = some.places
+            with dropout_of(draw, within(rows, at)):  # the pass with the class is there already
+                free = teacher.predict(seen[at], t[at], r[at], torch.full_like(label[at], null_of(teacher)))
+            output = some.put(output, free + self.guidance * (output[at] - free))
         return teacher.move(x, output, t, r)
 
 
@@ -218,10 +222,10 @@ class Along(Target):
             t, _, r = draw.times.take(rows)
             x_t, v = draw.x_t[rows], self.velocity.on(teacher, draw, rows)
             value = teacher.output_of(x_t, v, t)
-            jump = (r < t).nonzero()[:, 0]
-            if len(jump):
+            jump = draw.kinds(rows)[0]
+            if count(jump):
                 x, start, end = x_t[jump], t[jump], r[jump]
                 a, b = teacher.path.transfer(start, end)
                 state = expand(a, x) * x + expand(b, x) * v[jump]
-                value = value.index_copy(0, jump, teacher.pull_back(x, state, start, end))
+                value = put(value, jump, teacher.pull_back(x, state, start, end))
             return TargetValue(value=value, space="output", velocity=v)

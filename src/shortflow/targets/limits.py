@@ -13,16 +13,16 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from shortflow.draw import Draw
 from shortflow.errors import IncompatibleParts, ShortflowError
 from shortflow.flowmap import FlowMap
+from shortflow.rows import Rows, count, put, within
 from shortflow.tangent import Derivative, DualPass, differentiated, kept
 from shortflow.targets.base import (
     Prediction,
-    Rows,
     State,
     Target,
     TargetValue,
@@ -116,10 +116,10 @@ class Tangent(Target):
 
     def at(self, teacher: FlowMap, draw: Draw, rows: Rows, output: State | None = None) -> TargetValue:
         with torch.no_grad():
-            v, along = self._velocities(teacher, draw, rows, jump := draw.times.bootstrap[rows].nonzero()[:, 0])
-        if len(jump) == 0:
+            v, along = self._velocities(teacher, draw, rows, jump := draw.kinds(rows)[0])
+        if count(jump) == 0:
             return self._target(teacher, draw, rows, v)
-        return self._target(teacher, draw, rows, v, (jump, *self._apart(teacher, draw, rows[jump], along)))
+        return self._target(teacher, draw, rows, v, (jump, *self._apart(teacher, draw, within(rows, jump), along)))
 
     @property
     def joins(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -129,27 +129,24 @@ class Tangent(Target):
         """One pass on rows with r = t, whose output is their conditional velocity, too; a dual pass on the others."""
         if not self.derivative.keeps:
             return super().joint(flow, draw, rows, head)
-        jumps = draw.times.bootstrap[rows]
-        jump, still = jumps.nonzero()[:, 0], (~jumps).nonzero()[:, 0]
+        jump, still = draw.kinds(rows)
         parts: list[Prediction] = []
-        places: list[Int[Tensor, "_"]] = []
-        if len(still):
-            parts.append(predicted(flow, draw, rows[still], head))
+        places: list[Rows] = []
+        if count(still):
+            parts.append(predicted(flow, draw, within(rows, still), head))
             places.append(still)
-            draw = seeing(flow, draw, rows[still], parts[0])
+            draw = seeing(flow, draw, within(rows, still), parts[0])
         with torch.no_grad():
             v, along = self._velocities(flow, draw, rows, jump)
-        if len(jump) == 0:
+        if count(jump) == 0:
             return parts[0], self._target(flow, draw, rows, v)
-        own, rate = self._kept(flow, draw, rows[jump], along, head)
+        own, rate = self._kept(flow, draw, within(rows, jump), along, head)
         target = self._target(flow, draw, rows, v, (jump, own.output.detach(), rate))
         return Prediction.joined([*parts, own], [*places, jump]), target
 
-    def _velocities(
-        self, teacher: FlowMap, draw: Draw, rows: Rows, jump: Int[Tensor, "j"]
-    ) -> tuple[State, Float[Tensor, "j ..."]]:
+    def _velocities(self, teacher: FlowMap, draw: Draw, rows: Rows, jump: Rows) -> tuple[State, Float[Tensor, "j ..."]]:
         """(v of the chosen rows, the direction of the derivative on those at the positions `jump`)."""
-        if self.direction is None or len(jump) == 0:
+        if self.direction is None or count(jump) == 0:
             v = self.velocity.on(teacher, draw, rows)
             return v, v[jump]
         return self.velocity.with_direction(self.direction, teacher, draw, rows, jump)
@@ -187,7 +184,7 @@ class Tangent(Target):
         draw: Draw,
         rows: Rows,
         v: State,
-        jumps: tuple[Int[Tensor, "j"], Float[Tensor, "j ..."], Float[Tensor, "j ..."]] | None = None,
+        jumps: tuple[Rows, Float[Tensor, "j ..."], Float[Tensor, "j ..."]] | None = None,
     ) -> TargetValue:
         """The target of the chosen rows; `jumps` are the positions of those with r < t, and F and D_t F there."""
         with torch.no_grad():
@@ -196,9 +193,9 @@ class Tangent(Target):
             size = torch.full_like(t, torch.nan)
             if jumps is not None:
                 jump, output, rate = jumps
-                moved = self._moved(teacher, draw, rows[jump], v[jump], output, rate)
-                value = value.index_copy(0, jump, moved.to(value.dtype))
-                size = size.index_copy(0, jump, rate.flatten(1).square().mean(1).sqrt().to(size.dtype))
+                moved = self._moved(teacher, draw, within(rows, jump), v[jump], output, rate)
+                value = put(value, jump, moved)
+                size = put(size, jump, rate.flatten(1).square().mean(1).sqrt())
         return TargetValue(value=value, space="output", logs={"tangent": size}, velocity=v)
 
     def _moved(self, teacher: FlowMap, draw: Draw, rows: Rows, v: State, output: State, rate: State) -> State:

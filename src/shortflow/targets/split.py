@@ -5,13 +5,12 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Int
-from torch import Tensor
 
 from shortflow.draw import Draw
 from shortflow.errors import IncompatibleParts
 from shortflow.flowmap import FlowMap
-from shortflow.targets.base import Direct, Prediction, Rows, State, Target, TargetValue, dropout_of
+from shortflow.rows import Rows, count, put, within
+from shortflow.targets.base import Direct, Prediction, State, Target, TargetValue, dropout_of
 from shortflow.targets.jumps import TwoStep
 from shortflow.velocity import Velocity
 
@@ -76,20 +75,23 @@ class Split(Target):
     def grounded(self) -> bool:
         return self.direct.grounded
 
-    def _kinds(self, draw: Draw, rows: Rows) -> list[tuple[Target, Int[Tensor, "_"]]]:
-        """The parts that have rows, with the positions of those among `rows`."""
-        t, s, r = draw.times.take(rows)
-        still = t == s if self.limit is not None else torch.zeros_like(t, dtype=torch.bool)
-        kinds = [(self.direct, r == t), (self.bootstrap, (r < t) & ~still)]
-        kinds += [] if self.limit is None else [(self.limit, (r < t) & still)]
-        found = ((part, mask.nonzero()[:, 0]) for part, mask in kinds)
-        return [(part, where) for part, where in found if len(where)]
+    def _kinds(self, draw: Draw, rows: Rows) -> list[tuple[Target, Rows]]:
+        """The parts that have rows, with the places of those among `rows`."""
+        jump, still = draw.kinds(rows)
+        kinds = [(self.direct, still), (self.bootstrap, jump)]
+        if self.limit is not None and count(jump):
+            t, s, _ = draw.times.take(within(rows, jump))
+            kinds[1:] = [
+                (self.bootstrap, within(jump, (s < t).nonzero()[:, 0])),
+                (self.limit, within(jump, (s == t).nonzero()[:, 0])),
+            ]
+        return [(part, where) for part, where in kinds if count(where)]
 
     def compared(self, flow: FlowMap, teacher: FlowMap, draw: Draw, rows: Rows) -> tuple[State, State]:
         output = torch.zeros_like(draw.x_t[rows])
         seen = output
         for part, where in self._kinds(draw, rows):
-            chosen = rows[where]
+            chosen = within(rows, where)
             if part.compares == "rate":
                 own, rate = part.compared(flow, teacher, draw, chosen)
             else:
@@ -97,8 +99,8 @@ class Split(Target):
                 with dropout_of(draw, chosen):
                     own = flow.predict(draw.x_t[chosen], t, r, *draw.inputs(chosen))
                 rate = flow.velocity_of(draw.x_t[chosen], own, t)
-            output = output.index_copy(0, where, own.to(output.dtype))
-            seen = seen.index_copy(0, where, rate.to(seen.dtype))
+            output = put(output, where, own)
+            seen = put(seen, where, rate)
         return output, seen
 
     @property
@@ -107,17 +109,21 @@ class Split(Target):
 
     def joint(self, flow: FlowMap, draw: Draw, rows: Rows, head: bool = False) -> tuple[Prediction, TargetValue]:
         predictions: list[Prediction] = []
-        found: list[tuple[Tensor, Literal["jump", "rate"], TargetValue]] = []
+        found: list[tuple[Rows, Literal["jump", "rate"], TargetValue]] = []
         for part, where in self._kinds(draw, rows):
-            own, target = part.joint(flow, draw, rows[where], head)
+            own, target = part.joint(flow, draw, within(rows, where), head)
             predictions.append(own)
             found.append((where, "jump", target))
         prediction = Prediction.joined(predictions, [where for where, _, _ in found])
         return prediction, self._gathered(flow, draw, rows, found)
 
     def at(self, teacher: FlowMap, draw: Draw, rows: Rows, output: State | None = None) -> TargetValue:
-        found: list[tuple[Tensor, Literal["jump", "rate"], TargetValue]] = [
-            (where, part.compares, part.at(teacher, draw, rows[where], None if output is None else output[where]))
+        found: list[tuple[Rows, Literal["jump", "rate"], TargetValue]] = [
+            (
+                where,
+                part.compares,
+                part.at(teacher, draw, within(rows, where), None if output is None else output[where]),
+            )
             for part, where in self._kinds(draw, rows)
         ]
         return self._gathered(teacher, draw, rows, found)
@@ -127,7 +133,7 @@ class Split(Target):
         teacher: FlowMap,
         draw: Draw,
         rows: Rows,
-        targets: Sequence[tuple[Int[Tensor, "_"], Literal["jump", "rate"], TargetValue]],
+        targets: Sequence[tuple[Rows, Literal["jump", "rate"], TargetValue]],
     ) -> TargetValue:
         """The targets of the kinds of rows (their positions, what they compare, the target) as one."""
         x = draw.x_t[rows]
@@ -135,7 +141,7 @@ class Split(Target):
         logs: dict[str, torch.Tensor] = {}
         velocity = None
         for where, compares, target in targets:
-            chosen = rows[where]
+            chosen = within(rows, where)
             if self.compares == "jump":
                 found = target.in_space("output", teacher, draw, chosen)
             elif compares == "rate":
@@ -144,12 +150,12 @@ class Split(Target):
                 found = teacher.velocity_of(
                     x[where], target.in_space("output", teacher, draw, chosen), draw.times.t[chosen]
                 )
-            value = value.index_copy(0, where, found.to(value.dtype))
+            value = put(value, where, found)
             for name, rowwise in target.logs.items():
                 empty = torch.full_like(draw.times.t[rows], torch.nan)
-                logs[name] = logs.get(name, empty).index_copy(0, where, rowwise.to(empty.dtype))
+                logs[name] = put(logs.get(name, empty), where, rowwise)
             if target.velocity is not None:
                 velocity = torch.zeros_like(x) if velocity is None else velocity
-                velocity = velocity.index_copy(0, where, target.velocity.to(x.dtype))
+                velocity = put(velocity, where, target.velocity)
         space = "output" if self.compares == "jump" else "rate"
         return TargetValue(value=value, space=space, logs=logs, velocity=velocity)

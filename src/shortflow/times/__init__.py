@@ -10,6 +10,7 @@ function `times(u, progress)` of a table of uniforms. Random draws, stratified g
 
 A sampler also says what it trains, for compatibility checks and for the samplers of images:
     gap      "zero" (r = t always), "positive" (r < t always) or "mixed";
+    jumping  how many of n rows jump, where that is not random;
     ends     "diagonal" (only r = t is trained), "zero" (only the data end), "any", or "dyadic" (jumps of length 2⁻ʲ);
     span     the earliest and latest time the network sees, (0, 1) unless the method cuts the ends;
     continuous  whether s = t stands for the limit s → t on every row;

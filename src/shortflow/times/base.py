@@ -46,6 +46,10 @@ class TimeSampler(ABC):
         """The stage that the law is in, 0 … stages − 1."""
         return 0
 
+    def jumping(self, n: int) -> int | None:
+        """How many of n rows jump, where every draw has the same number; None where it is random."""
+        return None if self.gap == "mixed" else n if self.gap == "positive" else 0
+
     @abstractmethod
     def times(self, u: Float[Tensor, "b k"], progress: Progress) -> Times:
         """The times that the uniform numbers u stand for; k = `uniforms`."""
@@ -85,6 +89,11 @@ def ordered(times: Times, dtype: torch.dtype) -> Times:
     t, s, r = (x.to(dtype) for x in times)
     r = torch.minimum(r, t)
     return Times(t, torch.minimum(torch.maximum(s, r), t), r)
+
+
+def number(share: float, count: Count, n: int) -> int | None:
+    """The number of rows that `chosen` chooses of n, where it is not random."""
+    return round(share * n) if count == "exact" else n if share == 1 else None
 
 
 def chosen(u: Float[Tensor, "b"], share: float, count: Count) -> Bool[Tensor, "b"]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from shortflow.errors import require
 from shortflow.laws import Law, LogitNormal, TrigLogNormal, Uniform
-from shortflow.times.base import LEAST_GAP, Count, TimeSampler, apart, check_ratio, chosen
+from shortflow.times.base import LEAST_GAP, Count, TimeSampler, apart, check_ratio, chosen, number
 from shortflow.typing import Progress, Times
 
 __all__ = ["Diagonal", "GapThenEnd", "Gradual", "Independent", "Nested", "Sorted", "ToData", "Triangle"]
@@ -65,6 +65,9 @@ class Sorted(TimeSampler):
     def __post_init__(self) -> None:
         check_ratio("Sorted", self.ratio, self.count)
 
+    def jumping(self, n: int) -> int | None:
+        return number(self.ratio, self.count, n)
+
     def times(self, u: Float[Tensor, "b k"], progress: Progress) -> Times:
         first, second = self.law.icdf(u[:, 0]), self.law.icdf(u[:, 1])
         t, r = torch.maximum(first, second), torch.minimum(first, second)
@@ -91,6 +94,9 @@ class Gradual(TimeSampler):
     def __post_init__(self) -> None:
         check_ratio("Gradual", self.ratio, self.count)
         require(0 <= self.ramp <= 1, f"Gradual: ramp is a share of the run and must be in [0, 1], got {self.ramp}")
+
+    def jumping(self, n: int) -> int | None:
+        return number(self.ratio, self.count, n)
 
     def probability(self, progress: Progress) -> float:
         """p, the probability that a jump ends at the data."""
@@ -129,6 +135,9 @@ class Independent(TimeSampler):
         )
         if self.least > 0 and self.ratio == 1:
             self._settle(gap="positive")
+
+    def jumping(self, n: int) -> int | None:
+        return number(self.ratio, self.count, n) if self.least > 0 else None
 
     def times(self, u: Float[Tensor, "b k"], progress: Progress) -> Times:
         t, r = apart(self.start.icdf(u[:, 0]), self.end.icdf(u[:, 1]), self.least)

@@ -43,8 +43,11 @@ class Dyadic(TimeSampler):
         """M, the number of the finest steps: 2^levels."""
         return 2**self.levels
 
+    def jumping(self, n: int) -> int:
+        return math.floor(self.share * n + 1e-9)
+
     def times(self, u: Float[Tensor, "b k"], progress: Progress) -> Times:
-        rows = math.floor(self.share * u.shape[0] + 1e-9)
+        rows = self.jumping(len(u))
         each = rows // self.levels
         if each > 0:
             level = torch.arange(self.levels - 1, -1, -1, device=u.device).repeat_interleave(each)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from shortflow.errors import require
 from shortflow.laws import Law, LogitNormal, LogStudentNoise, Truncated
-from shortflow.times.base import LEAST_GAP, Count, TimeSampler, check_ratio, chosen
+from shortflow.times.base import LEAST_GAP, Count, TimeSampler, check_ratio, chosen, number
 from shortflow.times.fractions import Fixed, Fraction
 from shortflow.times.pairs import ToData, Triangle
 from shortflow.typing import Progress, Times
@@ -47,6 +47,9 @@ class _Wrapper(TimeSampler):
     def stage(self, progress: Progress) -> int:
         return self._inside().stage(progress)
 
+    def jumping(self, n: int) -> int | None:
+        return self._inside().jumping(n)
+
 
 @dataclass(frozen=True, kw_only=True)
 class WithDiagonal(_Wrapper):
@@ -74,6 +77,10 @@ class WithDiagonal(_Wrapper):
     def _diagonal(self) -> Law:
         low, high = self.span
         return self.law if (low, high) == (0, 1) else Truncated(law=self.law, low=low, high=high)
+
+    def jumping(self, n: int) -> int | None:
+        rows = number(self.ratio, self.count, n)
+        return None if rows is None else self.jumps.jumping(rows)
 
     def times(self, u: Float[Tensor, "b k"], progress: Progress) -> Times:
         rows = chosen(u[:, -1], self.ratio, self.count)
