@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.measure import timed, write
+from benchmarks import report, tables
+from benchmarks.measure import RESULTS, about, timed, write
 from shortflow import runs
 from shortflow.config import RunConfig
 from shortflow.data import Dataset, DataSpec, names
@@ -26,7 +27,7 @@ from shortflow.runs.running import batches
 from shortflow.train import StepRecord, TrainStep, train
 from shortflow.typing import Batch
 
-HERE = Path(__file__).parent
+FILE = RESULTS / "loader-cpu.json"
 DELIVERED = 16  # batches are delivered so many times as often as steps are taken, which take so much longer
 
 
@@ -72,20 +73,6 @@ def measured(run: RunConfig, dataset: Dataset, rounds: int, steps: int) -> dict[
     }
 
 
-def table(records: dict[str, dict[str, Any]]) -> str:
-    lines = [
-        "| data | shape | images/s delivered | consumed by a step | delivered / consumed | training / step at hand |",
-        "|---|---|---:|---:|---:|---:|",
-    ]
-    for name, record in records.items():
-        lines.append(
-            f"| {name} | {'×'.join(map(str, record['shape']))} | {record['delivered']:,.0f} "
-            f"| {record['consumed']:,.0f} | {record['delivered_over_consumed']:.0f} "
-            f"| {record['trained_over_consumed']:.3f} |"
-        )
-    return "\n".join(lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="digits")
@@ -95,16 +82,20 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=4, help="training steps a round")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=HERE / "results/loader-cpu.json")
+    parser.add_argument("--out", type=Path, help=f"default: benchmarks/results/{FILE.name}")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    head = about("python -m benchmarks.loader")
     records = {}
     for source in options.data.split(","):
         side = None if source in names() else options.resolution
         run, dataset = runs.configure(options.recipe, source, resolution=side, settings=options.set)
         records[dataset.name] = measured(run, dataset, options.rounds, options.steps)
-    write(options.out, {"command": "python -m benchmarks.loader", "rounds": options.rounds, "data": records})
-    print(table(records))
+    record = {"rounds": options.rounds, "data": records}
+    write(options.out or FILE, record, head)
+    print(tables.loader({**head, **record}))
+    if options.out is None:
+        report.rewrite()
 
 
 if __name__ == "__main__":

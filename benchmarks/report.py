@@ -23,6 +23,9 @@ BLOCKS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "step-cpu": tables.step,
     "recipes-cpu": tables.recipes,
     "scaling-cpu": tables.scaling,
+    "plugin-cpu": tables.plugin,
+    "loader-cpu": tables.loader,
+    "sampling-cpu": tables.sampling,
     "gpu": tables.gpu,
 }
 """Block and file of results: how it is told."""

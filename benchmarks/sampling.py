@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.measure import ratios, timed, write
+from benchmarks import report, tables
+from benchmarks.measure import RESULTS, about, ratios, timed, write
 from shortflow import runs
 from shortflow.config import RunConfig
 from shortflow.data import DataSpec
@@ -21,7 +22,7 @@ from shortflow.nn.configs import SiTConfig
 from shortflow.recipes import esc
 from shortflow.sample import sample
 
-HERE = Path(__file__).parent
+FILE = RESULTS / "sampling-cpu.json"
 
 
 def networks(depth: int) -> dict[str, tuple[FlowMap, DataSpec, int]]:
@@ -63,19 +64,19 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=4)
     parser.add_argument("--depth", type=int, default=4, help="blocks of the wide network")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=HERE / "results/sampling-cpu.json")
+    parser.add_argument("--out", type=Path, help=f"default: benchmarks/results/{FILE.name}")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    head = about("python -m benchmarks.sampling")
     records = {
         name: measured(flow, spec, batch, options.batches, options.rounds)
         for name, (flow, spec, batch) in networks(options.depth).items()
     }
-    write(options.out, {"command": "python -m benchmarks.sampling", "rounds": options.rounds, "networks": records})
-    print("| network | run | time / passes | seconds a batch |\n|---|---|---:|---:|")
-    for name, record in records.items():
-        for run, row in record["runs"].items():
-            spread = f"{row['ratio']:.3f} ({row['low']:.3f}–{row['high']:.3f})"
-            print(f"| {name} | {run} | {spread} | {row['seconds'] / options.batches:.4f} |")
+    record = {"rounds": options.rounds, "networks": records}
+    write(options.out or FILE, record, head)
+    print(tables.sampling({**head, **record}))
+    if options.out is None:
+        report.rewrite()
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ For each size of network: operations in F (one forward pass of the batch without
 ratios of interleaved runs, the most memory that the loss takes before its gradient is asked for (activations and
 temporaries), that of the whole step with its gradients, and the gradients of both ESC steps compared in the same run.
 
-With --recipes: what one step of every recipe costs, counted, measured and timed, in F.
+The step is measured compiled, too, as `train.compile` does it, which takes minutes of compiling; --no-compile leaves
+that out. With --recipes: what one step of every recipe costs, counted, measured and timed, in F.
 """
 
 import argparse
@@ -22,17 +23,21 @@ __all__ = ["measured"]
 FILE, RECIPES_FILE = RESULTS / "step-cpu.json", RESULTS / "recipes-cpu.json"
 
 
-def measured(size: Size, rounds: int) -> dict[str, Any]:
+NAMES = ("reference", "step", "flow matching", "forward")
+
+
+def measured(size: Size, rounds: int, *, compiled: bool) -> dict[str, Any]:
     """Of each step: {"flops" (in F), "memory", "step_memory", "ratio", "low", "high", "seconds"}."""
-    subject, apart = Subject(size), 0.0
+    subject, apart = Subject(size, (*NAMES, *(["compiled step"] if compiled else []))), 0.0
     for seed in range(3):
         subject.draw_again(seed)
-        apart = max(apart, difference(subject.step("step"), subject.step("reference")))
+        expected = subject.step("reference")
+        apart = max(apart, *(difference(subject.step(name), expected) for name in subject.names if "step" in name))
     losses, steps = subject.losses(), subject.steps()
     unit = flops(steps["forward"])
     record = {
         name: {
-            "flops": flops(steps[name]) / unit,
+            "flops": flops(steps[name.removeprefix("compiled ")]) / unit,
             "memory": peak_memory(losses[name]),
             "step_memory": peak_memory(steps[name]),
         }
@@ -49,6 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--recipes", action="store_true", help="measure every recipe instead")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="the compiled step, too")
     parser.add_argument("--quick", action="store_true", help="a tiny network, as a test of the command; needs --out")
     parser.add_argument("--out", type=Path, help=f"default: benchmarks/results/{FILE.name} or {RECIPES_FILE.name}")
     options = parser.parse_args(arguments)
@@ -62,7 +68,8 @@ def main(arguments: list[str] | None = None) -> None:
     else:
         head = about("python -m benchmarks.step")
         sizes = {"tiny": QUICK} if options.quick else {name: SIZES[name] for name in options.sizes.split(",")}
-        record, table = {"rounds": rounds, "sizes": {n: measured(s, rounds) for n, s in sizes.items()}}, tables.step
+        found = {name: measured(size, rounds, compiled=options.compile) for name, size in sizes.items()}
+        record, table = {"rounds": rounds, "sizes": found}, tables.step
     write(options.out or (RECIPES_FILE if options.recipes else FILE), record, head)
     print(table({**head, **record}))
     if options.out is None:

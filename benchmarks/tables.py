@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["caption", "gpu", "recipes", "scaling", "step", "table"]
+__all__ = ["caption", "gpu", "loader", "plugin", "recipes", "sampling", "scaling", "step", "table"]
 
 Record = Mapping[str, Any]
 
@@ -35,8 +35,8 @@ def _count(n: int, what: str) -> str:
     return f"{n} {what}{'s' if n != 1 else ''}"
 
 
-def _ratio(row: Record) -> str:
-    return f"{row['ratio']:.2f} ({row['low']:.2f}–{row['high']:.2f})"
+def _ratio(row: Record, digits: int = 2) -> str:
+    return f"{row['ratio']:.{digits}f} ({row['low']:.{digits}f}–{row['high']:.{digits}f})"
 
 
 def _time(seconds: float) -> str:
@@ -65,8 +65,8 @@ def step(record: Record) -> str:
             memory = (_memory(row["memory"]), f"{row['memory'] / base:.2f}", _memory(row["step_memory"]))
             rows.append((name, run, f"{row['flops']:.2f}", _ratio(row), *memory))
         notes.append(
-            f"{name}: {size['network']}, batches of {size['batch']}; gradients of the two ESC steps differ by "
-            f"{size['gradient_difference']:.1e} of their norm."
+            f"{name}: {size['network']}, batches of {size['batch']}; gradients of the ESC steps differ from those of "
+            f"the reference by {size['gradient_difference']:.1e} of their norm."
         )
     heads = ("size", "step", ">operations (F)", ">time / reference", ">activations", ">/ reference", ">whole step")
     return "\n\n".join([table(heads, rows), "\n".join(f"- {note}" for note in notes), caption(record)])
@@ -135,6 +135,57 @@ def _processes(record: Record) -> str:
     )
     heads = ("processes", ">time / one", ">a step", ">images / s", ">memory of one")
     return "\n\n".join([table(heads, rows), note])
+
+
+def plugin(record: Record) -> str:
+    """One row for each way to compute the plug-in velocity."""
+    rows = [
+        (
+            name,
+            str(row["rows"]),
+            _ratio(row),
+            _time(row["seconds"]),
+            _memory(row["memory"]),
+            f"{row['difference']:.1e}",
+        )
+        for name, row in record["runs"].items()
+    ]
+    heads = ("plug-in velocity", ">rows", ">time / all pairs", ">time", ">memory", ">error")
+    note = f"- {record['batch']} images of {_shape(record['shape'])}; the error is that of float32 against float64."
+    return "\n\n".join([table(heads, rows), note, caption(record)])
+
+
+def sampling(record: Record) -> str:
+    """One row for each network and way to sample."""
+    rows = [
+        (name, run, str(found["batch"]), _ratio(row, 3), _time(row["seconds"] / found["batches"]))
+        for name, found in record["networks"].items()
+        for run, row in found["runs"].items()
+    ]
+    return "\n\n".join([table(("network", "run", ">batch", ">time / passes", ">a batch"), rows), caption(record)])
+
+
+def loader(record: Record) -> str:
+    """One row for each data set."""
+    rows = [
+        (
+            name,
+            _shape(found["shape"]),
+            f"`{found['recipe']}`",
+            str(found["batch"]),
+            _rate(found["delivered"]),
+            _rate(found["consumed"]),
+            f"{found['delivered_over_consumed']:,.0f}",
+            f"{found['trained_over_consumed']:.2f}",
+        )
+        for name, found in record["data"].items()
+    ]
+    heads = ("data", "shape", "recipe", ">batch", ">images / s delivered", ">consumed", ">delivered / consumed")
+    return "\n\n".join([table((*heads, ">training / batches at hand"), rows), caption(record)])
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return "×".join(map(str, shape))
 
 
 # -------------------------------------------------------------------------------------------------------------- a GPU

@@ -11,8 +11,10 @@ import json
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -30,12 +32,24 @@ from shortflow.recipes import esc, esd, lsd, meanflow, sct, tvm
 from shortflow.streams import Streams
 from shortflow.train import TrainStep
 from shortflow.typing import Batch, Progress
+from shortflow.velocity import PlugIn
 from steps import needed, randomize, taken
 
 RANKS, ROWS = 2, 16
+
+
+def joined(recipe: Recipe) -> Recipe:
+    """With a plug-in velocity over the images of all processes."""
+    target: Any = recipe.objective.target
+    base = replace(target.velocity.base, plug_in=PlugIn(images="all"), probability=0.6)
+    velocity = replace(target.velocity, base=base)
+    return replace(recipe, objective=replace(recipe.objective, target=replace(target, velocity=velocity)))
+
+
 RECIPES: dict[str, Recipe] = {
     "meanflow": meanflow(ratio=0.5),
     "esc": esc(omega=1.5, kappa=0.3, ratio=0.5),
+    "esc, joined": joined(esc(omega=1.5, kappa=0.3, ratio=0.5)),
     "sct": sct(),
     "lsd": lsd(ratio=0.5),
     "esd": esd(ratio=0.5, detach_space=False),
@@ -51,7 +65,7 @@ CASES = [f"{recipe}, {network}" for recipe in RECIPES for network in NETWORKS]
 
 def built(case: str, dtype: torch.dtype, alike: bool) -> tuple[TrainStep, Draw, list[Tensor]]:
     """(step module, draw of all rows, rows of each process)."""
-    name, kind = case.split(", ")
+    name, kind = case.rsplit(", ", 1)
     recipe = RECIPES[name]
     network = randomize(NETWORKS[kind](**needed(recipe)))
     step = TrainStep(recipe.flow_map(network), recipe.objective).to(dtype)
@@ -70,7 +84,8 @@ def built(case: str, dtype: torch.dtype, alike: bool) -> tuple[TrainStep, Draw, 
 
 def alone(step: TrainStep, draw: Draw, parts: list[Tensor]) -> list[Tensor]:
     """The gradient of one process on all rows; a plug-in velocity sees the rows that it would see in each process."""
-    draws = [draw] if "Mixture" not in repr(step.objective) else [taken(draw, rows) for rows in parts]
+    apart = "images='process'" in repr(step.objective)
+    draws = [taken(draw, rows) for rows in parts] if apart else [draw]
     for each in draws:
         (step(each)[0] / len(draws)).backward()
     return [whole(weight) for weight in step.flow.parameters()]

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks import scaling, step
+from benchmarks import plugin, scaling, step
 from benchmarks.gpu import attention, correct, runner, speed
 from benchmarks.gpu.__main__ import main as gpu
 from benchmarks.gpu.precision import matmuls
@@ -73,7 +73,7 @@ def test_precision_is_put_back_where_it_was() -> None:
 
 
 def test_the_step_is_measured(tmp_path: Path) -> None:
-    step.main(["--quick", "--out", str(tmp_path / "step.json")])
+    step.main(["--quick", "--no-compile", "--out", str(tmp_path / "step.json")])
     record = json.loads((tmp_path / "step.json").read_text())
     assert {"machine", "date", "commit", "command"} <= set(record)
     found = record["sizes"]["tiny"]
@@ -85,6 +85,14 @@ def test_the_step_is_measured(tmp_path: Path) -> None:
     assert runs["flow matching"]["flops"] == pytest.approx(3, rel=0.03)
     assert runs["forward"]["flops"] == 1
     assert 0 < runs["forward"]["memory"] < runs["step"]["memory"] < runs["reference"]["memory"]
+
+
+def test_the_plug_in_velocity_is_measured(tmp_path: Path) -> None:
+    plugin.main(["--quick", "--out", str(tmp_path / "plugin.json")])
+    runs = json.loads((tmp_path / "plugin.json").read_text())["runs"]
+    assert [row["rows"] for row in runs.values()] == [16, 16, 4]
+    assert all(row["difference"] < 1e-5 for row in runs.values())
+    assert runs["of a quarter of the rows"]["memory"] <= runs["matrix products"]["memory"] < runs["all pairs"]["memory"]
 
 
 @pytest.mark.slow
@@ -127,7 +135,7 @@ def test_two_processes_are_measured(tmp_path: Path) -> None:
     assert all(size > 0 for size in found["memory"].values())
 
 
-@pytest.mark.parametrize("command", [step.main, scaling.main, gpu])
+@pytest.mark.parametrize("command", [step.main, scaling.main, plugin.main, gpu])
 def test_a_quick_run_replaces_no_results(command: Any, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         command(["--quick"])
@@ -266,7 +274,7 @@ def test_waits_are_counted_where_they_are_asked_for() -> None:
         "warned": None,
     }
     step_of = waits(Subject(QUICK, ("step",)).steps()["step"], CPU)
-    assert any(place.startswith("targets/limits.py") and "nonzero" in place for place in step_of["places"])
+    assert any(place.startswith(("draw.py", "rows.py")) and "nonzero" in place for place in step_of["places"])
 
 
 def test_the_loop_and_what_waits_in_it() -> None:

@@ -39,9 +39,9 @@ STEP_TEXT = """\
 | S/2 | reference | 8.00 | 1.00 (1.00–1.00) | 4 MiB | 1.00 | 8192 MiB |
 | S/2 | step | 4.40 | 0.50 (0.48–0.53) | 1 MiB | 0.25 | 3 MiB |
 
-- S/2: SiT of width 8, batches of 4; gradients of the two ESC steps differ by 1.9e-07 of their norm.
+- S/2: SiT of width 8, batches of 4; gradients of the ESC steps differ from those of the reference by 1.9e-07 of their norm.
 
-`python -m benchmarks.step`, 2026-01-02, commit 0123456789: Abacus 3, 1 thread, torch 2.13.0."""
+`python -m benchmarks.step`, 2026-01-02, commit 0123456789: Abacus 3, 1 thread, torch 2.13.0."""  # noqa: E501
 
 
 def test_a_step_is_told_row_by_row() -> None:
@@ -181,6 +181,24 @@ Products of square matrices of 8192 rows reach 50 in fp32, 700 in bf16, in 10¹�
 
 def test_a_run_on_a_gpu_is_told_with_what_failed_and_what_was_not_reached() -> None:
     assert tables.gpu(GPU) == GPU_TEXT
+
+
+def test_plug_in_velocities_batches_and_samples_are_told_row_by_row() -> None:
+    row = {"rows": 4, "difference": 2e-7, "memory": 2**22, "ratio": 0.02, "low": 0.01, "high": 0.03, "seconds": 0.002}
+    record = {**HEAD, "batch": 4, "shape": [2, 3, 3], "runs": {"matrix products": row}}
+    assert tables.plugin(record).splitlines()[2:5] == [
+        "| matrix products | 4 | 0.02 (0.01–0.03) | 2 ms | 4 MiB | 2.0e-07 |",
+        "",
+        "- 4 images of 2×3×3; the error is that of float32 against float64.",
+    ]
+    own = {"shape": [1, 8, 8], "recipe": "esc", "batch": 128, "delivered": 4e6, "consumed": 1000.0}
+    record = {**HEAD, "data": {"digits": {**own, "delivered_over_consumed": 4000.0, "trained_over_consumed": 0.991}}}
+    assert tables.loader(record).splitlines()[2] == (
+        "| digits | 1×8×8 | `esc` | 128 | 4,000,000 | 1,000 | 4,000 | 0.99 |"
+    )
+    row = {"ratio": 1.0123, "low": 1.0, "high": 1.02, "seconds": 0.4}
+    record = {**HEAD, "networks": {"S/2": {"batch": 8, "batches": 4, "runs": {"samples": row}}}}
+    assert tables.sampling(record).splitlines()[2] == "| S/2 | samples | 8 | 1.012 (1.000–1.020) | 100 ms |"
 
 
 # ------------------------------------------------------------------------------------------------------------- the page

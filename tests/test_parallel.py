@@ -17,6 +17,7 @@ WAYS = ("ddp", "ddp-checkpoint", "fsdp", "fsdp-blocks", "fsdp-blocks-checkpoint"
 FEW = [
     ("ddp", "meanflow, sit"),
     ("ddp-checkpoint", "lsd, unet"),
+    ("ddp", "esc, joined, sit"),
     ("fsdp", "tvm, mlp"),
     ("fsdp-blocks", "lsd, sit"),
     ("fsdp-blocks-checkpoint", "sct, unet"),
