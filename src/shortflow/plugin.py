@@ -9,7 +9,7 @@ of size rows × images × dimension is ever made. Both run in float32 at least, 
 bfloat16) that the rest of the training may use: the distances are differences of large numbers.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -65,16 +65,18 @@ def _gathered(value: Shaped[Tensor, "b ..."]) -> Shaped[Tensor, "n ..."]:
     return everyone
 
 
-def _settings() -> list[tuple[Any, str, str]]:
+def _settings() -> Sequence[tuple[Any, str, Any]]:
     """(object, attribute, value that shortens nothing) of every setting by which products of float32 run in less now.
 
     Settings that shorten nothing are left out, so that nothing is written where nothing has to change.
     """
-    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
-    if hasattr(backends[0], "fp32_precision"):  # from torch 2.9 on, where the older one cannot always be read
-        short = [each for each in backends if each.fp32_precision not in ("ieee", "none")]
-        return [(each, "fp32_precision", "ieee") for each in short]
-    return [(backends[0], "allow_tf32", False)] if backends[0].allow_tf32 else []
+    graphics: Any = torch.backends.cuda.matmul
+    if not hasattr(graphics, "fp32_precision"):  # torch before 2.9
+        return [(graphics, "allow_tf32", False)] if graphics.allow_tf32 else []
+    processor: Any = torch.backends.mkldnn
+    # The older setting cannot be read where one of these was made.
+    short = [each for each in (graphics, processor.matmul) if each.fp32_precision not in ("ieee", "none")]
+    return [(each, "fp32_precision", "ieee") for each in short]
 
 
 @contextmanager

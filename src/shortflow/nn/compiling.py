@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from shortflow.dropout import same_dropout
 from shortflow.dual import Dual, dual
 
-__all__ = ["compile_network"]
+__all__ = ["TOLERANCE", "compile_network", "moving_masks"]
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 """Largest relative difference (of norms) from the plain network that passes for rounding."""
@@ -69,7 +69,7 @@ class _Compiled:
         )
         masks = same_dropout()
         try:
-            with _moving_masks():
+            with moving_masks():
                 result = self.run(values, tangents, policy)
         except Exception as error:
             self._give_up(f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
@@ -103,7 +103,7 @@ class _Compiled:
         )
 
 
-def _moving_masks() -> AbstractContextManager[Any]:
+def moving_masks() -> AbstractContextManager[Any]:
     """Blocks that are checkpointed may count dropout masks on: the compiled backward pass does not count again."""
     config, name = importlib.import_module("torch._dynamo.config"), "skip_fwd_side_effects_in_bwd_under_checkpoint"
     return config.patch({name: True}) if hasattr(config, name) else nullcontext()

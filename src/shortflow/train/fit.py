@@ -24,9 +24,9 @@ from shortflow.draw import References
 from shortflow.errors import CheckpointError
 from shortflow.flowmap import FlowMap
 from shortflow.nn.checkpointing import checkpoint_blocks
-from shortflow.nn.compiling import compile_network
 from shortflow.objective import Objective
 from shortflow.optimizer import Optimizer
+from shortflow.train.compiling import compile_step
 from shortflow.train.ema import Average, averages_of
 from shortflow.train.engine import Engine
 from shortflow.train.log import StatsLog
@@ -170,9 +170,8 @@ def fit(
     averages = averages_of(flow, optimizer)
     if settings.checkpoint:
         checkpoint_blocks(module.flow.network)
-    if settings.compile:  # after the copies were made; frozen models and teachers run as often
-        for model in (module.flow, *module.frozen, *(average.module for average in module.averages.values())):
-            compile_network(model.network)
+    if settings.compile:  # after the copies were made
+        compile_step(module)
     run = _Run(
         directory=directory,
         settings=settings,

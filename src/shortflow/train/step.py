@@ -5,6 +5,7 @@ wrapper (`DistributedDataParallel(step)(draw)`, or `step(draw)` after `fully_sha
 `ddp.module(draw)`, or from the network inside, has the gradient of one process alone, and PyTorch does not say so.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -18,7 +19,10 @@ from shortflow.streams import Streams
 from shortflow.train.ema import Average
 from shortflow.typing import Batch, LossTerms, Progress
 
-__all__ = ["TrainStep"]
+__all__ = ["Evaluate", "TrainStep"]
+
+Evaluate = Callable[[FlowMap, FlowMap, Draw], LossTerms]
+"""`Objective.evaluate`: (flow map, teacher, draw) → terms of every row."""
 
 
 class TrainStep(nn.Module):
@@ -52,6 +56,7 @@ class TrainStep(nn.Module):
     ) -> None:
         super().__init__()
         self.flow, self.objective, self.bf16 = flow, objective, bf16
+        self.evaluate: Evaluate = objective.evaluate  # or what is compiled of it
         self.references = references  # in a dataclass, where torch does not look for modules
         for model in self.frozen:
             model.requires_grad_(False).eval()
@@ -73,7 +78,7 @@ class TrainStep(nn.Module):
         # Without the cache of cast weights: filled by a pass without gradient, older versions of torch would hand it
         # to the pass with gradient, which then has none.
         with torch.autocast(draw.x.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=False):
-            terms = self.objective.evaluate(self.flow, teacher, draw)
+            terms = self.evaluate(self.flow, teacher, draw)
         # The loss stands in a tuple, where wrappers look for what has a gradient; they do not look into terms.
         return terms.loss.float().mean(), terms
 
