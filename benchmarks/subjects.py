@@ -129,8 +129,9 @@ class Subject:
     """The steps that are compared, each a loss and the flow map that it trains, at one size.
 
     Args:
-        names: of "reference", "step", "flow matching", "forward" (a pass without gradient, one F) and the first three
-            with "compiled" before them; compiled and plain networks have the same weights.
+        names: of "reference", "step", "fixed step" (in the fixed layout of rows), "flow matching", "forward" (a
+            pass without gradient, one F), and "compiled step", "compiled flow matching", whose network is compiled, and
+            "compiled fixed step", which is compiled as a whole. All have the same weights.
         bf16: run the networks under autocast, as training does.
         dtype: of the weights and the draw.
         backend: that networks are compiled by.
@@ -150,8 +151,14 @@ class Subject:
         self.recipe, self.plain_recipe = settings(max(1, size.batch // 4), size.batch), flow_matching()
         self.flow = built(size, self.recipe, device).to(dtype)
         self.plain = built(size, self.plain_recipe, device).to(dtype) if self._has("flow matching") else self.flow
+        objective = replace(self.recipe.objective, layout="fixed")
+        self.fixed_recipe = replace(self.recipe, objective=objective)
         self.reference = ReferenceStep(self.flow, self.recipe.objective) if self._has("reference") else None
-        self.compiled = {name: self._compiled(name, backend) for name in names if name.startswith("compiled ")}
+        self.fixed: dict[str, Callable[..., Any]] = {"fixed step": objective.evaluate}
+        if "compiled fixed step" in names:
+            self.fixed["compiled fixed step"] = torch.compile(objective.evaluate, backend=backend, fullgraph=True)
+        networks = [name for name in names if name.startswith("compiled ") and name not in self.fixed]
+        self.compiled = {name: self._compiled(name, backend) for name in networks}
         self.draw_again(0)
 
     def _has(self, what: str) -> bool:
@@ -165,6 +172,9 @@ class Subject:
     def draw_again(self, seed: int) -> None:
         """Take other random numbers."""
         self.draw = drawn(self.flow, self.recipe, self.size, seed, self.device, self.dtype)
+        if self._has("fixed step"):
+            draw = drawn(self.flow, self.fixed_recipe, self.size, seed, self.device, self.dtype)
+            self.fixed_draw = replace(draw, dropout_seed=torch.as_tensor(draw.dropout_seed))
         if self._has("flow matching"):
             self.plain_draw = drawn(self.plain, self.plain_recipe, self.size, seed, self.device, self.dtype)
 
@@ -182,6 +192,8 @@ class Subject:
             if name == "reference":
                 assert self.reference is not None
                 return self.reference(self.draw)
+            if name in self.fixed:
+                return self.fixed[name](flow, flow, self.fixed_draw).loss.mean()
             if name.endswith("flow matching"):
                 return self.plain_recipe.objective.evaluate(flow, flow, self.plain_draw).loss.mean()
             return self.recipe.objective.evaluate(flow, flow, self.draw).loss.mean()

@@ -279,6 +279,8 @@ def test_waits_are_counted_where_they_are_asked_for() -> None:
 
 def test_the_loop_and_what_waits_in_it() -> None:
     found = speed.waiting(QUICKLY)["of"]
+    checks = {place for place in found["fixed step"]["places"] if place.startswith("nn/embeddings.py")}
+    assert set(found["fixed step"]["places"]) == checks  # of times, and on the processor only
     assert 0 < found["flow matching"]["asked"] <= found["step"]["asked"] <= found["training loop"]["asked"]
     record = speed.loop(QUICKLY)
     assert record["images"] == pytest.approx(record["batch"] / record["seconds"])

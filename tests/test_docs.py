@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from shortflow.config import parts
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
@@ -31,6 +33,7 @@ def test_own_method_takes_part_in_a_run(tmp_path: Path, monkeypatch: pytest.Monk
     import shortflow as sf
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(parts, "_KINDS", dict(parts._KINDS))  # what is registered here is forgotten afterwards
     names: dict = {}
     exec(
         compile(

@@ -85,11 +85,11 @@ def compiled(context: Context) -> dict[str, Any]:
     size = replace(_size(context), depth=2)
     for mode, bound in COMPILED.items():
         forget()
-        names = ("step", "compiled step")
+        names = ("step", "compiled step", "fixed step", "compiled fixed step")
         subject = Subject(size, names, device=context.device, bf16=autocast(mode), backend=context.backend)
         with matmuls(mode):
-            apart = difference(subject.step("compiled step"), subject.step("step"))
-        checks.append(check(f"gradient of the compiled step, {mode}", apart, bound))
+            apart = {name: difference(subject.step(f"compiled {name}"), subject.step(name)) for name in names[::2]}
+        checks += [check(f"gradient of the compiled {name}, {mode}", far, bound) for name, far in apart.items()]
         graphs[mode] = compiling(subject)
     return {"checks": checks, "graphs": graphs}
 

@@ -69,8 +69,11 @@ def steps(name: str, mode: str) -> Callable[[Context], dict[str, Any]]:
 
 
 def compiled(name: str, mode: str, depth: int | None = None) -> Callable[[Context], dict[str, Any]]:
-    """Our step and flow matching with compiled networks, beside those without; `depth` blocks instead of all."""
-    names = ("step", "flow matching", "compiled step", "compiled flow matching")
+    """Our step and flow matching with compiled networks, and our step compiled as a whole, beside those without.
+
+    With `depth` blocks instead of all.
+    """
+    names = ("step", "fixed step", "flow matching", "compiled step", "compiled fixed step", "compiled flow matching")
 
     def run(context: Context) -> dict[str, Any]:
         forget()
@@ -129,7 +132,7 @@ def _measured(subject: Subject, context: Context, mode: str, names: Sequence[str
 def waiting(context: Context) -> dict[str, Any]:
     """How often loss and gradient of a step wait for the device, ours and flow matching's, and the training loop."""
     size = QUICK if context.quick else replace(SIZES["S/2"], depth=4)
-    subject = Subject(size, ("step", "flow matching"), device=context.device)
+    subject = Subject(size, ("step", "fixed step", "flow matching"), device=context.device)
     found = {name: waits(run, context.device) for name, run in subject.steps().items()}
     records = _training(context, size, steps=8)
     return {"of": {**found, "training loop": waits(lambda: next(records), context.device)}}

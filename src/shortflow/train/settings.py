@@ -18,8 +18,8 @@ class TrainSettings:
         group: in class-consistent batches, how many consecutive rows share a class; None: the whole batch.
         seed: of the weights, the order of the data and every draw.
         precision: "fp32", or "bf16" for autocast (time and derivatives stay in fp32).
-        compile: compile the networks with torch.compile, or the whole loss where objective.layout is "fixed"; where that
-            fails the run goes on without, and says so.
+        compile: compile the networks with torch.compile, or the whole loss where objective.layout is "fixed"; where
+            that fails the run goes on without, and says so.
         checkpoint: run the blocks of the network again in the backward pass instead of keeping their activations: much
             less memory for one more forward pass, and the same numbers.
         log_every, preview_every, save_every: in steps; 0 turns previews off.
