@@ -45,12 +45,12 @@ def tangent(flow: FlowMap) -> Step:
     """MeanFlow's loss on rows with r < t: the value of a dual pass, moved by its tangent."""
 
     def step(x: Tensor, eps: Tensor, t: Tensor, r: Tensor, seed: Tensor) -> Tensor:
-        def predicted(x: Tensor, t: Tensor) -> Tensor:
+        def predicted(x: Tensor, t: Tensor) -> tuple[Tensor]:
             with shared_dropout(seed, ROWS):
-                return flow.predict(x, t, r)
+                return (flow.predict(x, t, r),)
 
         v = flow.path.velocity(x, eps, t)
-        output, rate = DualPass().keeping(predicted, flow.path.interpolate(x, eps, t), t, v)
+        (output,), rate = DualPass().keeping(predicted, flow.path.interpolate(x, eps, t), t, v)
         return (output - (v - expand(t - r, v) * rate).detach()).square().mean()
 
     return step
