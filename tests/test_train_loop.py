@@ -433,7 +433,14 @@ def record(step: int, loss: float = 1.0, seconds: float = 0.5, **logs: float) ->
         batch=10,
         lr=0.1 * step,
         seconds=seconds,
-        measured=Numbers(loss=loss, grad_norm=2 * loss, logs=logs, by_time=by_time),
+        measured=Numbers(
+            loss=loss,
+            grad_norm=2 * loss,
+            logs=logs,
+            by_time=by_time,
+            rows=dict.fromkeys(logs, 10),
+            rows_by_time=tuple(0 if value is None else 5 for value in by_time),
+        ),
     )
 
 

@@ -1,6 +1,7 @@
 """What the commands share: options, and how they speak."""
 
 import importlib.util
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ __all__ = [
     "count",
     "import_files",
     "numbers",
+    "rank",
     "say",
     "say_error",
     "table",
@@ -107,14 +109,22 @@ def _failure(error: Exception, path: Path) -> str:
     return f"{type(error).__name__}: {error}" + ("" if line is None else f" (line {line})")
 
 
+def rank() -> int:
+    """The number of this process among those that a launcher has started; 0 where there is none."""
+    value = os.environ.get("RANK", "0")
+    return int(value) if value.isdigit() else 0
+
+
 def say_error(message: str) -> None:
     """An error on standard error, whole also on a narrow terminal."""
-    typer.echo(typer.style("error:", fg="red", bold=True) + f" {message}", err=True)
+    head = "error:" if rank() == 0 else f"error in process {rank()}:"
+    typer.echo(typer.style(head, fg="red", bold=True) + f" {message}", err=True)
 
 
 def say(message: str = "") -> None:
-    """A line on standard output."""
-    typer.echo(message)
+    """A line on standard output, by the first of several processes."""
+    if rank() == 0:
+        typer.echo(message)
 
 
 def table(rows: Sequence[Sequence[str]]) -> None:

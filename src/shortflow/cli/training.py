@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from shortflow.cli.common import Imports, Settings, count, say
+from shortflow.cli.common import Imports, Settings, count, rank, say
 from shortflow.errors import ConfigError
 
 __all__ = ["demo", "train"]
@@ -141,6 +141,9 @@ def _progress(total: int) -> Iterator[Callable[[Any], None]]:
     from rich.console import Console
 
     console = Console()
+    if rank() > 0:
+        yield lambda record: None
+        return
     yield from _bar(console, total) if console.is_terminal else _lines(total)
 
 

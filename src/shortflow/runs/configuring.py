@@ -72,14 +72,21 @@ def configure(
     return run, dataset
 
 
-def check_batch(run: RunConfig) -> None:
-    batch, group = run.train.batch, run.recipe.objective.times.group
-    if batch % group:
+def check_batch(run: RunConfig, parts: int | None = None) -> None:
+    """Raise `ConfigError` if a part of a batch cannot be split into the groups that the objective compares.
+
+    Args:
+        parts: of a batch; None: as many as the run has.
+    """
+    batch, group, parts = run.train.batch, run.recipe.objective.times.group, parts or run.train.parts
+    if batch % (group * parts):
+        group *= parts
         below, above = batch - batch % group, batch - batch % group + group
+        words = "groups" if parts == 1 else f"{parts} parts of groups"
         close = str(above) if below == 0 else f"{below} or {above}"
         raise ConfigError(
-            f"train.batch = {batch} cannot be split into groups of {group}, which {run.recipe.name} compares; "
-            f"set train.batch to {close}"
+            f"train.batch = {batch} cannot be split into {words} of {group // parts}, which {run.recipe.name} "
+            f"compares; set train.batch to {close}"
         )
 
 

@@ -16,22 +16,38 @@ from shortflow.references import check_references, describe, load_references, pa
 from shortflow.runs.configuring import check_batch
 from shortflow.runs.sampling import generate, picture
 from shortflow.train import StepRecord, fit
+from shortflow.train.engine import Engine
 from shortflow.train.state import latest_state
 from shortflow.typing import Batch
 
 __all__ = ["batches", "training"]
 
 
-def batches(run: RunConfig, dataset: Dataset, spec: DataSpec, maker: PairMaker | None) -> Callable[[int], Batch]:
-    """The batch of a step, of the data or of the pairs that a teacher has made."""
-    batch, seed = run.train.batch, run.train.seed
-    labels, n = (dataset.labels, len(dataset)) if maker is None else (maker.labels, maker.settings.count)
-    order: Shuffled | ClassConsistent = Shuffled(n=n, batch_size=batch, seed=seed)
-    if run.recipe.batches == "class-consistent" and labels is not None:
-        order = ClassConsistent(
-            labels=labels, batch_size=batch, seed=seed, group=run.train.group, num_classes=dataset.num_classes
-        )
+def batches(
+    run: RunConfig,
+    dataset: Dataset,
+    spec: DataSpec,
+    maker: PairMaker | None,
+    parts: range = range(1),
+    count: int = 1,
+) -> Callable[[int], Batch]:
+    """The batches of the data, or of the pairs that a teacher has made.
 
+    Where the batch of a step has `count` parts, batch k is the part parts[k mod n] of step k div n, n = len(parts).
+    """
+    of = [_part(run, dataset, spec, maker, part, count) for part in parts]
+    return of[0] if len(of) == 1 else lambda k: of[k % len(of)](k // len(of))
+
+
+def _part(
+    run: RunConfig, dataset: Dataset, spec: DataSpec, maker: PairMaker | None, part: int, count: int
+) -> Callable[[int], Batch]:
+    """One part of the batch of a step."""
+    shared = {"batch_size": run.train.batch, "seed": run.train.seed, "rank": part, "world": count}
+    labels, n = (dataset.labels, len(dataset)) if maker is None else (maker.labels, maker.settings.count)
+    order: Shuffled | ClassConsistent = Shuffled(n=n, **shared)
+    if run.recipe.batches == "class-consistent" and labels is not None:
+        order = ClassConsistent(labels=labels, group=run.train.group, num_classes=dataset.num_classes, **shared)
     if maker is not None:
         return lambda step: maker.batch(order.indices(step))
     return Batches(dataset=dataset, spec=spec, order=order, flip=run.data.flip)
@@ -62,7 +78,9 @@ def training(
         raise CheckpointError(f"{directory} is a file; give the directory that the run shall have")
     if resume and not (directory / "run.yaml").is_file():
         raise CheckpointError(f"there is nothing to resume in {directory}: it holds no run.yaml; leave out --resume")
-    check_batch(run)
+    engine = Engine(directory)
+    parts, count = engine.parts(run.train.parts, run.train.batch)
+    check_batch(run, count)
     spec = DataSpec.fit(dataset, run.recipe.sigma_data)
     started = latest_state(directory / "state") is not None
     if resume and started and (directory / "model.safetensors").is_file():
@@ -85,23 +103,26 @@ def training(
         directory,
         flow,
         run.recipe.objective,
-        batches(run, dataset, spec, maker),
+        batches(run, dataset, spec, maker, parts, count),
         settings=run.train,
         optimizer=run.recipe.optimizer,
         metadata=describe(run, spec, loaded),
         references=loaded.references,
         preview=preview,
         resume=resume and started,
+        engine=engine,
     )
-    if not resume:
+    if not resume and engine.main:
         dump(run, directory / "run.yaml")
-    return records if maker is None else _after(maker, report, records)
+    return records if maker is None else _after(maker, report, records, engine)
 
 
 def _after(
-    maker: PairMaker, report: Callable[[int, int], None] | None, records: Iterator[StepRecord]
+    maker: PairMaker, report: Callable[[int, int], None] | None, records: Iterator[StepRecord], engine: Engine
 ) -> Iterator[StepRecord]:
-    maker.make(report)
+    if engine.main:
+        maker.make(report)
+    engine.wait()
     yield from records
 
 

@@ -1,12 +1,16 @@
 """The one door to accelerate: devices, processes, backward passes, gradient clipping, trackers."""
 
+import atexit
 import importlib.util
+import warnings
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from accelerate import Accelerator
+import torch.distributed as dist
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -15,12 +19,20 @@ from shortflow.train.step import TrainStep
 
 __all__ = ["Engine"]
 
+T = TypeVar("T")
+
 
 class Engine:
-    """One process for now. The data loader and the schedule are not handed over: both are functions of the step.
+    """The device and the processes of a run: one, or as many as a launcher (accelerate launch, torchrun) has started.
+
+    The data loader and the schedule are not handed over to accelerate: both are functions of the step.
 
     Args:
         directory: where trackers write; None for no tracker. TensorBoard is used if it is installed.
+
+    Attributes:
+        rank, world: the number of this process, from 0, and of all processes.
+        main: whether this is the process that writes files.
     """
 
     def __init__(self, directory: Path | None = None) -> None:
@@ -31,13 +43,14 @@ class Engine:
             mixed_precision="no",
             log_with=tracker,
             project_dir=None if directory is None else str(directory),
+            # Buffers never change; gradients need not be held twice.
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
         )
-        if self._accelerator.num_processes > 1:
-            raise ShortflowError(
-                f"training runs in one process for now, and {self._accelerator.num_processes} were started; leave out "
-                "the launcher (accelerate launch, torchrun)"
-            )
         self._tracker = tracker
+        self.rank, self.world = self._accelerator.process_index, self._accelerator.num_processes
+        self.main = self._accelerator.is_main_process
+        # What hosts tell one another must not wait for devices.
+        self._hosts: Any = dist.new_group(backend="gloo") if self.world > 1 else None
 
     @property
     def device(self) -> torch.device:
@@ -45,10 +58,64 @@ class Engine:
 
     def prepare(self, step: TrainStep, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
         """The step module and the optimiser, wrapped for the processes at hand."""
-        return self._accelerator.prepare(step, optimizer)
+        with (
+            warnings.catch_warnings()
+        ):  # newer versions of torch have another name for it, which older ones do not know
+            warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
+            return self._accelerator.prepare(step, optimizer)
 
     def backward(self, loss: Tensor) -> None:
         self._accelerator.backward(loss)
+
+    # -------------------------------------------------------------------------------------------- several processes
+
+    def parts(self, count: int, batch: int) -> tuple[range, int]:
+        """(the parts of a batch that this process computes, of how many parts): `count`, or one for each process.
+
+        Raises:
+            ShortflowError: if the processes cannot share the parts evenly, or the parts the rows.
+        """
+        count = self.world if count == 1 else count
+        if batch % count:
+            raise ShortflowError(
+                f"train.batch = {batch} cannot be shared evenly by {count} processes; set train.batch to "
+                f"{max(1, batch // count) * count} or {(batch // count + 1) * count}"
+            )
+        if count % self.world:
+            near = sorted({max(1, count // self.world) * self.world, (count // self.world + 1) * self.world})
+            raise ShortflowError(
+                f"train.parts = {count} cannot be shared evenly by {self.world} processes; set train.parts to "
+                f"{' or '.join(map(str, near))}, or start a number of processes that divides {count}"
+            )
+        each = count // self.world
+        return range(self.rank * each, (self.rank + 1) * each), count
+
+    def exchanging(self, wrapped: nn.Module, last: bool) -> AbstractContextManager[Any]:
+        """Within the context gradients are added up; those of the last part are averaged over the processes, too."""
+        return nullcontext() if last or self.world == 1 else self._accelerator.no_sync(wrapped)
+
+    def mean(self, value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """The mean of the processes' values, on the device."""
+        if self.world == 1:
+            return value
+        value = value.detach().clone()
+        dist.all_reduce(value)
+        return value / self.world
+
+    def gathered(self, value: T) -> list[T]:
+        """The values (of JSON) of all processes, in the order of their ranks; waits for all of them."""
+        if self.world == 1:
+            return [value]
+        found: list[Any] = [None] * self.world
+        dist.all_gather_object(found, value, group=self._hosts)
+        return found
+
+    def wait(self) -> None:
+        """Wait until all processes are here."""
+        if self.world > 1:
+            dist.barrier(group=self._hosts)
+
+    # ------------------------------------------------------------------------------------------------------- the rest
 
     @property
     def asynchronous(self) -> bool:
@@ -71,5 +138,13 @@ class Engine:
         self._accelerator.log(numbers, step=step)
 
     def finish(self) -> None:
-        """Close the tracker."""
-        self._accelerator.end_training()
+        """Close the tracker. The processes stay together, for the next run of theirs."""
+        for tracker in self._accelerator.trackers:
+            tracker.finish()
+
+
+@atexit.register
+def _part() -> None:
+    """Processes that end one after the other must not wait for each other."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()

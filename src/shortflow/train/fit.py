@@ -39,7 +39,7 @@ from shortflow.typing import Batch
 
 __all__ = ["Interrupted", "fit"]
 
-STEERING = ("images", "batch", "group", "seed", "precision")  # the settings that change the weights
+STEERING = ("images", "batch", "parts", "group", "seed", "precision")  # the settings that change the weights
 
 
 class Interrupted(Exception):
@@ -144,6 +144,7 @@ def fit(
     references: References = References(),
     preview: Callable[[FlowMap, Path], None] | None = None,
     resume: bool = False,
+    engine: Engine | None = None,
 ) -> Iterator[StepRecord]:
     """Train in `directory`, yielding every step's record; the run is saved at the end and when it is interrupted.
 
@@ -151,13 +152,14 @@ def fit(
     Closing the iterator early, or a second signal, which ends the step at once, leaves what was saved last.
 
     Args:
-        batch_of: the batch of step k, a pure function of k.
+        batch_of: the batch of step k, a pure function of k; with parts or processes, see `train`.
         metadata: JSON values that describe the model (run and data), written into the header of model.safetensors. The
             frozen models among them, {"references": {role: {"run": path, "sha256": of the file}}}, must be the same
             where a run goes on.
         references: the frozen models that targets follow; no part of what is saved.
         preview: draws samples of the averaged flow map to a path.
         resume: go on from the newest state, exactly as if the run had not stopped.
+        engine: the processes of the run; a new one unless given.
 
     Raises:
         CheckpointError: if the directory holds a run already and `resume` is False, or none and it is True, or its
@@ -165,7 +167,7 @@ def fit(
         Interrupted: from the iterator, after a SIGINT or SIGTERM, with everything saved.
     """
     found = _find(directory, resume)
-    engine = Engine(directory)
+    engine = engine or Engine(directory)
     module = TrainStep(flow.to(engine.device), objective, references, bf16=settings.precision == "bf16")
     averages = averages_of(flow, optimizer)
     if settings.checkpoint:
@@ -199,7 +201,14 @@ def _watch(
 ) -> Iterator[StepRecord]:
     """Pass the records on, and log, save and draw on the way."""
     directory, settings = run.directory, run.settings
-    log = StatsLog(directory / "stats.jsonl", settings.log_every, start, pending)
+    log = StatsLog(directory / "stats.jsonl", settings.log_every, start, pending, engine)
+
+    def save(step: int) -> None:
+        pending = log.pending
+        if engine.main:
+            run.save(step, pending)
+        engine.wait()  # nobody goes on before the state is there
+
     with _stop_signals() as stopped:
         try:
             for record in steps:
@@ -209,14 +218,14 @@ def _watch(
                     engine.log(line, record.step)
                 saved = last or record.step % settings.save_every == 0
                 if saved:
-                    run.save(record.step, log.pending)
+                    save(record.step)
                 every = settings.preview_every
-                if preview is not None and every and (last or record.step % every == 0):
+                if engine.main and preview is not None and every and (last or record.step % every == 0):
                     preview(run.averages["average"].module, directory / "samples" / f"step-{record.step:08d}.png")
                 yield record
-                if stopped() and not last:
+                if any(engine.gathered(stopped())) and not last:
                     if not saved:
-                        run.save(record.step, log.pending)
+                        save(record.step)
                     raise Interrupted(directory, record.step, settings.steps)
         finally:
             engine.finish()

@@ -4,12 +4,14 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from shortflow.errors import CheckpointError
 from shortflow.files import write_atomic
-from shortflow.train.record import BINS, StepRecord
+from shortflow.train.engine import Engine
+from shortflow.train.record import BINS, Numbers, StepRecord
 
 __all__ = ["StatsLog"]
 
@@ -21,29 +23,49 @@ class StatsLog:
         path: the file. Lines of steps after `start` are dropped, with `start` = 0 all.
         start: steps done before.
         pending: what `pending` was at that time, so that a resumed run writes the lines of an uninterrupted one.
+        engine: the processes of the run, all of which keep a log; None for this one alone. The first one writes, the
+            means over the rows of all.
 
     Raises:
         CheckpointError: if the file holds something else.
     """
 
-    def __init__(self, path: Path, every: int, start: int = 0, pending: Sequence[Mapping[str, Any]] = ()) -> None:
-        self.path, self.every = path, every
+    def __init__(
+        self,
+        path: Path,
+        every: int,
+        start: int = 0,
+        pending: Sequence[Mapping[str, Any]] = (),
+        engine: Engine | None = None,
+    ) -> None:
+        self.path, self.every, self.engine = path, every, engine
         self._window = [StepRecord.from_json(record) for record in pending]
-        kept = _lines_until(path, start) if start > 0 else []
-        write_atomic(path, "".join(line + "\n" for line in kept))
+        if engine is None or engine.main:
+            kept = _lines_until(path, start) if start > 0 else []
+            write_atomic(path, "".join(line + "\n" for line in kept))
 
     @property
     def pending(self) -> list[dict[str, Any]]:
-        """The records since the last line, as JSON values."""
-        return [record.as_json() for record in self._window]
+        """The records since the last line, as JSON values; all processes must ask."""
+        return [record.as_json() for record in self._whole()]
+
+    def _whole(self) -> list[StepRecord]:
+        """The records since the last line, of all processes together."""
+        if self.engine is None or self.engine.world == 1:
+            return self._window
+        found = self.engine.gathered([record.as_json() for record in self._window])
+        steps = ([StepRecord.from_json(each) for each in one] for one in zip(*found, strict=True))
+        return [replace(one[0], measured=Numbers.merged([each.numbers for each in one])) for one in steps]
 
     def add(self, record: StepRecord, last: bool = False) -> dict[str, Any] | None:
-        """Take a record; returns the line that was written, if one was due."""
+        """Take a record; returns the line that was written, if one was due, in the process that writes."""
         self._window.append(record)
         if record.step % self.every and not last:
             return None
-        line = summary(self._window)
+        line = summary(self._whole())
         self._window = []
+        if self.engine is not None and not self.engine.main:
+            return None
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         return line

@@ -1,14 +1,16 @@
 """The training loop: a generator of step records. Whatever looks at a run (logs, previews, checkpoints) consumes it."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from shortflow.data.loader import pinned
+from shortflow.draw import Draw
 from shortflow.errors import ShortflowError
 from shortflow.optimizer import Optimizer
 from shortflow.prefetch import prefetched
@@ -18,7 +20,7 @@ from shortflow.train.engine import Engine
 from shortflow.train.record import Measured, StepRecord
 from shortflow.train.settings import TrainSettings
 from shortflow.train.step import TrainStep
-from shortflow.typing import Batch, Progress
+from shortflow.typing import Batch, LossTerms, Progress
 
 __all__ = ["build_optimizer", "learning_rate", "train"]
 
@@ -63,6 +65,8 @@ def train(
 
     Args:
         batch_of: the batch of step k (from 0), a pure function of k; called by one background thread, some steps ahead.
+            Where this process has n parts of every batch to compute (`Engine.parts`), it is part k mod n of its parts,
+            of step k div n.
         engine, adamw: a new one each, unless given (to resume).
         averages: averages of the weights to keep up to date.
 
@@ -78,21 +82,24 @@ def train(
     for model in module.frozen:
         model.to(engine.device)
     total, window = settings.steps, _Window(settings, engine, stepper)
+    (mine, count), made = engine.parts(settings.parts, settings.batch), _Made(wrapped, engine)
+    each = len(mine)
 
     def prepared(k: int) -> Batch:
         return pinned(batch_of(k)) if engine.device.type == "cuda" else batch_of(k)
 
     began = time.perf_counter()
-    with closing(prefetched(prepared, range(start, total))) as batches:
-        for k, batch in enumerate(batches, start):
+    with closing(prefetched(prepared, range(start * each, total * each))) as batches:
+        for k in range(start, total):
             wrapped.train()  # a consumer may have looked at the network in evaluation mode
             progress = Progress(images=k * settings.batch, total=total * settings.batch, batch=settings.batch)
-            batch = _batch(batch, settings.batch, k, engine.device)
-            draw = module.draw(batch, Streams(seed=settings.seed, images=progress.images), progress)
-            loss, terms = wrapped(draw)
-            engine.backward(loss)
+            for i, part in enumerate(mine):
+                batch = _batch(next(batches), settings.batch // count, k, engine.device)
+                streams = Streams(seed=settings.seed, images=progress.images, rank=part)
+                made.add(module.draw(batch, streams, progress), share=1 / each, last=i == each - 1)
+            loss, logs, t = made.take()
             norm = engine.clip(module.flow.parameters(), optimizer.clip)
-            measured = Measured.of(k + 1, loss, norm, terms, draw.times.t)
+            measured = Measured.of(k + 1, loss, norm, logs, t)
             window.add(measured, loss, norm, k + 1)
             lr = learning_rate(optimizer, (k + 1) / total)
             for group in stepper.param_groups:
@@ -112,6 +119,38 @@ def train(
                 measured=measured.numbers if measured.known else measured,
             )
             began = time.perf_counter()
+
+
+class _Made:
+    """What the parts of a step have found, whose gradients are added up as they come."""
+
+    def __init__(self, wrapped: nn.Module, engine: Engine) -> None:
+        self.wrapped, self.engine = wrapped, engine
+        self.found: list[tuple[Tensor, LossTerms, Tensor]] = []
+
+    def add(self, draw: Draw, share: float, last: bool) -> None:
+        """Loss and gradient of a part that is this share of the process's rows."""
+        with self.engine.exchanging(self.wrapped, last):
+            loss, terms = self.wrapped(draw)
+            loss = loss * share
+            self.engine.backward(loss)
+        self.found.append((loss.detach(), terms, draw.times.t))
+
+    def take(self) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """(mean loss of all processes, quantities and times of all rows of this one); forgotten afterwards."""
+        losses = [loss for loss, _, _ in self.found]
+        terms, times = [each for _, each, _ in self.found], [t for _, _, t in self.found]
+        self.found.clear()
+        loss = self.engine.mean(torch.stack(losses).sum() if len(losses) > 1 else losses[0])
+        if len(terms) == 1:
+            return loss, dict(terms[0].logs), times[0]
+        names = dict.fromkeys(name for each in terms for name in each.logs)
+        nothing = [torch.full_like(t, math.nan) for t in times]  # of a quantity that a part has not
+        logs = {
+            name: torch.cat([each.logs.get(name, none).to(none) for each, none in zip(terms, nothing, strict=True)])
+            for name in names
+        }
+        return loss, logs, torch.cat(times)
 
 
 class _Window:
@@ -150,11 +189,11 @@ class _Window:
 
 
 def _batch(batch: Batch, size: int, step: int, device: torch.device) -> Batch:
-    """The batch on the device."""
+    """The batch, or a part of it, on the device."""
     if len(batch.x) != size:
         raise ShortflowError(
-            f"the batch of step {step + 1} has {len(batch.x)} rows, but train.batch is {size}, by which images are "
-            "counted; make them equal"
+            f"the batch of step {step + 1} has {len(batch.x)} rows, but train.batch is {size} (over train.parts and "
+            "processes), by which images are counted; make them equal"
         )
     # A copy that blocks would wait for all that the device has yet to do; from page-locked memory none does.
     x, label, eps = (

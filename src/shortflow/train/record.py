@@ -7,7 +7,7 @@ steps at once.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from shortflow.errors import ShortflowError
-from shortflow.typing import LossTerms
 
 __all__ = ["BINS", "Measured", "Numbers", "StepRecord"]
 
@@ -30,12 +29,30 @@ class Numbers:
         loss, grad_norm: of the step (the norm before clipping).
         logs: mean over the rows that have the quantity.
         by_time: mean error per bin of t (BINS equal bins of [0, 1]), None where a bin is empty.
+        rows, rows_by_time: how many rows each of these is a mean over.
     """
 
     loss: float
     grad_norm: float
     logs: Mapping[str, float]
     by_time: tuple[float | None, ...]
+    rows: Mapping[str, int]
+    rows_by_time: tuple[int, ...]
+
+    @staticmethod
+    def merged(parts: "Sequence[Numbers]") -> "Numbers":
+        """The numbers of one step, of which each process has seen some of the rows; loss and norm are of all."""
+        rows = {name: sum(part.rows.get(name, 0) for part in parts) for part in parts for name in part.logs}
+        logs = {
+            name: math.fsum(part.logs[name] * part.rows[name] for part in parts if name in part.logs) / count
+            for name, count in rows.items()
+        }
+        counts = tuple(map(sum, zip(*(part.rows_by_time for part in parts), strict=True)))
+        sums = [
+            math.fsum((part.by_time[i] or 0.0) * part.rows_by_time[i] for part in parts) for i in range(len(counts))
+        ]
+        by_time = tuple(total / count if count else None for total, count in zip(sums, counts, strict=True))
+        return replace(parts[0], logs=logs, by_time=by_time, rows=rows, rows_by_time=counts)
 
 
 class Measured:
@@ -43,7 +60,8 @@ class Measured:
 
     Args:
         step: counts from 1, for the message.
-        values: loss, norm, a mean for each of the `names` (NaN where no row has the quantity), sums and counts by time.
+        values: loss, norm, a mean for each of the `names` (NaN where no row has the quantity), the rows that have each,
+            sums and counts by time.
     """
 
     def __init__(self, step: int, values: Float[Tensor, "n"], names: Sequence[str]) -> None:
@@ -52,18 +70,23 @@ class Measured:
 
     @staticmethod
     def of(
-        step: int, loss: Float[Tensor, ""], norm: Float[Tensor, ""], terms: LossTerms, t: Float[Tensor, "b"]
+        step: int,
+        loss: Float[Tensor, ""],
+        norm: Float[Tensor, ""],
+        logs: Mapping[str, Float[Tensor, "b"]],
+        t: Float[Tensor, "b"],
     ) -> "Measured":
-        """The numbers of a step from its loss, the norm of its gradient, and the rows' errors and times."""
-        error = terms.logs["error"].detach().float()
+        """The numbers of a step from its loss, the norm of its gradient, and the rows' quantities and times."""
+        error = logs["error"].detach().float()
         index = (t * BINS).long().clamp(0, BINS - 1)
         bins = torch.zeros(2, BINS, device=t.device)
         sums, counts = bins[0].index_add(0, index, error), bins[1].index_add(0, index, torch.ones_like(error))
-        means = [values.detach().float().nanmean() for values in terms.logs.values()]
+        means = [values.detach().float().nanmean() for values in logs.values()]
+        means += [(~values.detach().isnan()).sum() for values in logs.values()]
         loss, norm = loss.detach(), norm.detach()
         dtype = torch.promote_types(loss.dtype, norm.dtype)
         heads = torch.stack([value.to(dtype) for value in (loss, norm, *means)])
-        return Measured(step, torch.cat([heads, sums.to(dtype), counts.to(dtype)]), tuple(terms.logs))
+        return Measured(step, torch.cat([heads, sums.to(dtype), counts.to(dtype)]), tuple(logs))
 
     @property
     def known(self) -> bool:
@@ -103,10 +126,17 @@ class Measured:
                     f"the {what} is {value} at step {self._step}; the weights are those after step {self._step - 1}. "
                     "Try a smaller learning rate, gradient clipping (optimizer.clip) or a tangent warm-up"
                 )
-        means, sums, counts = rest[: -2 * BINS], rest[-2 * BINS : -BINS], rest[-BINS:]
-        logs = {name: mean for name, mean in zip(self._names, means, strict=True) if not math.isnan(mean)}
-        by_time = tuple(s / c if c else None for s, c in zip(sums, counts, strict=True))
-        self._numbers = Numbers(loss=loss, grad_norm=norm, logs=logs, by_time=by_time)
+        n = len(self._names)
+        means, rows, sums, counts = rest[:n], rest[n : 2 * n], rest[2 * n : -BINS], rest[-BINS:]
+        known = [(name, *each) for name, *each in zip(self._names, means, rows, strict=True) if not math.isnan(each[0])]
+        self._numbers = Numbers(
+            loss=loss,
+            grad_norm=norm,
+            logs={name: mean for name, mean, _ in known},
+            by_time=tuple(s / c if c else None for s, c in zip(sums, counts, strict=True)),
+            rows={name: round(count) for name, _, count in known},
+            rows_by_time=tuple(map(round, counts)),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +186,7 @@ class StepRecord:
     def as_json(self) -> dict[str, Any]:
         """The record as JSON values."""
         own = {name: getattr(self, name) for name in ("step", "images", "batch", "lr", "seconds")}
-        return {**own, **vars(self.numbers), "logs": dict(self.logs)}
+        return {**own, **vars(self.numbers), "logs": dict(self.logs), "rows": dict(self.numbers.rows)}
 
     @staticmethod
     def from_json(record: Mapping[str, Any]) -> "StepRecord":
@@ -167,5 +197,7 @@ class StepRecord:
             grad_norm=record["grad_norm"],
             logs=dict(record["logs"]),
             by_time=tuple(record["by_time"]),
+            rows=dict(record["rows"]),
+            rows_by_time=tuple(record["rows_by_time"]),
         )
         return StepRecord(**own, measured=numbers)

@@ -15,7 +15,10 @@ class TrainSettings:
     Args:
         images: the budget, in images.
         batch: images a step, over all processes.
-        group: in class-consistent batches, how many consecutive rows share a class; None: the whole batch.
+        parts: how many parts a batch is drawn and computed in, each with random streams of its own; the processes share
+            them, and each adds the gradients of its parts up. The numbers of a run depend on the parts, and not on how
+            many processes share them. Where there are more processes than parts, there is a part for each.
+        group: in class-consistent batches, how many consecutive rows share a class; None: a whole part of the batch.
         seed: of the weights, the order of the data and every draw.
         precision: "fp32", or "bf16" for autocast (time and derivatives stay in fp32).
         compile: compile the networks with torch.compile, or the whole loss where objective.layout is "fixed"; where
@@ -28,6 +31,7 @@ class TrainSettings:
 
     images: int = 256_000
     batch: int = 128
+    parts: int = 1
     group: int | None = None
     seed: int = 0
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -42,6 +46,7 @@ class TrainSettings:
         for name, least in {
             "images": 1,
             "batch": 1,
+            "parts": 1,
             "log_every": 1,
             "preview_every": 0,
             "save_every": 1,
@@ -51,6 +56,10 @@ class TrainSettings:
             value = getattr(self, name)
             if value < least:
                 raise ShortflowError(f"train.{name} must be at least {least}, got {value}")
+        if self.batch % self.parts:
+            raise ShortflowError(
+                f"train.batch = {self.batch} cannot be split into train.parts = {self.parts} equal parts"
+            )
         if self.group is not None and not 1 <= self.group <= self.batch:
             raise ShortflowError(f"train.group must be between 1 and the batch of {self.batch}, got {self.group}")
         if self.precision not in ("fp32", "bf16"):
