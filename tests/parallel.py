@@ -28,7 +28,7 @@ from shortflow.draw import Draw
 from shortflow.nn import MLP, SiT, UNet
 from shortflow.nn.checkpointing import checkpoint_blocks
 from shortflow.recipe import Recipe
-from shortflow.recipes import esc, esd, lsd, meanflow, sct, tvm
+from shortflow.recipes import esc, esd, lsd, meanflow, sct, shortcut, tvm
 from shortflow.streams import Streams
 from shortflow.train import TrainStep
 from shortflow.typing import Batch, Progress
@@ -46,11 +46,17 @@ def joined(recipe: Recipe) -> Recipe:
     return replace(recipe, objective=replace(recipe.objective, target=replace(target, velocity=velocity)))
 
 
+def in_front(recipe: Recipe) -> Recipe:
+    """In the fixed layout of rows, where no pass depends on what is drawn."""
+    return replace(recipe, objective=replace(recipe.objective, layout="fixed"))
+
+
 RECIPES: dict[str, Recipe] = {
     "meanflow": meanflow(ratio=0.5),
     "esc": esc(omega=1.5, kappa=0.3, ratio=0.5),
     "esc, joined": joined(esc(omega=1.5, kappa=0.3, ratio=0.5)),
     "sct": sct(),
+    "shortcut, fixed": in_front(shortcut()),
     "lsd": lsd(ratio=0.5),
     "esd": esd(ratio=0.5, detach_space=False),
     "tvm": tvm(),

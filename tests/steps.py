@@ -168,7 +168,7 @@ def taken(draw: Draw, rows: Tensor) -> Draw:
     """The draw of the chosen rows, in their order."""
     names = ("x", "eps", "x_t", "label", "dropped", "coin", "guidance")
     changes = {name: None if getattr(draw, name) is None else getattr(draw, name)[rows] for name in names}
-    return replace(draw, **changes, times=draw.times.take(rows))
+    return replace(draw, **changes, times=draw.times.take(rows), jumps=None)
 
 
 def flow_of(recipe: Recipe, classes: int = 4, seed: int = 1, dropout: float = 0.0) -> FlowMap:

@@ -8,15 +8,18 @@ from typing import Any
 import pytest
 import torch
 
+from shortflow.compatibility import check_layout
 from shortflow.config import recipe_named
 from shortflow.draw import Draw
 from shortflow.errors import IncompatibleParts
-from shortflow.objective import Objective
+from shortflow.objective import Objective, _sorted
 from shortflow.recipe import Recipe
 from shortflow.recipes import RECIPES
 from shortflow.rows import assembled, chosen, count, indices, put, within
 from shortflow.streams import Streams
-from shortflow.typing import Batch, Progress
+from shortflow.targets import Tangent
+from shortflow.times import Between, Independent, Sorted
+from shortflow.typing import Batch, Progress, Times
 from steps import NULL, close, drawn, flow_of, loss_and_gradient
 
 
@@ -105,6 +108,30 @@ def test_what_cannot_be_fixed_is_refused() -> None:
         replace(recipe_named("esc").objective, layout="fixed")
     with pytest.raises(IncompatibleParts, match="target of rows with r < t changes"):
         replace(recipe_named("alphaflow").objective, layout="fixed")
+
+
+@pytest.mark.parametrize(
+    ("law", "remedy"),
+    [
+        (Sorted(ratio=0.5), r"set times\.count to 'exact'"),
+        (Between(base=Sorted(ratio=0.5)), r"set times\.base\.count to 'exact'"),
+        (Independent(count="exact", ratio=0.5, least=0.0), r"use layout='counted'"),
+    ],
+)
+def test_the_remedy_for_a_random_number_of_jumps_is_one(law: Any, remedy: str) -> None:
+    with pytest.raises(IncompatibleParts, match=f"{type(law).__name__} draws their number; {remedy}"):
+        check_layout(law, Tangent(), "fixed")
+
+
+def test_a_gap_of_two_steps_that_is_opened_has_its_middle_at_the_end() -> None:
+    """With s = t a secant would divide by nothing."""
+    t = torch.tensor([0.5, 0.5, 0.5])
+    times = Times(t, torch.tensor([0.5, 0.4, 0.5]), torch.tensor([0.5, 0.3, 0.5]))
+    batch, found = _sorted(Batch(x=torch.arange(3.0)[:, None]), times, 2)
+    assert batch.x[:, 0].tolist() == [1, 0, 2]
+    assert found.s.tolist() == pytest.approx([0.4, 0.5 - 1e-6, 0.5], rel=1e-6)
+    assert torch.equal(found.bootstrap, torch.tensor([True, True, False]))
+    assert torch.equal(found.s[1:], found.r[1:])
 
 
 def test_a_gap_that_rounding_has_closed_is_opened() -> None:

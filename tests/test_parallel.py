@@ -19,6 +19,7 @@ FEW = [
     ("ddp-checkpoint", "lsd, unet"),
     ("ddp", "esc, joined, sit"),
     ("fsdp", "tvm, mlp"),
+    ("fsdp-blocks", "shortcut, fixed, mlp"),
     ("fsdp-blocks", "lsd, sit"),
     ("fsdp-blocks-checkpoint", "sct, unet"),
 ]

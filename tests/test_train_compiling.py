@@ -64,7 +64,7 @@ def test_a_compiled_loss_gives_the_step_of_the_plain_one(monkeypatch: pytest.Mon
     compile_step(step)
     for k in range(2):
         assert all(torch.equal(a, b) for a, b in zip(results(step, recipe, k), expected[k], strict=True))
-    assert len(calls) == 3  # two steps, and the proof of the first one
+    assert len(calls) == 4  # two steps, each with its proof
     assert all(key.startswith("flow.") for key in step.state_dict())
 
 
@@ -86,6 +86,40 @@ def test_a_loss_or_a_gradient_that_differs_is_noticed(change: Any, monkeypatch: 
         warnings.simplefilter("error")
         results(step, recipe, 1)
     assert len(calls) == 1
+
+
+def test_what_goes_wrong_later_is_noticed_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps 1, 2, 4, … are compared: by then no weight is zero any more, and schedules move."""
+    recipe, wrong = fixed(recipe_named("esc")), []
+    stand_in(monkeypatch, lambda loss: loss * (1.01 if wrong else 1.0))
+    step = step_of(recipe)
+    compile_step(step)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for k in range(3):
+            results(step, recipe, k)
+    wrong.append(True)
+    with pytest.warns(UserWarning, match="differs from the plain one's by 1"):
+        results(step, recipe, 3)
+
+
+def test_a_small_gradient_that_is_lost_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of one bias, some per cent of the whole, which a norm over all weights would hide."""
+    recipe = fixed(recipe_named("esc"))
+    step = step_of(recipe)
+    found = results(step, recipe)[1:]
+    bias: Any = step.flow.network.first.bias
+    assert 0.01 < bias.grad.norm() / torch.stack([each.norm() for each in found]).norm() < 0.2
+    compiled: list[bool] = []
+    bias.register_hook(lambda gradient: 0 * gradient if compiled.pop() else gradient)
+    stand_in(monkeypatch)
+    compile_step(step)
+    whole: Any = step.evaluate
+    plain = whole.plain
+    whole.plain = lambda *args: (compiled.append(False), plain(*args))[1]
+    whole.run = lambda *args: (compiled.append(True), plain(*args))[1]
+    with pytest.warns(UserWarning, match="differs from the plain one's by"):
+        results(step, recipe)
 
 
 def test_a_loss_that_does_not_compile_goes_on_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

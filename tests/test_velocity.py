@@ -68,6 +68,12 @@ def pairwise(path: Path, x: Tensor, eps: Tensor, t: Tensor, allowed: Tensor | No
     return gamma, (gamma[..., None] * each).sum(1)
 
 
+@pytest.mark.parametrize(("field", "word"), [("images", "All"), ("mask", "classes")])
+def test_unknown_words_are_refused(field: str, word: Any) -> None:
+    with pytest.raises(ShortflowError, match=f"PlugIn: {field} must be .*, got '{word}'"):
+        PlugIn(**{field: word})
+
+
 # ------------------------------------------------------------------------------------------------------ golden, oracle
 
 

@@ -1,7 +1,8 @@
 """Which parts of an objective fit together. Everything else is refused at construction, by name, with the remedy."""
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 from shortflow import times as laws
 from shortflow.coupling import Coupling
@@ -190,6 +191,18 @@ def _check_variance(target: Target) -> None:
         )
 
 
+def _known_number(law: TimeSampler) -> str:
+    """How the number of rows that jump becomes one that is known."""
+    inside = {"": law} | {f".{name}": part for name, part in vars(law).items() if isinstance(part, TimeSampler)}
+    for where, part in inside.items():
+        if getattr(part, "count", None) != "bernoulli":
+            continue
+        exact = replace(cast(Any, part), count="exact")
+        if (exact if part is law else replace(cast(Any, law), **{where[1:]: exact})).jumping(64) is not None:
+            return f"set times{where}.count to 'exact'"
+    return "use layout='counted'"
+
+
 def check_layout(law: TimeSampler, target: Target, layout: str) -> None:
     """Raise `IncompatibleParts` where a fixed layout cannot know beforehand which rows jump."""
     if layout not in ("counted", "fixed"):
@@ -197,7 +210,7 @@ def check_layout(law: TimeSampler, target: Target, layout: str) -> None:
     if layout == "counted":
         return
     if law.jumping(64) is None:
-        remedy = "set times.count to 'exact'" if hasattr(law, "count") else "use layout='counted'"
+        remedy = _known_number(law)
         raise IncompatibleParts(
             f"layout='fixed' needs as many rows with r < t in every batch, but {type(law).__name__} draws their "
             f"number; {remedy}"

@@ -305,11 +305,12 @@ def _sorted(batch: Batch, times: Times, jumps: int) -> tuple[Batch, Times]:
     """The rows of batch and times in another order, those that jump first."""
     order = times.bootstrap.logical_not().to(torch.int8).argsort(stable=True)
     t, s, r = times.take(order)
-    # In float64 they all jump; rounding may have closed a gap.
-    end = torch.where((torch.arange(len(t)) < jumps) & (r >= t), apart(t, r)[1].clamp(min=0), r)
+    # In float64 they all jump; rounding may have closed a gap. A middle time then is the end.
+    closed = (torch.arange(len(t)) < jumps) & (r >= t)
+    end = torch.where(closed, apart(t, r)[1].clamp(min=0), r)
     order = order.to(batch.x.device, non_blocking=True)
     label, eps = (None if value is None else value[order] for value in (batch.label, batch.eps))
-    return Batch(x=batch.x[order], label=label, eps=eps), Times(t, torch.maximum(s, end), end)
+    return Batch(x=batch.x[order], label=label, eps=eps), Times(t, torch.where(closed, end, s), end)
 
 
 def _plain(velocity: Velocity) -> Velocity:

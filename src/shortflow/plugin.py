@@ -19,7 +19,6 @@ import torch.distributed as dist
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from shortflow.errors import ShortflowError
 from shortflow.paths import Path
 from shortflow.typing import expand
 
@@ -42,10 +41,9 @@ class Pool:
 
 
 def pooled(x: Float[Tensor, "b ..."], label: Int[Tensor, "b"] | None) -> Pool | None:
-    """The images and classes of all processes, None where there is one. All processes must ask, and as often.
+    """The images and classes of all processes, None where there is one.
 
-    Raises:
-        ShortflowError: if the batches of the processes differ in size.
+    All processes must ask, as often, and with batches of one size: a process that does not stops the others.
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return None
@@ -56,12 +54,8 @@ def pooled(x: Float[Tensor, "b ..."], label: Int[Tensor, "b"] | None) -> Pool | 
 def _gathered(value: Shaped[Tensor, "b ..."]) -> Shaped[Tensor, "n ..."]:
     """The rows of all processes, in the order of their ranks."""
     everyone = value.new_empty(dist.get_world_size() * len(value), *value.shape[1:])
-    try:
-        dist.all_gather_into_tensor(everyone, value.detach().contiguous())
-    except (RuntimeError, ValueError) as error:
-        raise ShortflowError(
-            f"the batches of the processes could not be joined ({error}); they must be of one size, here {len(value)}"
-        ) from error
+    gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)  # its name from torch 2.13 on
+    gather(everyone, value.detach().contiguous())
     return everyone
 
 
@@ -92,7 +86,16 @@ def _full_products() -> Iterator[None]:
         yield
     finally:
         for where, name, before, _ in changed:
-            setattr(where, name, before)
+            _restore(where, name, before)
+
+
+def _restore(where: Any, name: str, before: Any) -> None:
+    """The setting as it was; one that was inherited is inherited again, and follows when that is changed."""
+    if isinstance(before, str):
+        setattr(where, name, "none")
+        if getattr(where, name) == before:
+            return
+    setattr(where, name, before)
 
 
 def _exact(dtype: torch.dtype) -> torch.dtype:

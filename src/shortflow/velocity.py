@@ -122,6 +122,8 @@ class PlugIn(Velocity):
     images: Literal["process", "all"] = "process"
 
     def __post_init__(self) -> None:
+        if self.images not in ("process", "all"):
+            raise ShortflowError(f"PlugIn: images must be 'process' or 'all', got {self.images!r}")
         if self.mask not in ("label", "none"):
             raise ShortflowError(f"PlugIn: mask must be 'label' or 'none', got {self.mask!r}")
 

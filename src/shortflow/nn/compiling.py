@@ -1,4 +1,4 @@
-"""Compiled networks that prove themselves: the first result of each kind of call is compared with the plain one.
+"""Compiled networks that prove themselves: results of the first calls of each kind are compared with the plain ones.
 
 A compiled network is called like the plain one, by predictions, targets and dual passes alike; it has the same weights
 and the same attributes. Where compilation fails, or returns other numbers, the network goes on uncompiled and says so.
@@ -6,8 +6,8 @@ and the same attributes. Where compilation fails, or returns other numbers, the 
 
 import importlib
 import warnings
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from shortflow.dropout import same_dropout
 from shortflow.dual import Dual, dual
 
-__all__ = ["TOLERANCE", "compile_network", "moving_masks"]
+__all__ = ["TOLERANCE", "compile_network", "moving_masks", "to_prove", "uncompiled"]
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 """Largest relative difference (of norms) from the plain network that passes for rounding."""
@@ -29,6 +29,25 @@ def compile_network(network: nn.Module, *, backend: str = "inductor") -> None:
         backend: of `torch.compile`.
     """
     network._compiled_call_impl = _Compiled(network, backend)  # what nn.Module.compile sets
+
+
+@contextmanager
+def uncompiled(network: nn.Module) -> Iterator[None]:
+    """Within the context the network runs as if it had not been compiled, for calls of unusual shapes."""
+    before = network._compiled_call_impl
+    network._compiled_call_impl = None
+    try:
+        yield
+    finally:
+        network._compiled_call_impl = before
+
+
+def to_prove(call: int) -> bool:
+    """Whether a compiled result is compared with the plain one: calls 1, 2, 4, … 64.
+
+    The first of them alone would prove little: networks start as zero, and schedules bring other graphs.
+    """
+    return call <= 64 and call & (call - 1) == 0
 
 
 def _halves(args: tuple[Any, ...]) -> tuple[list[Any], list[Any], Any]:
@@ -53,7 +72,7 @@ class _Compiled:
             return (result.value, result.tangent) if isinstance(result, Dual) else result
 
         self.run = torch.compile(run, backend=backend, dynamic=None)
-        self.proved: set[Any] = set()
+        self.calls: dict[Any, int] = {}  # of each kind
         self.failed = False
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -74,7 +93,8 @@ class _Compiled:
         except Exception as error:
             self._give_up(f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
             return self.plain(*args)
-        if kind not in self.proved:
+        self.calls[kind] = self.calls.get(kind, 0) + 1
+        if to_prove(self.calls[kind]):
             with masks():
                 self._prove(args, result, kind)
         if self.failed:
@@ -83,7 +103,7 @@ class _Compiled:
         return dual(result[0], result[1], policy) if policy is not None and isinstance(result, tuple) else result
 
     def _prove(self, args: tuple[Any, ...], result: Any, kind: Any) -> None:
-        """Compare the first result of its kind with that of the plain network."""
+        """Compare the result with that of the plain network."""
         with torch.no_grad():
             expected = self.plain(*args)
         wanted = [expected.value, expected.tangent] if isinstance(expected, Dual) else _tensors(expected)
@@ -92,7 +112,6 @@ class _Compiled:
             if not apart <= TOLERANCE.get(kind[-1], 1e-3):
                 self._give_up(f"its results differ from the plain network's by {apart:.1e} of their size")
                 return
-        self.proved.add(kind)
 
     def _give_up(self, why: str) -> None:
         self.failed = True

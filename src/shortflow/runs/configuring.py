@@ -73,7 +73,8 @@ def configure(
 
 
 def check_batch(run: RunConfig, parts: int | None = None) -> None:
-    """Raise `ConfigError` if a part of a batch cannot be split into the groups that the objective compares.
+    """Raise `ConfigError` if a part of a batch cannot be split into the groups that the objective compares, or is too
+    small to have rows of both kinds.
 
     Args:
         parts: of a batch; None: as many as the run has.
@@ -87,6 +88,13 @@ def check_batch(run: RunConfig, parts: int | None = None) -> None:
         raise ConfigError(
             f"train.batch = {batch} cannot be split into {words} of {group // parts}, which {run.recipe.name} "
             f"compares; set train.batch to {close}"
+        )
+    law, rows = run.recipe.objective.times, batch // parts
+    jumping = law.jumping(rows) if law.gap == "mixed" else None
+    if jumping in (0, rows):
+        raise ConfigError(
+            f"of {rows} rows (train.batch over its parts and processes) {jumping} would have r < t in every step, and "
+            f"{run.recipe.name} learns from both kinds of rows; set train.batch to a larger number"
         )
 
 

@@ -15,6 +15,7 @@ from shortflow.errors import ShortflowError
 from shortflow.optimizer import Optimizer
 from shortflow.prefetch import prefetched
 from shortflow.streams import Streams
+from shortflow.train.checks import check_derivative, check_gradients, check_weights
 from shortflow.train.ema import Average
 from shortflow.train.engine import Engine
 from shortflow.train.record import Measured, StepRecord
@@ -71,9 +72,10 @@ def train(
         averages: averages of the weights to keep up to date.
 
     Raises:
-        ShortflowError: if the loss or its gradient is not finite, or a batch has the wrong size; the weights and the
-            optimiser are those of the step before. On a processor so are the averages; a device is asked only at
-            the steps of the log, of previews and of states, and keeps the weights until then.
+        ShortflowError: if processes have other weights or gradients than each other, or the derivative is none
+            (`shortflow.train.checks`); if a batch has the wrong size; if the loss or its gradient is not finite: the
+            weights and the optimiser are those of the step before. On a processor so are the averages; a device is
+            asked only at the steps of the log, of previews and of states, and keeps the weights until then.
     """
     engine = engine or Engine()
     wrapped, stepper = engine.prepare(module, adamw or build_optimizer(module, optimizer))
@@ -81,6 +83,7 @@ def train(
         average.module.to(engine.device)
     for model in module.frozen:
         model.to(engine.device)
+    check_weights(engine, module)
     total, window = settings.steps, _Window(settings, engine, stepper)
     (mine, count), made = engine.parts(settings.parts, settings.batch), _Made(wrapped, engine)
     each = len(mine)
@@ -96,7 +99,12 @@ def train(
             for i, part in enumerate(mine):
                 batch = _batch(next(batches), settings.batch // count, k, engine.device)
                 streams = Streams(seed=settings.seed, images=progress.images, rank=part)
-                made.add(module.draw(batch, streams, progress), share=1 / each, last=i == each - 1)
+                draw = module.draw(batch, streams, progress)
+                if k == start and i == 0 and (derivative := getattr(module.objective.target, "derivative", None)):
+                    check_derivative(module.flow, derivative, draw)
+                made.add(draw, share=1 / each, last=i == each - 1)
+            if k == start:
+                check_gradients(engine, module)
             loss, logs, t = made.take()
             norm = engine.clip(module.flow.parameters(), optimizer.clip)
             measured = Measured.of(k + 1, loss, norm, logs, t)

@@ -34,9 +34,9 @@ class TrainStep(nn.Module):
         loss.backward()
 
     The mean over processes of their gradients is the gradient of one process on the joined rows, as far as rows do not
-    see each other; a plug-in velocity sees the rows of its process. Blocks may be sharded one by one
-    (`fully_shard(block)` before `fully_shard(step)`) where every process makes the same passes in every step, because
-    each pass gathers them: with laws of times that have a fixed number of rows with r < t, not with a random one.
+    see each other; a plug-in velocity sees the rows of its process, unless it joins them. Blocks may be sharded one by
+    one (`fully_shard(block)` before `fully_shard(step)`) where every process makes the same passes in every step,
+    because each pass gathers them: with `layout="fixed"` (`Objective`), where no pass depends on what is drawn.
 
     Args:
         flow: the flow map that is trained.
