@@ -1,5 +1,6 @@
 """What a run saves and loads together: its training states, and its models beside them."""
 
+import json
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -75,8 +76,10 @@ class SavedRun:
 
     @property
     def _steering(self) -> dict[str, Any]:
-        recipe = self.metadata.get("run", {}).get("recipe")
-        return {**{name: getattr(self.settings, name) for name in STEERING}, "recipe": recipe}
+        run = self.metadata.get("run", {})
+        data = {name: value for name, value in run.get("data", {}).items() if name != "source"}  # which may be moved
+        steering = {name: getattr(self.settings, name) for name in STEERING}
+        return {**steering, "recipe": run.get("recipe"), "network": run.get("network"), "data": data}
 
     @property
     def _references(self) -> dict[str, Any]:
@@ -139,9 +142,10 @@ class SavedRun:
             CheckpointError: if no state is whole, or it was trained with other settings or references.
         """
         state, info = load_newest(self.states, self._parts, self.adamw)
-        if info.get("settings") != self._steering:
+        now = json.loads(json.dumps(self._steering))
+        if info.get("settings") != now:
             raise CheckpointError(
-                f"{state} was trained with {info.get('settings')}, which cannot go on with {self._steering}; resume "
+                f"{state} was trained with {info.get('settings')}, which cannot go on with {now}; resume "
                 "with the settings it had, or start a new run in another directory"
             )
         self._check_references(state, info)
