@@ -1,7 +1,8 @@
-"""A run that is killed again and again, by a parent that has never trained: python killed.py DIRECTORY KILLS SEED.
+"""Runs that are killed again and again, by a parent that has never trained: killed.py DIRECTORY STEPS KILLS RUNS.
 
-The parent forks a child for every attempt, which goes on with the run in DIRECTORY, and kills it after a random time;
-the last one may finish. It prints the number of kills, of kills in the middle of writing, and of states damaged by them.
+DIRECTORY/whole is left alone; of every other run the parent forks a child for each attempt, which goes on with it, and
+kills it after a random time; the last one may finish. A line for each run has the number of kills, of kills in the
+middle of writing, and of states damaged by them.
 """
 
 import os
@@ -17,11 +18,10 @@ from shortflow.optimizer import Optimizer
 from shortflow.recipes import shortcut
 from shortflow.train import engine, fit
 
-STEPS = 120
 OPTIMIZER = Optimizer(lr=5e-3, clip=1.0, warmup=0.3, ema=0.95, extra_ema=(0.9,))
 
 
-def train(directory: Path) -> None:
+def train(directory: Path, steps: int) -> None:
     """The whole run, or what is left of it: averages, a teacher, the best state, a log that is not in step with it."""
     recipe = shortcut()
     records = fit(
@@ -29,7 +29,7 @@ def train(directory: Path) -> None:
         tiny.flow_map(recipe, 0.3),
         recipe.objective,
         tiny.batches(recipe),
-        settings=tiny.settings(STEPS, log_every=3, save_every=3, keep_best="loss"),
+        settings=tiny.settings(steps, log_every=3, save_every=3, keep_best="loss"),
         optimizer=OPTIMIZER,
         metadata={"recipe": recipe.name},
         resume="auto",
@@ -38,26 +38,25 @@ def train(directory: Path) -> None:
         pass
 
 
-def attempt(directory: Path) -> int:
+def attempt(directory: Path, steps: int) -> int:
     """The process of a child that trains; it ends with 0 when the run is complete."""
     child = os.fork()
     if child == 0:
         code = 1
         try:
             warnings.simplefilter("error", UserWarning)  # a kill must not damage anything
-            train(directory)
+            train(directory, steps)
             code = 0
         finally:
             os._exit(code)
     return child
 
 
-def main(directory: Path, kills: int, seed: int) -> None:
-    engine.importlib.util.find_spec = lambda name, package=None: None  # no tracker
+def survive(directory: Path, steps: int, kills: int, seed: int) -> None:
     rng, done, writing = random.Random(seed), 0, 0
     while True:
         before = set(directory.rglob(".writing-*"))
-        child = attempt(directory)
+        child = attempt(directory, steps)
         if done < kills:
             time.sleep(rng.uniform(0.0, 0.25))
             os.kill(child, signal.SIGKILL)
@@ -65,12 +64,19 @@ def main(directory: Path, kills: int, seed: int) -> None:
         if os.WIFSIGNALED(status):
             done += 1
             writing += bool(set(directory.rglob(".writing-*")) - before)
-            continue
-        if os.WEXITSTATUS(status) != 0:
-            sys.exit(f"attempt after {done} kills failed")
-        break
+        elif os.WEXITSTATUS(status) == 0:
+            break
+        else:
+            sys.exit(f"an attempt after {done} kills failed")
     print(done, writing, len(list(directory.rglob("*.damaged*"))))
 
 
+def main(directory: Path, steps: int, kills: int, runs: int) -> None:
+    engine.importlib.util.find_spec = lambda name, package=None: None  # no tracker
+    survive(directory / "whole", steps, 0, 0)
+    for seed in range(runs):
+        survive(directory / str(seed), steps, kills, seed)
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    main(Path(sys.argv[1]), *map(int, sys.argv[2:]))
