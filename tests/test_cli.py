@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,8 +17,6 @@ import pytest
 import torch
 import typer
 from PIL import Image
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 from shortflow import hub, runs
 from shortflow.cli import app, main
@@ -28,6 +27,7 @@ from shortflow.nn import compiling
 from shortflow.recipes import RECIPES, SETTINGS
 from shortflow.runs import streaming
 from shortflow.sample import Euler, Gamma, Heun, Restart, Sampler
+from shortflow.train.weights import save_weights
 
 TINY = ("--set", "network={kind: SiTConfig, size: tiny, depth: 1, width: 16, heads: 2}", "--set", "preview_every=0")
 
@@ -85,9 +85,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pass
     model, generator = hub.load(directory, "cpu"), torch.Generator().manual_seed(0)
     weights = {name: 0.2 * torch.randn(w.shape, generator=generator) for name, w in model.flow.state_dict().items()}
-    with safe_open(str(model.path), "pt") as file:
-        description = file.metadata()
-    save_file(weights, model.path, description)
+    save_weights(weights, model.path, hub.read_header(model.path))
     return model.path
 
 
@@ -241,6 +239,32 @@ def test_a_run_file_is_printed_edited_and_trained(shortflow: Shortflow, tmp_path
     assert shortflow("show", file).out == file.read_text()
     # Resuming may name the file again.
     assert shortflow("train", file, "--resume", "--out", tmp_path / "run").code == 0
+
+
+def test_auto_begins_and_goes_on_with_the_same_command(shortflow: Shortflow, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    command = ("train", "esc", *TINY, "--set", "images=16", "--set", "batch=8", "--out", out, "--resume", "auto")
+    assert "2/2" in shortflow(*command).out
+    again = shortflow(*command)
+    assert (again.code, "This run is complete: all 2 steps are done." in again.out) == (0, True)
+    changed = shortflow(*command, "--set", "optimizer.lr=0.5")
+    assert changed.code == 2
+    assert "a run with other settings (recipe.optimizer.lr is 0.002, not 0.5); leave out --set" in changed.err
+    assert shortflow("train", "--out", out, "--resume=auto").code == 0
+    assert shortflow("train", "--resume", "esc", "--out", out).code == 0  # only auto is a value
+    assert "--resume soon: give --resume, or --resume auto" in shortflow("train", "--resume=soon", "--out", out).err
+    assert "which recipe?" in shortflow("train", "--resume", "auto", "--out", tmp_path / "none").err
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_damaged_state_is_told_in_a_line(shortflow: Shortflow, tmp_path: Path) -> None:
+    settings = ("--set", "images=16", "--set", "batch=8", "--set", "save_every=1")
+    assert shortflow("train", "esc", *TINY, *settings, "--out", tmp_path).code == 0
+    (tmp_path / "state" / "00000002" / "state.json").unlink()
+    with pytest.warns(UserWarning, match=r"^the state .*00000002 is damaged: state.json is missing. It is kept aside"):
+        said = shortflow("train", "--resume", "--out", tmp_path)
+    assert (said.code, "2/2" in said.out) == (0, True)
+    assert warnings.formatwarning(UserWarning("it is so"), UserWarning, "x.py", 1) == "warning: it is so\n"
 
 
 # -------------------------------------------------------------------------------------------------------- interruption

@@ -20,7 +20,7 @@ from shortflow.errors import CheckpointError, ShortflowError
 from shortflow.nn.configs import MLPConfig, SiTConfig
 from shortflow.recipes import RECIPES
 from shortflow.runs import generate
-from shortflow.train.state import save_model
+from shortflow.train.weights import save_model
 
 POINTS = DataSpec(name="mixture", shape=(2,), classes=("a", "b", "c"), shift=0.25, scale=0.5, image=False)
 IMAGES = DataSpec(name="digits", shape=(1, 8, 8), classes=tuple("0123456789"))

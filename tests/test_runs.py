@@ -281,6 +281,36 @@ def test_a_run_does_not_go_on_with_other_data(classed: Path, tmp_path: Path) -> 
         runs.training(*runs.open_run(tmp_path / "run"), tmp_path / "run", resume=True)
 
 
+@pytest.mark.parametrize("change", ["data.flip=true", "network.heads=4", "optimizer.lr=1e-5", "train.seed=1"])
+def test_a_run_whose_file_was_changed_does_not_go_on(change: str, digits: hub.Model) -> None:
+    """The weights have the same shapes, so nothing else would tell."""
+    directory = digits.path.parent
+    run, dataset = runs.open_run(directory)
+    with pytest.raises(CheckpointError, match=r"00000002 was trained with .*, which cannot go on with "):
+        runs.training(override(run, [change]), dataset, directory, resume=True)
+    assert list(runs.training(run, dataset, directory, resume=True)) == []
+
+
+def test_auto_begins_a_run_and_goes_on_with_it(tmp_path: Path) -> None:
+    run, dataset = runs.configure("esc", settings=[*TINY, *budget(3), "train.save_every=2"])
+    records = runs.training(run, dataset, tmp_path, resume="auto")
+    with pytest.raises(CheckpointError, match=r"is in use: a run is going on there in process"):
+        runs.training(run, dataset, tmp_path, resume="auto")
+    assert [next(records).step, next(records).step] == [1, 2]
+    del records
+    assert [record.step for record in runs.training(run, dataset, tmp_path, resume="auto")] == [3]
+    assert list(runs.training(run, dataset, tmp_path, resume="auto")) == []
+    assert not (tmp_path / ".lock").exists()
+
+
+def test_a_refused_run_leaves_nothing_behind_and_the_directory_free(digits: hub.Model, tmp_path: Path) -> None:
+    run, dataset = runs.open_run(digits.path.parent)
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="none"):
+            runs.training(replace(run, teacher=str(tmp_path / "none")), dataset, tmp_path / "new")
+        assert not (tmp_path / "new").exists()
+
+
 def test_every_batch_of_a_class_consistent_run_has_one_class(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen: list[set[int]] = []
     run, dataset = runs.configure("esc", settings=[*TINY, *budget(3)])

@@ -1,13 +1,23 @@
-"""Files that are either whole or not there: written beside their place, flushed to disk, then renamed."""
+"""Files that are either whole or not there: written beside their place, flushed to disk, then renamed.
 
+A rename is on disk when its folder is, so folders are flushed too. What a killed process has left beside a place is
+called `.writing-…`, and never anything else.
+"""
+
+import hashlib
 import os
+import re
 import secrets
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["atomic_path", "write_atomic"]
+__all__ = ["UNFINISHED", "atomic_path", "remove_unfinished", "sha256_of", "sync_file", "sync_folder", "write_atomic"]
+
+UNFINISHED = ".writing-"
+_SAFETENSORS = r"\.tmp[0-9A-Za-z]{6}"  # safetensors writes beside the file that it was told to write
 
 
 @contextmanager
@@ -19,17 +29,18 @@ def atomic_path(path: Path, durable: bool = True) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}-{secrets.token_hex(4)}{path.suffix}")
+    temporary = path.with_name(f"{UNFINISHED}{secrets.token_hex(4)}-{path.name}")
     # `tempfile` makes files that only their owner can read; opened like this, the system applies the umask.
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     permissions = stat.S_IMODE(temporary.stat().st_mode)
     try:
         yield temporary
         if durable:
-            with open(temporary, "rb+") as file:
-                os.fsync(file.fileno())
+            sync_file(temporary)
         os.chmod(temporary, permissions)  # safetensors puts a file of its own in its place
         os.replace(temporary, path)
+        if durable:
+            sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -38,3 +49,37 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     """Write text (UTF-8) or bytes to `path` atomically."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def sync_file(path: Path) -> None:
+    """Wait until the content of a file is on disk."""
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
+def sync_folder(path: Path) -> None:
+    """Wait until the names in a folder are on disk, where the system can be asked for it (Windows cannot)."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 (hex) of a file, read piece by piece."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def remove_unfinished(directory: Path) -> None:
+    """Remove what a killed process was writing in `directory`. Nobody else may be writing there."""
+    if not directory.is_dir():
+        return
+    for path in list(directory.iterdir()):
+        if path.name.startswith(UNFINISHED) and path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name.startswith(UNFINISHED) or re.fullmatch(_SAFETENSORS, path.name):
+            path.unlink(missing_ok=True)

@@ -20,10 +20,13 @@ from shortflow.config import RunConfig, from_plain, to_plain
 from shortflow.data import DataSpec
 from shortflow.errors import CheckpointError, ShortflowError
 from shortflow.flowmap import FlowMap
+from shortflow.train.weights import SUM, sum_of
 
 __all__ = ["FORMAT", "Model", "build_flow", "check", "describe", "fingerprint", "load", "outline", "read_header"]
 
 FORMAT = 1
+# What files without a sum, of earlier versions, say. Without a sum and with anything else, the sum is what was damaged.
+_EARLIER = {"format", "run", "data", "references", "guided", "images", "step"}
 _LARGEST_BUFFERS = 2**28  # numbers that a network holds beside its weights (positions): 1 GiB
 
 
@@ -93,7 +96,8 @@ def load(path: str | Path, device: str | None = None) -> Model:
     """The model at `path`: a run directory or a model.safetensors file, on `device` (by default a GPU if there is one).
 
     Raises:
-        CheckpointError: if there is no model, the file is damaged, or its weights do not fit its description.
+        CheckpointError: if there is no model, the file is damaged (its sum is verified, where it has one), or its
+            weights do not fit its description.
     """
     with _opened(path) as (model, tensors):
         flow = build_flow(model.run, model.spec)
@@ -117,12 +121,18 @@ def outline(path: str | Path) -> Model:
 def _opened(path: str | Path) -> Iterator[tuple[Model, dict[str, Tensor]]]:
     """The model without its weights, and the weights; what goes wrong here or inside is the file's fault."""
     file = _file(path)
-    header = read_header(file)
+    header, written = _read(file)
     try:
         with safe_open(str(file), "pt") as opened:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{file} is damaged: {error}; copy or download it again") from error
+    whole = header.keys() <= _EARLIER if written is None else written == sum_of(header, tensors)
+    if not whole:
+        raise CheckpointError(
+            f"{file} is damaged: its weights or its description are not those that were written (SHA-256); copy or "
+            "download it again"
+        )
     try:
         run = from_plain(RunConfig, header["run"])
         spec = DataSpec.from_dict(header["data"])
@@ -155,7 +165,11 @@ def read_header(path: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: if there is no such file, or it is damaged, something else, or of another format.
     """
-    file = _file(path)
+    return _read(_file(path))[0]
+
+
+def _read(file: Path) -> tuple[dict[str, Any], Any]:
+    """The description in a file's header, and the sum that it was written with; None where it has none."""
     try:
         with safe_open(str(file), "pt") as opened:
             text = (opened.metadata() or {}).get("shortflow")
@@ -170,7 +184,7 @@ def read_header(path: str | Path) -> dict[str, Any]:
         )
     try:
         header = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{file}: the description in the header is not JSON ({error})") from error
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         found = header.get("format") if isinstance(header, dict) else header
@@ -178,7 +192,7 @@ def read_header(path: str | Path) -> dict[str, Any]:
             f"{file} has format {found!r}, this version of shortflow reads format {FORMAT}; "
             "install the version that wrote it"
         )
-    return header
+    return header, header.pop(SUM, None)
 
 
 def _file(path: str | Path) -> Path:

@@ -5,6 +5,7 @@ Exit codes: 0 done, 2 something that the user can mend (said on standard error),
 """
 
 import sys
+import warnings
 from collections.abc import Sequence
 
 import typer
@@ -12,7 +13,7 @@ import typer
 from shortflow.cli.common import say_error
 from shortflow.cli.sampling import evaluate, sample
 from shortflow.cli.showing import cost, recipes, show
-from shortflow.cli.training import demo, train
+from shortflow.cli.training import Train, demo, train
 from shortflow.errors import ShortflowError
 
 __all__ = ["app", "main"]
@@ -27,11 +28,12 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help: twice as fast, and never cut
 )
 for _command in (train, sample, evaluate, recipes, show, cost, demo):
-    app.command()(_command)
+    app.command(cls=Train if _command is train else None)(_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: errors that a user can mend are printed without a traceback, and end with exit code 2."""
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
         app(args=arguments, prog_name="shortflow")
     except ShortflowError as error:

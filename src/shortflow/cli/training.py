@@ -3,14 +3,27 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
+from typer.core import TyperCommand
 
 from shortflow.cli.common import Imports, Settings, count, rank, say
 from shortflow.errors import ConfigError
 
-__all__ = ["demo", "train"]
+__all__ = ["Train", "demo", "train"]
+
+GIVEN = "given"  # what --resume without a value stands for
+
+
+class Train(TyperCommand):
+    """The command line of `train`, in which `--resume` may have a value, "auto", and takes nothing else for one."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        for i, word in enumerate(args):
+            if word == "--resume" and args[i + 1 : i + 2] != ["auto"]:
+                args[i] = f"--resume={GIVEN}"
+        return super().parse_args(ctx, args)
 
 
 def train(
@@ -46,19 +59,33 @@ def train(
     settings: Settings = None,
     imports: Imports = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --out, exactly where it stopped.")
-    ] = False,
+        str | None,
+        typer.Option(
+            "--resume",
+            metavar="[auto]",
+            help="Go on with the run in --out, exactly where it stopped; `--resume auto` begins where there is none.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Train a recipe on data. The run directory holds the model, the log, previews and the state to resume from."""
     from shortflow import runs
 
-    if resume:
-        if settings:
+    if resume not in (None, GIVEN, "auto"):
+        raise ConfigError(f"--resume {resume}: give --resume, or --resume auto")
+    chosen = {"teacher": teacher, "weak": weak, "init_from": init_from}
+    going_on = resume == GIVEN or (resume == "auto" and (out / "run.yaml").is_file())
+    if going_on:
+        if settings and resume == GIVEN:
             raise ConfigError(
                 "--resume goes on with the settings of the run; leave out --set, or start a new run in another --out"
             )
         run, dataset = runs.open_run(out)
         _check_same(out, run, recipe, data, resolution, teacher, weak, init_from)
+        if settings and recipe is not None:
+            _check_settings(
+                out, run, runs.configure(recipe, data, resolution=resolution, settings=settings, **chosen)[0]
+            )
     elif recipe is None:
         raise ConfigError(
             "which recipe? For example: shortflow train esc --data digits --out out/esc "
@@ -70,11 +97,9 @@ def train(
             data,
             resolution=resolution,
             settings=settings or (),
-            teacher=teacher,
-            weak=weak,
-            init_from=init_from,
+            **chosen,
         )
-    _train(run, dataset, out, resume)
+    _train(run, dataset, out, "auto" if resume == "auto" else going_on)
     say(f"Samples: shortflow sample {out} --out samples.png")
     say(f"Scores:  shortflow evaluate {out}")
 
@@ -103,7 +128,19 @@ def _check_same(
         )
 
 
-def _train(run: Any, dataset: Any, out: Path, resume: bool) -> None:
+def _check_settings(out: Path, run: Any, asked: Any) -> None:
+    """Raise `ConfigError` if the run to go on with is not the run that is asked for."""
+    from shortflow.config import difference
+
+    changed = [f"{path} is {has}, not {wants}" for path, has, wants in difference(run, asked)]
+    if changed:
+        raise ConfigError(
+            f"{out} is a run with other settings ({'; '.join(changed)}); leave out --set to go on with it, or start a "
+            "new run in another --out"
+        )
+
+
+def _train(run: Any, dataset: Any, out: Path, resume: bool | Literal["auto"]) -> None:
     from shortflow import runs
     from shortflow.train import Interrupted
 

@@ -76,7 +76,11 @@ def load_run(path: Path) -> RunConfig:
         ConfigError: if the file cannot be read, or listing everything that is wrong in it.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        with open(path, "rb") as file:
+            content = file.read(4 * _LARGEST + 1)  # not all of it: it may be as long as a disk
+        if len(content) > 4 * _LARGEST:
+            raise ConfigError(f"{path} is no run file: it has more than {4 * _LARGEST:,} bytes")
+        text = content.decode()
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from shortflow.config import RunConfig, dump
 from shortflow.data import Batches, ClassConsistent, Dataset, DataSpec, Shuffled
 from shortflow.errors import CheckpointError
+from shortflow.files import remove_unfinished
 from shortflow.flowmap import FlowMap
 from shortflow.hub import build_flow, read_header
 from shortflow.pairs import PairMaker
@@ -17,6 +19,7 @@ from shortflow.runs.configuring import check_batch
 from shortflow.runs.sampling import generate, picture
 from shortflow.train import StepRecord, fit
 from shortflow.train.engine import Engine
+from shortflow.train.lock import RunLock
 from shortflow.train.state import latest_state
 from shortflow.typing import Batch
 
@@ -58,7 +61,7 @@ def training(
     dataset: Dataset,
     directory: Path,
     *,
-    resume: bool = False,
+    resume: bool | Literal["auto"] = False,
     report: Callable[[int, int], None] | None = None,
 ) -> Iterator[StepRecord]:
     """Train in `directory`, yielding the record of every step. Ends with RUN/model.safetensors in place.
@@ -66,21 +69,41 @@ def training(
     The call itself checks everything and writes RUN/run.yaml, so that a run can be resumed from its first moment;
     the steps are taken as the records are asked for. A run that was stopped before its first state starts again.
     Where a recipe learns from pairs, RUN/pairs/ is filled before the first step, from where it was interrupted;
-    `report` is told (pairs that are there, pairs in all).
+    `report` is told (pairs that are there, pairs in all). From the call to the end of the iterator the directory is
+    locked. With `resume` = "auto" a run goes on where the directory has one, and begins where it has none.
 
     Raises:
         ConfigError: if a teacher, a weak model or a model to start from is missing or does not fit.
-        CheckpointError: if the directory holds a run and `resume` is False, or none and it is True, or the data or the
-            other models are not those that the run was started with.
+        CheckpointError: if the directory is in use, holds a run and `resume` is False, or none and it is True, or none
+            of its states is whole, or the data or the other models are not those that the run was started with.
         Interrupted: from the iterator, after SIGINT or SIGTERM, with everything saved.
     """
     if directory.exists() and not directory.is_dir():
         raise CheckpointError(f"{directory} is a file; give the directory that the run shall have")
-    if resume and not (directory / "run.yaml").is_file():
+    begun = (directory / "run.yaml").is_file()
+    if resume is True and not begun:
         raise CheckpointError(f"there is nothing to resume in {directory}: it holds no run.yaml; leave out --resume")
     engine = Engine(directory)
+    check_batch(run, engine.parts(run.train.parts, run.train.batch)[1])
+    lock = RunLock(directory, wanted=engine.main)
+    try:
+        return _training(run, dataset, directory, bool(resume) and begun, report, lock, engine)
+    except BaseException:
+        lock.release()
+        raise
+
+
+def _training(
+    run: RunConfig,
+    dataset: Dataset,
+    directory: Path,
+    resume: bool,
+    report: Callable[[int, int], None] | None,
+    lock: RunLock,
+    engine: Engine,
+) -> Iterator[StepRecord]:
+    """`training` in a directory that is locked; the lock is released with the iterator."""
     parts, count = engine.parts(run.train.parts, run.train.batch)
-    check_batch(run, count)
     spec = DataSpec.fit(dataset, run.recipe.sigma_data)
     started = latest_state(directory / "state") is not None
     if resume and started and (directory / "model.safetensors").is_file():
@@ -109,21 +132,31 @@ def training(
         metadata=describe(run, spec, loaded),
         references=loaded.references,
         preview=preview,
-        resume=resume and started,
+        resume="auto" if resume else False,
+        lock=lock,
         engine=engine,
     )
     if not resume and engine.main:
         dump(run, directory / "run.yaml")
-    return records if maker is None else _after(maker, report, records, engine)
+    if engine.main:
+        remove_unfinished(directory / "pairs")
+    return records if maker is None else _after(maker, report, records, lock, engine)
 
 
 def _after(
-    maker: PairMaker, report: Callable[[int, int], None] | None, records: Iterator[StepRecord], engine: Engine
+    maker: PairMaker,
+    report: Callable[[int, int], None] | None,
+    records: Iterator[StepRecord],
+    lock: RunLock,
+    engine: Engine,
 ) -> Iterator[StepRecord]:
-    if engine.main:
-        maker.make(report)
-    engine.wait()
-    yield from records
+    try:
+        if engine.main:
+            maker.make(report)
+        engine.wait()
+        yield from records
+    finally:
+        lock.release()
 
 
 def _check_data(directory: Path, spec: DataSpec) -> None:

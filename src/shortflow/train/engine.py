@@ -3,7 +3,7 @@
 import atexit
 import importlib.util
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
@@ -114,6 +114,15 @@ class Engine:
         """Wait until all processes are here."""
         if self.world > 1:
             dist.barrier(group=self._hosts)
+
+    def in_turn(self, f: Callable[[], T]) -> T:
+        """f() in the first process, and then in all others: what it has mended is whole when they look."""
+        if not self.main:
+            self.wait()
+        result = f()
+        if self.main:
+            self.wait()
+        return result
 
     # ------------------------------------------------------------------------------------------------------- the rest
 

@@ -5,41 +5,41 @@ RUN/stats.jsonl         the record
 RUN/tensorboard/        the same for TensorBoard, if it is installed
 RUN/samples/*.png       previews
 RUN/state/<step>/       training states
+RUN/.lock               while the run is going on
 RUN/model.safetensors   the averaged weights, self-describing
 RUN/model-ema-*.safetensors  the extra averages, if the optimiser keeps some
+RUN/model-best.safetensors   the averaged weights where a quantity of the log was smallest (train.keep_best)
 """
 
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
-
-import torch
+from typing import Any, Literal
 
 from shortflow.draw import References
 from shortflow.errors import CheckpointError
+from shortflow.files import remove_unfinished
 from shortflow.flowmap import FlowMap
 from shortflow.nn.checkpointing import checkpoint_blocks
 from shortflow.objective import Objective
 from shortflow.optimizer import Optimizer
 from shortflow.train.compiling import compile_step
-from shortflow.train.ema import Average, averages_of
+from shortflow.train.ema import averages_of
 from shortflow.train.engine import Engine
+from shortflow.train.lock import RunLock
 from shortflow.train.log import StatsLog
 from shortflow.train.loop import build_optimizer, train
 from shortflow.train.record import StepRecord
+from shortflow.train.saved import Best, SavedRun
 from shortflow.train.settings import TrainSettings
-from shortflow.train.state import latest_state, load_state, save_model, save_state
+from shortflow.train.state import latest_state
 from shortflow.train.step import TrainStep
 from shortflow.typing import Batch
 
 __all__ = ["Interrupted", "fit"]
-
-STEERING = ("images", "batch", "parts", "group", "seed", "precision")  # the settings that change the weights
 
 
 class Interrupted(Exception):
@@ -75,63 +75,6 @@ def _stop_signals() -> Iterator[Callable[[], bool]]:
         restore()
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Run:
-    """What is saved and loaded together."""
-
-    directory: Path
-    settings: TrainSettings
-    metadata: Mapping[str, Any]
-    module: TrainStep
-    averages: Mapping[str, Average]
-    adamw: torch.optim.Optimizer
-
-    @property
-    def _parts(self) -> dict[str, FlowMap]:
-        averages = {**self.averages, **self.module.averages}
-        return {"network": self.module.flow, **{name: average.module for name, average in averages.items()}}
-
-    @property
-    def _steering(self) -> dict[str, Any]:
-        recipe = self.metadata.get("run", {}).get("recipe")
-        return {**{name: getattr(self.settings, name) for name in STEERING}, "recipe": recipe}
-
-    @property
-    def _references(self) -> dict[str, Any]:
-        return dict(self.metadata.get("references", {}))
-
-    def save(self, step: int, pending: list[dict[str, Any]]) -> None:
-        images = step * self.settings.batch
-        # The model first: where there is a state, there is its model.
-        header = {**self.metadata, "images": images, "step": step}
-        for name, average in self.averages.items():
-            file = "model.safetensors" if name == "average" else f"model-{name}.safetensors"
-            save_model(average.module, self.directory / file, header)
-        info = {"images": images, "settings": self._steering, "references": self._references, "pending": pending}
-        save_state(self.directory / "state", step, self._parts, self.adamw, info, self.settings.keep)
-
-    def load(self, state: Path) -> dict[str, Any]:
-        info = load_state(state, self._parts, self.adamw)
-        if info.get("settings") != self._steering:
-            raise CheckpointError(
-                f"{state} was trained with {info.get('settings')}, which cannot go on with {self._steering}; resume "
-                "with the settings it had, or start a new run in another directory"
-            )
-        before, now = info.get("references", {}), self._references
-        for role in {**before, **now}:
-            old, new = (each.get(role, {}) for each in (before, now))
-            if old.get("sha256") != new.get("sha256"):
-                raise CheckpointError(
-                    f"the {role} of this run is not what it was: {_said(old)} when {state} was saved, "
-                    f"{_said(new)} now; give the run back its {role}, or start a new run in another directory"
-                )
-        return info
-
-
-def _said(reference: Mapping[str, Any]) -> str:
-    return f"{reference['run']} (sha256 {reference['sha256'][:12]})" if reference else "none"
-
-
 def fit(
     directory: Path,
     flow: FlowMap,
@@ -143,13 +86,15 @@ def fit(
     metadata: Mapping[str, Any],
     references: References = References(),
     preview: Callable[[FlowMap, Path], None] | None = None,
-    resume: bool = False,
+    resume: bool | Literal["auto"] = False,
+    lock: RunLock | None = None,
     engine: Engine | None = None,
 ) -> Iterator[StepRecord]:
     """Train in `directory`, yielding every step's record; the run is saved at the end and when it is interrupted.
 
-    The call itself checks the directory and loads the state; nothing is written before the first record is asked for.
-    Closing the iterator early, or a second signal, which ends the step at once, leaves what was saved last.
+    The call itself checks the directory, locks it and loads the state; of a new run nothing else is written before the
+    first record is asked for. Closing the iterator early, or a second signal, which ends the step at once, leaves what
+    was saved last.
 
     Args:
         batch_of: the batch of step k, a pure function of k; with parts or processes, see `train`.
@@ -158,93 +103,109 @@ def fit(
             where a run goes on.
         references: the frozen models that targets follow; no part of what is saved.
         preview: draws samples of the averaged flow map to a path.
-        resume: go on from the newest state, exactly as if the run had not stopped.
+        resume: go on from the newest state that is whole, exactly as if the run had not stopped; "auto": where there is
+            a state, and begin where there is none.
+        lock: of the directory, if the caller has it already; it is released here.
         engine: the processes of the run; a new one unless given.
 
     Raises:
-        CheckpointError: if the directory holds a run already and `resume` is False, or none and it is True, or its
-            state is damaged or was trained with other settings or references.
+        CheckpointError: if the directory is in use, holds a run already and `resume` is False, or none and it is True,
+            or no state of it is whole, or it was trained with other settings or references, or the disk is full.
         Interrupted: from the iterator, after a SIGINT or SIGTERM, with everything saved.
     """
-    found = _find(directory, resume)
     engine = engine or Engine(directory)
-    module = TrainStep(flow.to(engine.device), objective, references, bf16=settings.precision == "bf16")
-    averages = averages_of(flow, optimizer)
-    if settings.checkpoint:
-        checkpoint_blocks(module.flow.network)
-    if settings.compile:  # after the copies were made
-        compile_step(module)
-    run = _Run(
-        directory=directory,
-        settings=settings,
-        metadata=metadata,
-        module=module,
-        averages=averages,
-        adamw=build_optimizer(module, optimizer),
-    )
-    start, pending = 0, []
-    if found is not None:
-        info = run.load(found)
-        start, pending = info["step"], info["pending"]
-    averages = tuple(run.averages.values())
-    steps = train(module, settings, optimizer, batch_of, engine=engine, adamw=run.adamw, averages=averages, start=start)
-    return _watch(run, steps, engine, start, pending, preview)
+    lock = lock or RunLock(directory, wanted=engine.main)
+    try:
+        found = _check(directory, resume)
+        module = TrainStep(flow.to(engine.device), objective, references, bf16=settings.precision == "bf16")
+        averages = averages_of(flow, optimizer)
+        if settings.checkpoint:
+            checkpoint_blocks(module.flow.network)
+        if settings.compile:  # after the copies were made
+            compile_step(module)
+        run = SavedRun(
+            directory=directory,
+            settings=settings,
+            metadata=metadata,
+            module=module,
+            averages=averages,
+            adamw=build_optimizer(module, optimizer),
+        )
+        start, pending, best = engine.in_turn(run.load) if found else (0, [], None)
+        followed = tuple(averages.values())
+        steps = train(
+            module, settings, optimizer, batch_of, engine=engine, adamw=run.adamw, averages=followed, start=start
+        )
+        return _watch(run, steps, engine, start, pending, best, preview, lock)
+    except BaseException:
+        lock.release()
+        raise
 
 
 def _watch(
-    run: _Run,
+    run: SavedRun,
     steps: Iterator[StepRecord],
     engine: Engine,
     start: int,
     pending: list[dict[str, Any]],
+    best: Best | None,
     preview: Callable[[FlowMap, Path], None] | None,
+    lock: RunLock,
 ) -> Iterator[StepRecord]:
     """Pass the records on, and log, save and draw on the way."""
     directory, settings = run.directory, run.settings
-    log = StatsLog(directory / "stats.jsonl", settings.log_every, start, pending, engine)
 
-    def save(step: int) -> None:
+    def save(step: int, best: Best | None) -> None:
         pending = log.pending
         if engine.main:
-            run.save(step, pending)
+            run.save(step, pending, best)
         engine.wait()  # nobody goes on before the state is there
 
     with _stop_signals() as stopped:
         try:
+            if engine.main:
+                for folder in (directory, directory / "samples"):
+                    remove_unfinished(folder)
+            log = StatsLog(directory / "stats.jsonl", settings.log_every, start, pending, engine)
             for record in steps:
                 last = record.step == settings.steps
                 line = log.add(record, last)
                 if line is not None:
+                    Best.check(settings.keep_best, line)
                     engine.log(line, record.step)
                 saved = last or record.step % settings.save_every == 0
                 if saved:
-                    save(record.step)
+                    if line is not None and record.step % settings.log_every == 0:  # not of a shorter window
+                        best = Best.after(best, settings.keep_best, line, record.step)
+                    save(record.step, best)
                 every = settings.preview_every
                 if engine.main and preview is not None and every and (last or record.step % every == 0):
                     preview(run.averages["average"].module, directory / "samples" / f"step-{record.step:08d}.png")
                 yield record
                 if any(engine.gathered(stopped())) and not last:
                     if not saved:
-                        save(record.step)
+                        save(record.step, best)
                     raise Interrupted(directory, record.step, settings.steps)
         finally:
             engine.finish()
+            lock.release()
 
 
-def _find(directory: Path, resume: bool) -> Path | None:
-    """The state to go on from, None for a new run."""
+def _check(directory: Path, resume: bool | Literal["auto"]) -> bool:
+    """Whether there is a state to go on from."""
     found = latest_state(directory / "state")
-    if resume and found is None:
+    if resume is True and found is None:
         raise CheckpointError(
-            f"there is nothing to resume in {directory}: no training state in {directory / 'state'}; leave out --resume"
+            f"there is nothing to resume in {directory}: no training state in {directory / 'state'}; leave out "
+            "--resume, or give --resume auto"
         )
     if not resume and found is not None:
         raise CheckpointError(
             f"{directory} already holds a run (up to step {int(found.name)}); use --resume or another directory"
         )
-    if not resume and (directory / "model.safetensors").exists():
+    if found is None and (directory / "model.safetensors").exists():
         raise CheckpointError(
             f"{directory} already holds a model, which training would overwrite; use another directory, or remove "
             f"{directory / 'model.safetensors'}"
         )
-    return found
+    return found is not None

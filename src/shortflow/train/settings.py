@@ -26,7 +26,10 @@ class TrainSettings:
         checkpoint: run the blocks of the network again in the backward pass instead of keeping their activations: much
             less memory for one more forward pass, and the same numbers.
         log_every, preview_every, save_every: in steps; 0 turns previews off.
-        keep: how many training states to keep.
+        keep: how many training states to keep, the newest.
+        keep_best: a quantity of the log, such as "velocity_error": the state at which it was smallest is kept beyond
+            the newest, and its averaged weights as model-best.safetensors. What counts is the line of the log at a
+            saved step, the mean over log_every steps, so save_every must be a multiple of log_every.
     """
 
     images: int = 256_000
@@ -41,6 +44,7 @@ class TrainSettings:
     preview_every: int = 500
     save_every: int = 500
     keep: int = 2
+    keep_best: str | None = None
 
     def __post_init__(self) -> None:
         for name, least in {
@@ -62,6 +66,11 @@ class TrainSettings:
             )
         if self.group is not None and not 1 <= self.group <= self.batch:
             raise ShortflowError(f"train.group must be between 1 and the batch of {self.batch}, got {self.group}")
+        if self.keep_best is not None and self.save_every % self.log_every:
+            raise ShortflowError(
+                f"train.keep_best = {self.keep_best!r} compares the log's lines at saved steps, so train.save_every "
+                f"must be a multiple of train.log_every, got {self.save_every} and {self.log_every}"
+            )
         if self.precision not in ("fp32", "bf16"):
             raise ShortflowError(f"train.precision must be 'fp32' or 'bf16', got {self.precision!r}")
 
