@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from shortflow import hub, runs
@@ -27,6 +26,7 @@ from shortflow.reframe import ReframedFlowMap
 from shortflow.streams import Streams
 from shortflow.train import Average, StepRecord, TrainStep
 from shortflow.train.ema import averages_of
+from shortflow.train.weights import save_weights
 from shortflow.typing import Batch, Progress
 
 SMALL = ("network={kind: MLPConfig, width: 16, depth: 1}", "train.preview_every=0", "train.images=64", "train.batch=32")
@@ -41,14 +41,12 @@ def trained(
     run, dataset = runs.configure(recipe, data, settings=[*SMALL, *settings], **others)
     list(runs.training(run, dataset, directory))
     file = directory / "model.safetensors"
-    with safe_open(str(file), "pt") as opened:
-        header = opened.metadata()
     generator = torch.Generator().manual_seed(len(directory.name))
     tensors = {
         name: value + 0.2 * torch.randn(value.shape, generator=generator)
         for name, value in load_file(str(file)).items()
     }
-    save_file(tensors, str(file), header)
+    save_weights(tensors, file, hub.read_header(file))
     return str(directory)
 
 

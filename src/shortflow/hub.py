@@ -131,7 +131,7 @@ def _opened(path: str | Path) -> Iterator[tuple[Model, dict[str, Tensor]]]:
     if not whole:
         raise CheckpointError(
             f"{file} is damaged: its weights or its description are not those that were written (SHA-256); copy or "
-            "download it again"
+            "download it again, or, if you have changed it, write it with shortflow.train.weights.save_weights"
         )
     try:
         run = from_plain(RunConfig, header["run"])
