@@ -112,7 +112,7 @@ def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
     assert names(tmp_path) == ["00000003"]
 
 
-@pytest.mark.parametrize("at", ["save_model", "save_file", "write_atomic", "os.replace"])
+@pytest.mark.parametrize("at", ["save_file", "write_atomic", "os.replace"])
 def test_a_crash_while_writing_leaves_no_half_state(tmp_path: Path, at: str, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run(0)
     run.save(tmp_path, 1)
@@ -121,7 +121,7 @@ def test_a_crash_while_writing_leaves_no_half_state(tmp_path: Path, at: str, mon
     def fail(*_: object) -> None:
         nonlocal calls
         calls += 1
-        if calls == (2 if at == "save_model" else 1):
+        if calls == (2 if at == "save_file" else 1):
             raise OSError("no space left on device")
 
     if at == "os.replace":
@@ -352,7 +352,7 @@ def test_a_full_disk_is_told_before_anything_is_written(tmp_path: Path, monkeypa
     check_state(first)
 
 
-@pytest.mark.parametrize("at", ["save_file", "save_model", "write_atomic", "fsync"])
+@pytest.mark.parametrize("at", ["save_file", "write_atomic", "fsync"])
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_disk_that_is_full_in_the_middle_leaves_the_state_before(
     tmp_path: Path, at: str, number: int, monkeypatch: pytest.MonkeyPatch

@@ -35,7 +35,6 @@ from shortflow.files import (
     write_atomic,
 )
 from shortflow.train.space import bytes_of, room_for
-from shortflow.train.weights import save_model
 
 __all__ = ["DamagedState", "check_state", "latest_state", "load_newest", "load_state", "save_state"]
 
@@ -75,9 +74,8 @@ def save_state(
         with room_for(f"the state after step {step}", directory, needed, before):
             temporary.mkdir()
             for name, module in modules.items():
-                save_model(module, temporary / f"{name}.safetensors", {"part": name})
-            with atomic_path(temporary / "optimizer.safetensors") as path:
-                save_file(moments, str(path))
+                _write(_module_tensors(module), temporary / f"{name}.safetensors")
+            _write(moments, temporary / "optimizer.safetensors")
             content = {"format": FORMAT, "step": step, **info, "files": _listed(temporary)}
             content = json.loads(json.dumps(content))  # as it will be read
             write_atomic(temporary / "state.json", json.dumps({**content, "sha256": _sum(content)}, indent=1))
@@ -92,6 +90,15 @@ def save_state(
         if int(old.name) != best:
             _remove(old)
     return final
+
+
+def _write(tensors: dict[str, Tensor], path: Path) -> None:
+    with atomic_path(path) as temporary:
+        save_file(tensors, str(temporary))
+
+
+def _module_tensors(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
