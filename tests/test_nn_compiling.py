@@ -87,6 +87,34 @@ def test_a_network_that_does_not_compile_goes_on_and_says_why(monkeypatch: pytes
         assert torch.equal(net(x, t, t / 2), plain)
 
 
+MANY = """
+import torch
+from test_nn_compiling import inputs, network
+from shortflow.dual import push_forward
+from shortflow.nn.compiling import compile_network
+
+x, t, v = inputs()
+for _ in range(4):
+    net = network()
+    compile_network(net, backend="aot_eager")
+    net(x, t, t / 2)
+    with torch.no_grad():
+        net(x, t, t / 2)
+    push_forward(lambda x, t: net(x, t, t / 2), (x, t), (v, torch.ones_like(t)))
+print(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+"""
+
+
+def test_each_of_many_networks_has_its_graphs() -> None:
+    """A network, its average and frozen models: more graphs than the compiler allows one function."""
+    done = subprocess.run(
+        [sys.executable, "-c", MANY], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "recompile_limit" not in done.stderr
+    assert int(done.stdout) == 12
+
+
 REAL = """
 import warnings
 import torch

@@ -8,6 +8,7 @@ import importlib
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -57,6 +58,12 @@ def _halves(args: tuple[Any, ...]) -> tuple[list[Any], list[Any], Any]:
     return values, [arg.tangent if isinstance(arg, Dual) else None for arg in args], policy
 
 
+def _own_code(function: Any) -> Callable[..., Any]:
+    """The function with a code object of its own: graphs are counted by these, and too many are given up silently."""
+    code = function.__code__.replace()
+    return FunctionType(code, function.__globals__, function.__name__, function.__defaults__, function.__closure__)
+
+
 class _Compiled:
     """What stands in for a network's call."""
 
@@ -71,7 +78,7 @@ class _Compiled:
             # A pair leaves the graph as its two halves.
             return (result.value, result.tangent) if isinstance(result, Dual) else result
 
-        self.run = torch.compile(run, backend=backend, dynamic=None)
+        self.run = torch.compile(_own_code(run), backend=backend, dynamic=None)
         self.calls: dict[Any, int] = {}  # of each kind
         self.failed = False
 
