@@ -19,7 +19,7 @@ demo: $(READY)  ## train ESC on handwritten digits, then show one-step samples a
 	$(BIN)/shortflow demo --out $(OUT)
 
 # Checking the types of every call takes as long as the tests: the files that call everything do.
-TYPED := tests/test_package.py tests/test_every_recipe.py tests/test_objective.py tests/test_train_loop.py tests/test_nn_sit.py
+TYPED := tests/test_package.py tests/test_every_recipe.py tests/test_objective.py tests/test_nn_sit.py
 
 test: $(READY)  ## the test suite
 	$(BIN)/python -m pytest -n auto

@@ -19,7 +19,10 @@ NAMES = [*RECIPES, *(f"{name}/{setting}" for name, settings in SETTINGS.items() 
 PLAIN = 2.964  # forward and backward, without the gradient of the input of the first layers
 
 
-@pytest.mark.parametrize("name", NAMES)
+FEW = ("esc", "shortcut", "imf", "esd", "tvm")  # every kind of pass is in one of them
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name in FEW else pytest.mark.slow) for name in NAMES])
 def test_the_passes_add_up_to_what_is_measured(name: str) -> None:
     """No arithmetic outside the passes of networks that counts, and none of them more than its kind should cost."""
     cost = whole_cost(recipe_named(name))

@@ -89,7 +89,7 @@ def test_the_rows_that_jump_come_first_and_are_as_many_in_every_draw(name: str) 
             assert torch.equal(draw.eps, counted.eps[order])
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.2])
+@pytest.mark.parametrize("dropout", [0.2, pytest.param(0.0, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", NAMES)
 def test_loss_and_gradients_are_those_of_the_counted_layout(name: str, dropout: float) -> None:
     """On the same draw, with the rows looked for instead of known."""
@@ -197,7 +197,9 @@ print(torch._dynamo.utils.counters["stats"]["unique_graphs"], apart)
 """
 
 
-@pytest.mark.parametrize("name", ["flow-matching", "esc", pytest.param("imf", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["esc", *(pytest.param(name, marks=pytest.mark.slow) for name in ("flow-matching", "imf"))]
+)
 def test_the_loss_is_one_graph_that_all_draws_share(name: str) -> None:
     """Without a break; in a process of its own, because functions that check their types cannot be compiled."""
     command = [sys.executable, "-c", COMPILED, name]

@@ -105,6 +105,7 @@ print(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 """
 
 
+@pytest.mark.slow
 def test_each_of_many_networks_has_its_graphs() -> None:
     """A network, its average and frozen models: more graphs than the compiler allows one function."""
     done = subprocess.run(

@@ -84,6 +84,7 @@ def test_two_processes_train_what_one_does(alone: Path, tmp_path: Path) -> None:
     check_same(tmp_path, alone)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_processes(alone: Path, tmp_path: Path) -> None:
     """Two processes stop after step 7, having saved step 5; one goes on, and the log has its line of step 8."""
     launched(2, tmp_path, "7")

@@ -165,7 +165,9 @@ for name in sys.argv[1:]:
 """
 
 
-@pytest.mark.parametrize("names", [["esc"], pytest.param(NAMES, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("names", [["esc"], NAMES], ids=["esc", "all"])
 def test_a_graph_or_two_serve_the_whole_run(names: list[str]) -> None:
     """Two where a schedule enters the loss. In a process of its own: what checks types cannot be compiled."""
     command = [sys.executable, "-c", REAL, *names]
