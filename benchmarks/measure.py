@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -107,7 +108,6 @@ def machine(device: torch.device = CPU) -> dict[str, Any]:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
     }
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
@@ -148,11 +148,30 @@ def commit() -> str | None:
 
 def write(path: Path, record: Mapping[str, Any], about: Mapping[str, Any]) -> None:
     """The record after what was measured on what, as JSON; the file is never half written."""
+    now = _times()
+    if _clock:
+        spent = {name: now[name] - _clock[name] for name in now}
+        about = {**about, "load": round((spent["all"] - spent["own"]) / max(spent["wall"], 1e-9), 1)}
     write_atomic(path, json.dumps({**about, **record}, indent=1) + "\n")
 
 
+_clock: dict[str, float] = {}  # when the head was asked for
+
+
+def _times() -> dict[str, float]:
+    """Seconds of the clock, of all processors at work, and of them for this process and its children."""
+    busy = psutil.cpu_times()
+    own = os.times()
+    idle = busy.idle + getattr(busy, "iowait", 0.0)
+    return {
+        "wall": time.perf_counter(),
+        "all": sum(busy[: 8 if len(busy) > 8 else len(busy)]) - idle,  # the guests after them are counted as users
+        "own": own.user + own.system + own.children_user + own.children_system,
+    }
+
+
 def about(command: str, device: torch.device = CPU) -> dict[str, Any]:
-    """The head of a record: command, commit, date and machine. Asked for before measuring, so that the load is that
-    of others."""
+    """The head of a record: command, commit, date and machine; asked for before measuring."""
+    _clock.update(_times())
     date = time.strftime("%Y-%m-%d")
     return {"command": command, "commit": commit(), "date": date, "machine": machine(device)}

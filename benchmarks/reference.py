@@ -1,11 +1,14 @@
 """A straightforward ESC step, as published code writes it: the yardstick that the library's step is measured against.
 
 Full-batch forward mode of PyTorch with the tape on, one forward pass for each velocity of the guidance on the rows that
-are guided, targets from a copy of the network, and the plug-in velocity by all pairs of images. Nothing of the
-library's targets is used; metric and weights of the loss are shared, because they are not what is measured.
+are guided, targets from a copy of the network, and the plug-in velocity by all pairs of images. Forward mode does not
+go through fused attention; published code has none in its network for that reason, in no pass, and so the reference has
+none. A fused reference has it in all passes but the derivative. Nothing of the library's targets is used; metric and
+weights of the loss are shared, because they are not what is measured.
 """
 
 import copy
+from contextlib import nullcontext
 
 import torch
 from jaxtyping import Float
@@ -31,11 +34,15 @@ def pairwise_plug_in(x: Tensor, x_t: Tensor, eps: Tensor, t: Tensor, allowed: Te
 class ReferenceStep:
     """(draw) → mean loss, for an ESC or MeanFlow objective on the linear path with the average velocity."""
 
-    def __init__(self, flow: FlowMap, objective: Objective) -> None:
-        self.flow, self.objective = flow, objective
+    def __init__(self, flow: FlowMap, objective: Objective, *, fused: bool = False) -> None:
+        self.flow, self.objective, self.fused = flow, objective, fused
         self.target = copy.deepcopy(flow)
 
     def __call__(self, draw: Draw) -> Float[Tensor, ""]:
+        with nullcontext() if self.fused else sdpa_kernel(SDPBackend.MATH):
+            return self._loss(draw)
+
+    def _loss(self, draw: Draw) -> Float[Tensor, ""]:
         flow, target = self.flow, self.target
         velocity = self.objective.target.velocity  # type: ignore[attr-defined]
         assert draw.label is not None

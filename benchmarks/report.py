@@ -26,6 +26,7 @@ BLOCKS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "plugin-cpu": tables.plugin,
     "loader-cpu": tables.loader,
     "sampling-cpu": tables.sampling,
+    "checks-cpu": tables.checks,
     "gpu": tables.gpu,
 }
 """Block and file of results: how it is told."""

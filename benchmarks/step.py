@@ -23,7 +23,7 @@ __all__ = ["measured"]
 FILE, RECIPES_FILE = RESULTS / "step-cpu.json", RESULTS / "recipes-cpu.json"
 
 
-NAMES = ("reference", "step", "flow matching", "forward")
+NAMES = ("reference", "fused reference", "step", "flow matching", "forward")
 
 
 def measured(size: Size, rounds: int, *, compiled: bool) -> dict[str, Any]:

@@ -129,9 +129,9 @@ class Subject:
     """The steps that are compared, each a loss and the flow map that it trains, at one size.
 
     Args:
-        names: of "reference", "step", "fixed step" (in the fixed layout of rows), "flow matching", "forward" (a
-            pass without gradient, one F), and "compiled step", "compiled flow matching", whose network is compiled, and
-            "compiled fixed step", which is compiled as a whole. All have the same weights.
+        names: of "reference", "fused reference", "step", "fixed step" (in the fixed layout of rows), "flow matching",
+            "forward" (a pass without gradient, one F), and "compiled step", "compiled flow matching", whose network is
+            compiled, and "compiled fixed step", which is compiled as a whole. All have the same weights.
         bf16: run the networks under autocast, as training does.
         dtype: of the weights and the draw.
         backend: that networks are compiled by.
@@ -153,7 +153,11 @@ class Subject:
         self.plain = built(size, self.plain_recipe, device).to(dtype) if self._has("flow matching") else self.flow
         objective = replace(self.recipe.objective, layout="fixed")
         self.fixed_recipe = replace(self.recipe, objective=objective)
-        self.reference = ReferenceStep(self.flow, self.recipe.objective) if self._has("reference") else None
+        self.references = {
+            name: ReferenceStep(self.flow, self.recipe.objective, fused=name != "reference")
+            for name in names
+            if name.endswith("reference")
+        }
         self.fixed: dict[str, Callable[..., Any]] = {"fixed step": objective.evaluate}
         if "compiled fixed step" in names:
             self.fixed["compiled fixed step"] = torch.compile(objective.evaluate, backend=backend, fullgraph=True)
@@ -189,9 +193,8 @@ class Subject:
             if name == "forward":
                 with torch.no_grad():
                     return flow.predict(self.draw.x_t, self.draw.times.t, self.draw.times.r, self.draw.condition)
-            if name == "reference":
-                assert self.reference is not None
-                return self.reference(self.draw)
+            if name in self.references:
+                return self.references[name](self.draw)
             if name in self.fixed:
                 return self.fixed[name](flow, flow, self.fixed_draw).loss.mean()
             if name.endswith("flow matching"):

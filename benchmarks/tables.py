@@ -25,9 +25,9 @@ def caption(record: Record) -> str:
         where += f", driver {machine['driver'] or 'unknown'}, CUDA {machine['cuda']}"
     text = f"`{record['command']}`, {record['date']}, commit {record['commit'] or 'unknown'}: {where}, "
     text += f"torch {machine['torch']}."
-    load = machine.get("load")
-    if load is not None and load > 0.5 and not machine.get("gpu"):
-        text += f" Other work was running (load {load:g} of {machine['cores']}): times are to be repeated."
+    load = record.get("load")
+    if load is not None and load > 0.2 and not machine.get("gpu"):
+        text += f" Others kept {load:g} of {machine['cores']} cores at work meanwhile: times are to be repeated."
     return text
 
 
@@ -182,6 +182,27 @@ def loader(record: Record) -> str:
     ]
     heads = ("data", "shape", "recipe", ">batch", ">images / s delivered", ">consumed", ">delivered / consumed")
     return "\n\n".join([table((*heads, ">training / batches at hand"), rows), caption(record)])
+
+
+def checks(record: Record) -> str:
+    """One row for each thing that a run does to trust itself."""
+    words = {
+        "start": "at the start: weights, gradients, derivative",
+        "note": "every step: its numbers",
+        "save": "every {save_every} steps: a state with its sums, on disk",
+    }
+    rows = [
+        (
+            f"`{run['recipe']}` on {run['data']}, {run['steps']:,} steps",
+            text.format(**run),
+            f"{1000 * run['seconds'][name]:.3g} ms",
+            f"{run['seconds'][name] / run['seconds']['step']:.3g}",
+            f"{run['shares'][name]:.2%}",
+        )
+        for run in record["runs"]
+        for name, text in words.items()
+    ]
+    return "\n\n".join([table(("run", "what", ">once", ">in steps", ">of the run"), rows), caption(record)])
 
 
 def _shape(shape: Sequence[int]) -> str:

@@ -10,7 +10,7 @@ import pytest
 from benchmarks import report, tables
 from benchmarks.scaling import exponent
 
-MACHINE = {"processor": "Abacus 3", "threads": 1, "cores": 2, "load": 0.1, "torch": "2.13.0"}
+MACHINE = {"processor": "Abacus 3", "threads": 1, "cores": 2, "torch": "2.13.0"}
 HEAD = {"command": "python -m benchmarks.step", "commit": "0123456789", "date": "2026-01-02", "machine": MACHINE}
 ROW = {
     "flops": 4.4,
@@ -49,8 +49,8 @@ def test_a_step_is_told_row_by_row() -> None:
 
 
 def test_a_busy_machine_is_named_as_such() -> None:
-    busy = {**HEAD, "machine": {**MACHINE, "load": 3.5}}
-    assert tables.caption(busy).endswith("Other work was running (load 3.5 of 2): times are to be repeated.")
+    busy = {**HEAD, "load": 1.5}
+    assert tables.caption(busy).endswith("Others kept 1.5 of 2 cores at work meanwhile: times are to be repeated.")
     assert "Other work" not in tables.caption(HEAD)
 
 
@@ -116,7 +116,8 @@ def part(result: dict[str, Any]) -> dict[str, Any]:
 GPU = {
     **HEAD,
     "command": "python -m benchmarks.gpu",
-    "machine": {**MACHINE, "load": 9.0, "gpu": "Loom 1", "driver": "5.0", "cuda": "13.0"},
+    "load": 9.0,
+    "machine": {**MACHINE, "gpu": "Loom 1", "driver": "5.0", "cuda": "13.0"},
     "budget": 450.0,
     "parts": {
         "ceiling": part({"size": 8192, "per_second": {"fp32": 5e13, "bf16": 7e14, "bf16+tf32": 7e14}}),
@@ -199,6 +200,17 @@ def test_plug_in_velocities_batches_and_samples_are_told_row_by_row() -> None:
     row = {"ratio": 1.0123, "low": 1.0, "high": 1.02, "seconds": 0.4}
     record = {**HEAD, "networks": {"S/2": {"batch": 8, "batches": 4, "runs": {"samples": row}}}}
     assert tables.sampling(record).splitlines()[2] == "| S/2 | samples | 8 | 1.012 (1.000–1.020) | 100 ms |"
+
+
+def test_what_trust_costs_is_told_in_steps_and_of_the_run() -> None:
+    seconds = {"start": 0.5, "note": 0.001, "save": 0.25, "step": 0.125}
+    shares = {"start": 0.002, "note": 0.008, "save": 0.0041}
+    own = {"recipe": "esc", "data": "digits", "steps": 2000, "save_every": 500, "seconds": seconds, "shares": shares}
+    assert tables.checks({**HEAD, "runs": [own]}).splitlines()[2:5] == [
+        "| `esc` on digits, 2,000 steps | at the start: weights, gradients, derivative | 500 ms | 4 | 0.20% |",
+        "| `esc` on digits, 2,000 steps | every step: its numbers | 1 ms | 0.008 | 0.80% |",
+        "| `esc` on digits, 2,000 steps | every 500 steps: a state with its sums, on disk | 250 ms | 2 | 0.41% |",
+    ]
 
 
 # ------------------------------------------------------------------------------------------------------------- the page

@@ -2,9 +2,12 @@
 
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +16,17 @@ import torch
 from safetensors.torch import load_file
 
 import processes
-from shortflow.errors import ShortflowError
+from shortflow.errors import CheckpointError, ShortflowError
 from shortflow.train.engine import Engine
 from shortflow.train.record import Numbers
 
 RECIPES = ["esc", "shortcut", "imm"]  # derivative and plug-in, two steps with an average for a teacher, groups
 
 
-def launched(world: int, out: Path, *arguments: str, recipes: list[str] = RECIPES) -> str:
-    """What `world` processes have said that a launcher started; the test fails where one of them does."""
+def started(
+    world: int, out: Path, stop: int, settings: Sequence[str], recipes: Sequence[str], environment: Mapping[str, str]
+) -> list[subprocess.Popen[str]]:
+    """`world` processes, as a launcher starts them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -31,9 +36,10 @@ def launched(world: int, out: Path, *arguments: str, recipes: list[str] = RECIPE
         "WORLD_SIZE": str(world),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": port,
+        **environment,
     }
-    command = [sys.executable, processes.__file__, str(out), *arguments, *recipes]
-    started = [
+    command = [sys.executable, processes.__file__, str(out), str(stop), json.dumps(settings), *recipes]
+    return [
         subprocess.Popen(
             command,
             env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
@@ -43,8 +49,20 @@ def launched(world: int, out: Path, *arguments: str, recipes: list[str] = RECIPE
         )
         for rank in range(world)
     ]
-    said = [process.communicate(timeout=240)[0] for process in started]
-    assert all(process.returncode == 0 for process in started), "\n\n".join(text[-2000:] for text in said)
+
+
+def launched(
+    world: int,
+    out: Path,
+    stop: int = 0,
+    settings: Sequence[str] = (),
+    recipes: Sequence[str] = RECIPES,
+    **environment: str,
+) -> str:
+    """What the processes have said; the test fails where one of them does."""
+    running = started(world, out, stop, settings, recipes, environment)
+    said = [process.communicate(timeout=240)[0] for process in running]
+    assert all(process.returncode == 0 for process in running), "\n\n".join(text[-2000:] for text in said)
     return "".join(said)
 
 
@@ -80,16 +98,108 @@ def check_same(found: Path, expected: Path) -> None:
 
 def test_two_processes_train_what_one_does(alone: Path, tmp_path: Path) -> None:
     """A batch of two parts, one for each process, or both added up by one."""
-    assert launched(2, tmp_path, "0") == ""  # and nobody complains
+    assert launched(2, tmp_path) == ""  # and nobody complains
     check_same(tmp_path, alone)
 
 
 @pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_processes(alone: Path, tmp_path: Path) -> None:
     """Two processes stop after step 7, having saved step 5; one goes on, and the log has its line of step 8."""
-    launched(2, tmp_path, "7")
+    launched(2, tmp_path, 7)
     processes.main(tmp_path, 0, RECIPES)
     check_same(tmp_path, alone)
+
+
+def check_near(found: Path, expected: Path, recipes: Sequence[str] = RECIPES, bound: float = 1e-5) -> None:
+    """Weights, averages and moments, each beside the largest of its kind."""
+    for recipe in recipes:
+        one, other = tensors(found / recipe), tensors(expected / recipe)
+        assert one.keys() == other.keys()
+        far = {
+            name: float((one[name] - other[name]).abs().max() / other[name].abs().max().clamp(min=1e-6)) for name in one
+        }
+        assert max(far.values()) < bound, max(far, key=far.__getitem__)
+
+
+@pytest.mark.slow
+def test_parts_are_added_up_in_each_process(alone: Path, tmp_path: Path) -> None:
+    """Four parts: two in each of two processes, or all in one."""
+    parts = ["train.parts=4"]
+    processes.main(tmp_path / "one", 0, RECIPES, parts)
+    launched(2, tmp_path / "two", settings=parts)
+    check_near(tmp_path / "two", tmp_path / "one")
+
+
+@pytest.mark.slow
+def test_sharded_weights_train_to_the_same_ones(alone: Path, tmp_path: Path) -> None:
+    """FSDP2, up to a state that one process goes on from without; two parts in each process, too."""
+    launched(2, tmp_path / "a", ACCELERATE_USE_FSDP="true")
+    check_near(tmp_path / "a", alone)
+    launched(2, tmp_path / "b", 7, ACCELERATE_USE_FSDP="true")
+    processes.main(tmp_path / "b", 0, RECIPES)
+    check_near(tmp_path / "b", alone)
+    processes.main(tmp_path / "c", 7, RECIPES)
+    launched(2, tmp_path / "c", ACCELERATE_USE_FSDP="true")
+    check_near(tmp_path / "c", alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharded", ["false", "true"])
+def test_a_step_that_is_not_finite_in_one_process_is_skipped_by_all(tmp_path: Path, sharded: str) -> None:
+    broken = ["broken"]
+    subprocess.run(
+        [sys.executable, processes.__file__, str(tmp_path / "one"), "0", json.dumps(broken), *RECIPES], check=True
+    )
+    launched(2, tmp_path / "two", settings=broken, ACCELERATE_USE_FSDP=sharded)
+    check_near(tmp_path / "two", tmp_path / "one")
+    for recipe in RECIPES:
+        assert [line.get("skipped", 0) for line in lines(tmp_path / "two" / recipe)] == [1, 1, 0]
+    # Where they are too many, both go back and then end, and what each has failed on is kept.
+    said = []
+    for process in started(
+        2, tmp_path / "bad", 0, [*broken, "train.skips=0"], ["esc"], {"ACCELERATE_USE_FSDP": sharded}
+    ):
+        said.append(process.communicate(timeout=240)[0])
+        assert process.returncode != 0
+    assert "There is no state to go back to yet" in said[0]
+    folder = tmp_path / "bad" / "esc" / "failures" / "00000003"
+    assert {path.name for path in folder.iterdir()} == {
+        "failure.json", "network.safetensors", "draw-0.safetensors", "draw-1.safetensors"
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_two_processes_survive_kills(alone: Path, tmp_path: Path) -> None:
+    """Both are killed at random moments, again and again; what they end with is the run left alone, to the last bit."""
+    rng, kills = random.Random(0), 0
+    while True:
+        running = started(2, tmp_path, 0, ["train.save_every=1"], RECIPES, {})
+        if kills < 8:
+            time.sleep(rng.uniform(4.0, 9.0))
+        else:
+            said = [process.communicate(timeout=240)[0] for process in running]
+            assert all(process.returncode == 0 for process in running), "\n\n".join(said)
+            break
+        for process in running:
+            process.kill()
+            process.communicate()
+        kills += 1
+    check_same(tmp_path, alone)
+
+
+@pytest.mark.slow
+def test_a_directory_that_two_processes_hold_is_refused_to_others(tmp_path: Path) -> None:
+    running = started(2, tmp_path, 0, ["train.images=1280000"], ["esc"], {})
+    lock = tmp_path / "esc" / ".lock"
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "esc" / "stats.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert lock.is_file()
+    with pytest.raises(CheckpointError, match="in use by process"):
+        processes.main(tmp_path, 0, ["esc"])
+    for process in running:
+        process.kill()
+        process.communicate()
 
 
 def test_parts_are_shared_evenly_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:

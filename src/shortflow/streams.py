@@ -5,7 +5,13 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["Streams"]
+__all__ = ["Streams", "seed_of"]
+
+
+def seed_of(seed: int, images: int, rank: int, name: str) -> int:
+    """`Streams(seed=seed, images=images, rank=rank).seed_of(name)`, for who asks once an image."""
+    digest = hashlib.blake2b(f"{seed}/{images}/{rank}/{name}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,8 +24,7 @@ class Streams:
 
     def seed_of(self, name: str) -> int:
         """A 63-bit seed for the stream `name`."""
-        digest = hashlib.blake2b(f"{self.seed}/{self.images}/{self.rank}/{name}".encode(), digest_size=8).digest()
-        return int.from_bytes(digest, "little") >> 1
+        return seed_of(self.seed, self.images, self.rank, name)
 
     def generator(self, name: str) -> torch.Generator:
         """A CPU generator at the start of the stream `name`; its numbers are the same for every device."""

@@ -63,6 +63,7 @@ def training(
     *,
     resume: bool | Literal["auto"] = False,
     report: Callable[[int, int], None] | None = None,
+    sharded: bool = False,
 ) -> Iterator[StepRecord]:
     """Train in `directory`, yielding the record of every step. Ends with RUN/model.safetensors in place.
 
@@ -70,7 +71,8 @@ def training(
     the steps are taken as the records are asked for. A run that was stopped before its first state starts again.
     Where a recipe learns from pairs, RUN/pairs/ is filled before the first step, from where it was interrupted;
     `report` is told (pairs that are there, pairs in all). From the call to the end of the iterator the directory is
-    locked. With `resume` = "auto" a run goes on where the directory has one, and begins where it has none.
+    locked. With `resume` = "auto" a run goes on where the directory has one, and begins where it has none. With
+    `sharded` each of several processes holds a part of the weights (FSDP2).
 
     Raises:
         ConfigError: if a teacher, a weak model or a model to start from is missing or does not fit.
@@ -83,7 +85,7 @@ def training(
     begun = (directory / "run.yaml").is_file()
     if resume is True and not begun:
         raise CheckpointError(f"there is nothing to resume in {directory}: it holds no run.yaml; leave out --resume")
-    engine = Engine(directory)
+    engine = Engine(directory, sharded=sharded)
     check_batch(run, engine.parts(run.train.parts, run.train.batch)[1])
     lock = RunLock(directory, wanted=engine.main)
     try:

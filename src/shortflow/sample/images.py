@@ -13,7 +13,7 @@ from shortflow.flowmap import FlowMap
 from shortflow.prefetch import prefetched
 from shortflow.sample.grids import grid_times
 from shortflow.sample.rules import Noise, Sampler, State, default_sampler
-from shortflow.streams import Streams
+from shortflow.streams import seed_of
 
 __all__ = ["Samples", "interpolate", "noise", "sample"]
 
@@ -30,9 +30,9 @@ class Samples:
 def noise(seed: int, first: int, count: int, shape: Sequence[int], draws: int = 1) -> Noise:
     """Standard normal noise (draws, count, *shape), drawn on the CPU; [i, k] is a function of (seed, first + k, i)."""
     eps, generator = torch.empty(draws, count, *shape), torch.Generator()
-    for k, image in enumerate(eps.unbind(1)):
-        generator.manual_seed(Streams(seed=seed, images=first + k).seed_of("sample"))
-        for draw in image.unbind():  # the numbers of one call for all would depend on their count
+    for k, image in enumerate(zip(*(each.unbind() for each in eps), strict=True)):
+        generator.manual_seed(seed_of(seed, first + k, 0, "sample"))
+        for draw in image:  # the numbers of one call for all would depend on their count
             draw.normal_(generator=generator)
     return eps
 

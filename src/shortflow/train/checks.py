@@ -14,6 +14,7 @@ from shortflow.flowmap import FlowMap
 from shortflow.nn.compiling import uncompiled
 from shortflow.tangent import Derivative
 from shortflow.train.engine import Engine
+from shortflow.train.shards import whole
 from shortflow.train.step import TrainStep
 from shortflow.typing import expand
 
@@ -55,7 +56,7 @@ def check_gradients(engine: Engine, module: TrainStep) -> None:
 
 
 def _sum(value: Tensor) -> float:
-    return float(value.detach().double().sum())
+    return float(whole(value.detach()).double().sum())
 
 
 def _same(engine: Engine, sums: dict[str, float], message: str) -> None:

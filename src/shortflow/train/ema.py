@@ -8,6 +8,7 @@ from torch import Tensor
 
 from shortflow.flowmap import FlowMap
 from shortflow.optimizer import Optimizer
+from shortflow.train.shards import whole
 
 __all__ = ["Average", "averages_of"]
 
@@ -56,16 +57,10 @@ class Average:
     def follow(self, module: FlowMap, decay: float) -> None:
         """θ̄ ← decay · θ̄ + (1 − decay) · θ."""
         mine: list[Tensor] = list(self.module.parameters())
-        theirs = [_whole(weight) for weight in module.parameters()]
+        theirs = [whole(weight) for weight in module.parameters()]
         torch._foreach_lerp_(mine, theirs, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
         for buffer, source in zip(self.module.buffers(), module.buffers(), strict=True):
             buffer.copy_(source)
-
-
-def _whole(weight: Tensor) -> Tensor:
-    """The weight in one piece: gathered, where processes hold a part each (FSDP2)."""
-    gather = getattr(weight, "full_tensor", None)
-    return weight if gather is None else gather()
 
 
 def averages_of(flow: FlowMap, settings: Optimizer) -> dict[str, Average]:

@@ -2,9 +2,10 @@
 
 import atexit
 import importlib.util
+import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,13 +14,28 @@ import torch.distributed as dist
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from shortflow.errors import ShortflowError
+from shortflow.train.shards import shard, whole
 from shortflow.train.step import TrainStep
 
 __all__ = ["Engine"]
 
 T = TypeVar("T")
+
+_SHARD = "ACCELERATE_USE_FSDP"  # how `accelerate launch --use_fsdp` asks for it
+
+
+@contextmanager
+def _hidden(name: str) -> Iterator[None]:
+    """Within the context the environment has no such variable."""
+    value = os.environ.pop(name, None)
+    try:
+        yield
+    finally:
+        if value is not None:
+            os.environ[name] = value
 
 
 class Engine:
@@ -29,35 +45,54 @@ class Engine:
 
     Args:
         directory: where trackers write; None for no tracker. TensorBoard is used if it is installed.
+        sharded: let each process hold a part of weights, gradients and moments (FSDP2) instead of all of them; also
+            where `accelerate launch --use_fsdp` asks for it. Nothing with one process.
 
     Attributes:
         rank, world: the number of this process, from 0, and of all processes.
         main: whether this is the process that writes files.
     """
 
-    def __init__(self, directory: Path | None = None) -> None:
+    def __init__(self, directory: Path | None = None, *, sharded: bool = False) -> None:
+        sharded |= os.environ.get(_SHARD, "false").lower() in ("1", "true", "yes")
         tracker = "tensorboard" if directory is not None and importlib.util.find_spec("tensorboard") else None
-        # accelerate reads the precision from its own settings unless told; here it is a matter of the step.
-        self._accelerator = Accelerator(
-            cpu=not torch.cuda.is_available(),
-            mixed_precision="no",
-            log_with=tracker,
-            project_dir=None if directory is None else str(directory),
-            # Buffers never change; gradients need not be held twice.
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
-        )
+        # Sharding is done here: accelerate would do it to an optimiser that is there before.
+        with _hidden(_SHARD):
+            # accelerate reads the precision from its own settings unless told; here it is a matter of the step.
+            self._accelerator = Accelerator(
+                cpu=not torch.cuda.is_available(),
+                mixed_precision="no",
+                log_with=tracker,
+                project_dir=None if directory is None else str(directory),
+                # Buffers never change; gradients need not be held twice.
+                kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+            )
         self._tracker = tracker
         self.rank, self.world = self._accelerator.process_index, self._accelerator.num_processes
         self.main = self._accelerator.is_main_process
+        self.sharded = sharded and self.world > 1
         # What hosts tell one another must not wait for devices.
+        self._prepared: dict[int, tuple[nn.Module, torch.optim.Optimizer]] = {}
         self._hosts: Any = dist.new_group(backend="gloo") if self.world > 1 else None
 
     @property
     def device(self) -> torch.device:
         return self._accelerator.device
 
+    def shard(self, step: TrainStep) -> None:
+        """Divide the weights among the processes, if that is asked for; before an optimiser is made of them."""
+        if self.sharded:
+            shard(step)
+
     def prepare(self, step: TrainStep, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
-        """The step module and the optimiser, wrapped for the processes at hand."""
+        """The step module and the optimiser, wrapped for the processes at hand; the same each time."""
+        if id(step) not in self._prepared:
+            self._prepared[id(step)] = self._wrapped(step, optimizer)
+        return self._prepared[id(step)]
+
+    def _wrapped(self, step: TrainStep, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
+        if self.sharded:
+            return step, optimizer
         with (
             warnings.catch_warnings()
         ):  # newer versions of torch have another name for it, which older ones do not know
@@ -92,6 +127,9 @@ class Engine:
 
     def exchanging(self, wrapped: nn.Module, last: bool) -> AbstractContextManager[Any]:
         """Within the context gradients are added up; those of the last part are averaged over the processes, too."""
+        if isinstance(wrapped, FSDPModule):
+            wrapped.set_requires_gradient_sync(last)
+            return nullcontext()
         return nullcontext() if last or self.world == 1 else self._accelerator.no_sync(wrapped)
 
     def mean(self, value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
@@ -133,6 +171,8 @@ class Engine:
 
     def clip(self, parameters: Iterable[Tensor], limit: float | None) -> Float[Tensor, ""]:
         """Clip the gradient's norm to `limit` (None: leave it) and return the norm before clipping, on the device."""
+        if self.sharded:
+            return whole(torch.nn.utils.clip_grad_norm_(parameters, float("inf") if limit is None else limit))
         norm = self._accelerator.clip_grad_norm_(parameters, float("inf") if limit is None else limit)
         assert isinstance(norm, Tensor)  # it is with engines that clip by themselves that it is not
         return norm

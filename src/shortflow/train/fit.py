@@ -5,6 +5,7 @@ RUN/stats.jsonl         the record
 RUN/tensorboard/        the same for TensorBoard, if it is installed
 RUN/samples/*.png       previews
 RUN/state/<step>/       training states
+RUN/failures/<step>/    what a step failed on, see `shortflow.train.failures`
 RUN/.lock               while the run is going on
 RUN/model.safetensors   the averaged weights, self-describing
 RUN/model-ema-*.safetensors  the extra averages, if the optimiser keeps some
@@ -13,14 +14,16 @@ RUN/model-best.safetensors   the averaged weights where a quantity of the log wa
 
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
 from shortflow.draw import References
-from shortflow.errors import CheckpointError
+from shortflow.errors import CheckpointError, ShortflowError
 from shortflow.files import remove_unfinished
 from shortflow.flowmap import FlowMap
 from shortflow.nn.checkpointing import checkpoint_blocks
@@ -29,11 +32,12 @@ from shortflow.optimizer import Optimizer
 from shortflow.train.compiling import compile_step
 from shortflow.train.ema import averages_of
 from shortflow.train.engine import Engine
+from shortflow.train.failures import NotFinite, Skips, save_failure
 from shortflow.train.lock import RunLock
 from shortflow.train.log import StatsLog
 from shortflow.train.loop import build_optimizer, train
 from shortflow.train.record import StepRecord
-from shortflow.train.saved import Best, SavedRun
+from shortflow.train.saved import Best, Left, SavedRun, Setback
 from shortflow.train.settings import TrainSettings
 from shortflow.train.state import latest_state
 from shortflow.train.step import TrainStep
@@ -112,17 +116,22 @@ def fit(
         CheckpointError: if the directory is in use, holds a run already and `resume` is False, or none and it is True,
             or no state of it is whole, or it was trained with other settings or references, or the disk is full.
         Interrupted: from the iterator, after a SIGINT or SIGTERM, with everything saved.
+        NotFinite: from the iterator, where more than `settings.skips` of the last 100 steps were not finite, and the
+            run has gone back to a state with a smaller learning rate before, or has none to go back to.
     """
     engine = engine or Engine(directory)
     lock = lock or RunLock(directory, wanted=engine.main)
     try:
         found = _check(directory, resume)
+        if settings.compile and engine.sharded:
+            raise ShortflowError("a step with sharded weights cannot be compiled; set train.compile to false")
         module = TrainStep(flow.to(engine.device), objective, references, bf16=settings.precision == "bf16")
         averages = averages_of(flow, optimizer)
         if settings.checkpoint:
             checkpoint_blocks(module.flow.network)
         if settings.compile:  # after the copies were made
             compile_step(module)
+        engine.shard(module)  # before the optimiser takes hold of the weights
         run = SavedRun(
             directory=directory,
             settings=settings,
@@ -130,65 +139,127 @@ def fit(
             module=module,
             averages=averages,
             adamw=build_optimizer(module, optimizer),
+            sharded=engine.sharded,
         )
-        start, pending, best = engine.in_turn(run.load) if found else (0, [], None)
-        followed = tuple(averages.values())
-        steps = train(
-            module, settings, optimizer, batch_of, engine=engine, adamw=run.adamw, averages=followed, start=start
-        )
-        return _watch(run, steps, engine, start, pending, best, preview, lock)
+        left = engine.in_turn(run.load) if found else Left()
+
+        def steps(left: Left, skips: Skips) -> Iterator[StepRecord]:
+            slowed = 1.0 if left.setback is None else left.setback.slowed
+            return train(
+                module,
+                settings,
+                optimizer,
+                batch_of,
+                engine=engine,
+                adamw=run.adamw,
+                averages=tuple(averages.values()),
+                start=left.step,
+                slowed=slowed,
+                skips=skips,
+            )
+
+        return _Watch(run, engine, steps, preview, lock).records(left)
     except BaseException:
         lock.release()
         raise
 
 
-def _watch(
-    run: SavedRun,
-    steps: Iterator[StepRecord],
-    engine: Engine,
-    start: int,
-    pending: list[dict[str, Any]],
-    best: Best | None,
-    preview: Callable[[FlowMap, Path], None] | None,
-    lock: RunLock,
-) -> Iterator[StepRecord]:
-    """Pass the records on, and log, save and draw on the way."""
-    directory, settings = run.directory, run.settings
+class _Watch:
+    """What looks at the records of a run, and logs, saves and draws on the way; it goes back where steps fail."""
 
-    def save(step: int, best: Best | None) -> None:
-        pending = log.pending
-        if engine.main:
-            run.save(step, pending, best)
-        engine.wait()  # nobody goes on before the state is there
+    def __init__(
+        self,
+        run: SavedRun,
+        engine: Engine,
+        steps: Callable[[Left, Skips], Iterator[StepRecord]],
+        preview: Callable[[FlowMap, Path], None] | None,
+        lock: RunLock,
+    ) -> None:
+        self.run, self.engine, self.steps, self.preview, self.lock = run, engine, steps, preview, lock
 
-    with _stop_signals() as stopped:
-        try:
-            if engine.main:
-                for folder in (directory, directory / "samples"):
-                    remove_unfinished(folder)
-            log = StatsLog(directory / "stats.jsonl", settings.log_every, start, pending, engine)
+    def records(self, left: Left) -> Iterator[StepRecord]:
+        """Pass the records on, from where the run was left."""
+        directory = self.run.directory
+        with _stop_signals() as stopped:
+            try:
+                if self.engine.main:
+                    for folder in (directory, directory / "samples", directory / "failures"):
+                        remove_unfinished(folder)
+                while True:
+                    try:
+                        yield from self._records(left, stopped)
+                        return
+                    except NotFinite as failure:
+                        left = self._back(failure, left)
+            finally:
+                self.engine.finish()
+                self.lock.release()
+
+    def _records(self, left: Left, stopped: Callable[[], bool]) -> Iterator[StepRecord]:
+        """The records up to the end, or a failure."""
+        directory, settings, best = self.run.directory, self.run.settings, left.best
+        log = StatsLog(directory / "stats.jsonl", settings.log_every, left.step, left.pending, self.engine)
+        skips = Skips(allowed=settings.skips, steps=list(left.skipped))
+
+        def save(step: int) -> None:
+            now = Left(step=step, pending=log.pending, best=best, skipped=skips.steps, setback=left.setback)
+            if self.engine.main or self.engine.sharded:
+                self.run.save(now, write=self.engine.main)
+            self.engine.wait()  # nobody goes on before the state is there
+
+        with closing(self.steps(left, skips)) as steps:  # type: ignore[type-var]
             for record in steps:
                 last = record.step == settings.steps
                 line = log.add(record, last)
                 if line is not None:
                     Best.check(settings.keep_best, line)
-                    engine.log(line, record.step)
+                    self.engine.log(line, record.step)
                 saved = last or record.step % settings.save_every == 0
                 if saved:
                     if line is not None and record.step % settings.log_every == 0:  # not of a shorter window
                         best = Best.after(best, settings.keep_best, line, record.step)
-                    save(record.step, best)
-                every = settings.preview_every
-                if engine.main and preview is not None and every and (last or record.step % every == 0):
-                    preview(run.averages["average"].module, directory / "samples" / f"step-{record.step:08d}.png")
+                    save(record.step)
+                self._draw(record.step, last)
                 yield record
-                if any(engine.gathered(stopped())) and not last:
+                if any(self.engine.gathered(stopped())) and not last:
                     if not saved:
-                        save(record.step, best)
+                        save(record.step)
                     raise Interrupted(directory, record.step, settings.steps)
-        finally:
-            engine.finish()
-            lock.release()
+
+    def _back(self, failure: NotFinite, left: Left) -> Left:
+        """Go back to the newest state with a smaller learning rate, once; what the run failed on is kept.
+
+        Raises:
+            NotFinite: where it has gone back before, or there is no state.
+        """
+        run, engine = self.run, self.engine
+        folder = run.directory / "failures" / f"{failure.step:08d}"
+        save_failure(folder, failure, run.module, run.asked, main=engine.main)
+        kept = f"{failure}. What the step failed on is kept in {folder}"
+        before = left.setback
+        if before is not None:
+            failure.args = (
+                f"{kept}. The run went back from step {before.failed} to step {before.back_to} already, and goes on "
+                f"from there with {before.slowed:g} of its learning rate since; it ends here",
+            )
+            raise failure
+        if latest_state(run.states) is None:
+            failure.args = (f"{kept}. There is no state to go back to yet (train.save_every)",)
+            raise failure
+        run.adamw.zero_grad(set_to_none=True)
+        found = engine.in_turn(run.load)
+        setback = Setback(failed=failure.step, back_to=found.step)
+        if engine.main:
+            warnings.warn(
+                f"{kept}. The run goes back to step {found.step}, once, with {setback.slowed:g} of its learning rate",
+                stacklevel=2,
+            )
+        return replace(found, skipped=(), setback=setback)
+
+    def _draw(self, step: int, last: bool) -> None:
+        every = self.run.settings.preview_every
+        if self.engine.main and self.preview is not None and every and (last or step % every == 0):
+            self.preview(self.run.averages["average"].module, self.run.directory / "samples" / f"step-{step:08d}.png")
 
 
 def _check(directory: Path, resume: bool | Literal["auto"]) -> bool:

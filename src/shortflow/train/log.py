@@ -1,8 +1,18 @@
-"""`stats.jsonl`: one JSON object a line, each the mean over the steps since the last one. The record of a run."""
+"""`stats.jsonl`: one JSON object a line, each the mean over the steps since the last one. The record of a run.
+
+Beside means a line has, where it applies:
+
+    skipped                     how many of the steps were skipped, because loss or gradient was not finite; the means
+                                are those of the others, and null if there are none
+    tangent_mean, tangent_max   root mean square of du/dt by cell of (t, r): entry [i][j], j ≤ i, is that of the rows
+                                with t in the i-th quarter of [0, 1] and r in the j-th; null where there was none
+    spikes                      the cells whose largest du/dt is SPIKE times what it was in the lines before
+"""
 
 import json
 import math
-from collections import defaultdict
+import statistics
+from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +21,12 @@ from typing import Any
 from shortflow.errors import CheckpointError
 from shortflow.files import write_atomic
 from shortflow.train.engine import Engine
-from shortflow.train.record import BINS, Numbers, StepRecord
+from shortflow.train.record import BINS, CELLS, Numbers, StepRecord, merged_cells
 
-__all__ = ["StatsLog"]
+__all__ = ["SPIKE", "StatsLog"]
+
+SPIKE = 10.0  # times the median of
+LINES = range(5, 21)  # so many lines before
 
 
 class StatsLog:
@@ -39,10 +52,12 @@ class StatsLog:
         engine: Engine | None = None,
     ) -> None:
         self.path, self.every, self.engine = path, every, engine
-        self._window = [StepRecord.from_json(record) for record in pending]
+        self._earlier = [StepRecord.from_json(record) for record in pending]  # of all processes
+        self._window: list[StepRecord] = []
         if engine is None or engine.main:
             kept = _lines_until(path, start) if start > 0 else []
             write_atomic(path, "".join(line + "\n" for line in kept))
+            self._before: deque[Any] = deque((json.loads(line) for line in kept[-LINES[-1] :]), maxlen=LINES[-1])
 
     @property
     def pending(self) -> list[dict[str, Any]]:
@@ -52,10 +67,11 @@ class StatsLog:
     def _whole(self) -> list[StepRecord]:
         """The records since the last line, of all processes together."""
         if self.engine is None or self.engine.world == 1:
-            return self._window
+            return self._earlier + self._window
         found = self.engine.gathered([record.as_json() for record in self._window])
         steps = ([StepRecord.from_json(each) for each in one] for one in zip(*found, strict=True))
-        return [replace(one[0], measured=Numbers.merged([each.numbers for each in one])) for one in steps]
+        whole = [replace(one[0], measured=Numbers.merged([each.numbers for each in one])) for one in steps]
+        return self._earlier + whole
 
     def add(self, record: StepRecord, last: bool = False) -> dict[str, Any] | None:
         """Take a record; returns the line that was written, if one was due, in the process that writes."""
@@ -63,9 +79,12 @@ class StatsLog:
         if record.step % self.every and not last:
             return None
         line = summary(self._whole())
-        self._window = []
+        self._earlier, self._window = [], []
         if self.engine is not None and not self.engine.main:
             return None
+        if found := spikes(line, self._before):
+            line["spikes"] = found
+        self._before.append(line)
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         return line
@@ -86,25 +105,57 @@ def _lines_until(path: Path, step: int) -> list[str]:
 
 def summary(window: Sequence[StepRecord]) -> dict[str, Any]:
     """Means over a window of records, with the clock and learning rate of the last."""
-    last = window[-1]
+    last, good = window[-1], [record for record in window if not record.skipped]
     quantities: dict[str, list[float]] = defaultdict(list)
     bins: list[list[float]] = [[] for _ in range(BINS)]
-    for record in window:
+    for record in good:
         for name, value in {"loss": record.loss, "grad_norm": record.grad_norm, **record.logs}.items():
             quantities[name].append(value)
         for values, value in zip(bins, record.by_time, strict=True):
             if value is not None:
                 values.append(value)
     seconds = math.fsum(record.seconds for record in window)
+    means = {name: _mean(values) for name, values in quantities.items()}
     return {
         "step": last.step,
         "images": last.images,
-        **{name: _mean(values) for name, values in quantities.items()},
+        **(means or {"loss": None, "grad_norm": None}),
         "lr": last.lr,
         "error_by_time": [_mean(values) if values else None for values in bins],
+        **_by_cell(good),
+        **({"skipped": len(window) - len(good)} if len(good) < len(window) else {}),
         "images_per_second": sum(record.batch for record in window) / max(seconds, 1e-9),
     }
 
 
 def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
+
+
+def _by_cell(window: Sequence[StepRecord]) -> dict[str, Any]:
+    """Mean and largest derivative by cell, where there is one."""
+    cells = merged_cells([record.numbers.cells for record in window if record.numbers.cells])
+    if not cells:
+        return {}
+    found = [cells[CELLS * i : CELLS * i + i + 1] for i in range(CELLS)]  # r ≤ t
+    return {
+        "tangent_mean": [[cell and cell[0] for cell in row] for row in found],
+        "tangent_max": [[cell and cell[1] for cell in row] for row in found],
+    }
+
+
+def spikes(line: Mapping[str, Any], before: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The cells in which the largest derivative is SPIKE times the median of the lines before.
+
+    Each as {"t": [from, to], "r": [from, to], "tangent": the value, "usual": the median}.
+    """
+    found = []
+    for i, row in enumerate(line.get("tangent_max", [])):
+        for j, value in enumerate(row):
+            past = [each["tangent_max"][i][j] for each in before if "tangent_max" in each]
+            past = [each for each in past if each is not None]
+            if value is None or len(past) < LINES[0] or not value > SPIKE * (usual := statistics.median(past)):
+                continue
+            t, r = ([k / CELLS, (k + 1) / CELLS] for k in (i, j))
+            found.append({"t": t, "r": r, "tangent": value, "usual": usual})
+    return found

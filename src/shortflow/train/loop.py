@@ -18,10 +18,12 @@ from shortflow.streams import Streams
 from shortflow.train.checks import check_derivative, check_gradients, check_weights
 from shortflow.train.ema import Average
 from shortflow.train.engine import Engine
+from shortflow.train.failures import NotFinite, Skips, what_is_not_finite
 from shortflow.train.record import Measured, StepRecord
 from shortflow.train.settings import TrainSettings
+from shortflow.train.shards import gather
 from shortflow.train.step import TrainStep
-from shortflow.typing import Batch, LossTerms, Progress
+from shortflow.typing import Batch, LossTerms, Progress, Times
 
 __all__ = ["build_optimizer", "learning_rate", "train"]
 
@@ -58,11 +60,14 @@ def train(
     adamw: torch.optim.Optimizer | None = None,
     averages: tuple[Average, ...] = (),
     start: int = 0,
+    slowed: float = 1.0,
+    skips: Skips | None = None,
 ) -> Iterator[StepRecord]:
     """Train from step `start` to the end of the budget, yielding a record after every step.
 
     At the yield of step k all weights, averages and the teacher are those after k steps, so a consumer may save,
-    sample or stop at any record.
+    sample or stop at any record. A step whose loss or gradient is not finite moves neither weights nor optimiser
+    (averages and teacher follow the weights that there are), and its record says so.
 
     Args:
         batch_of: the batch of step k (from 0), a pure function of k; called by one background thread, some steps ahead.
@@ -70,12 +75,14 @@ def train(
             of step k div n.
         engine, adamw: a new one each, unless given (to resume).
         averages: averages of the weights to keep up to date.
+        slowed: a factor on the learning rate.
+        skips: counts the steps that are skipped; with those before `start`, unless it is a new one.
 
     Raises:
         ShortflowError: if processes have other weights or gradients than each other, or the derivative is none
-            (`shortflow.train.checks`); if a batch has the wrong size; if the loss or its gradient is not finite: the
-            weights and the optimiser are those of the step before. On a processor so are the averages; a device is
-            asked only at the steps of the log, of previews and of states, and keeps the weights until then.
+            (`shortflow.train.checks`); if a batch has the wrong size.
+        NotFinite: if more than `settings.skips` of the last 100 steps were skipped. On a processor it comes from the
+            step itself; a device is asked only at the steps of the log, of previews and of states.
     """
     engine = engine or Engine()
     wrapped, stepper = engine.prepare(module, adamw or build_optimizer(module, optimizer))
@@ -84,9 +91,22 @@ def train(
     for model in module.frozen:
         model.to(engine.device)
     check_weights(engine, module)
-    total, window = settings.steps, _Window(settings, engine, stepper)
+    total, window = settings.steps, _Window(settings, engine, stepper, skips)
     (mine, count), made = engine.parts(settings.parts, settings.batch), _Made(wrapped, engine)
     each = len(mine)
+
+    def clock(k: int) -> Progress:
+        return Progress(images=k * settings.batch, total=total * settings.batch, batch=settings.batch)
+
+    def drawn(batch: Batch, k: int, part: int) -> Draw:
+        """The draw of a part of step k."""
+        batch = _batch(batch, settings.batch // count, k, engine.device)
+        streams = Streams(seed=settings.seed, images=clock(k).images, rank=part)
+        return module.draw(batch, streams, clock(k))
+
+    def draws(step: int) -> dict[int, Draw]:
+        """Those of step `step` (from 1), made anew."""
+        return {part: drawn(prepared((step - 1) * each + i), step - 1, part) for i, part in enumerate(mine)}
 
     def prepared(k: int) -> Batch:
         return pinned(batch_of(k)) if engine.device.type == "cuda" else batch_of(k)
@@ -95,26 +115,25 @@ def train(
     with closing(prefetched(prepared, range(start * each, total * each))) as batches:
         for k in range(start, total):
             wrapped.train()  # a consumer may have looked at the network in evaluation mode
-            progress = Progress(images=k * settings.batch, total=total * settings.batch, batch=settings.batch)
             for i, part in enumerate(mine):
-                batch = _batch(next(batches), settings.batch // count, k, engine.device)
-                streams = Streams(seed=settings.seed, images=progress.images, rank=part)
-                draw = module.draw(batch, streams, progress)
+                draw = drawn(next(batches), k, part)
                 if k == start and i == 0 and (derivative := getattr(module.objective.target, "derivative", None)):
+                    gather(wrapped)
                     check_derivative(module.flow, derivative, draw)
                 made.add(draw, share=1 / each, last=i == each - 1)
             if k == start:
                 check_gradients(engine, module)
-            loss, logs, t = made.take()
+            loss, logs, t, r = made.take()
             norm = engine.clip(module.flow.parameters(), optimizer.clip)
-            measured = Measured.of(k + 1, loss, norm, logs, t)
-            window.add(measured, loss, norm, k + 1)
-            lr = learning_rate(optimizer, (k + 1) / total)
+            measured = Measured.of(k + 1, loss, norm, logs, t, r)
+            moves = window.add(measured, loss, norm, draws)
+            lr = slowed * learning_rate(optimizer, (k + 1) / total)
             for group in stepper.param_groups:
                 group["lr"] = lr
-            stepper.step()
+            if moves:
+                stepper.step()
             stepper.zero_grad(set_to_none=True)
-            after = Progress(images=progress.images + settings.batch, total=progress.total, batch=settings.batch)
+            after = clock(k + 1)
             module.update_teacher(after)
             for average in averages:
                 average.update(module.flow, k)
@@ -134,7 +153,7 @@ class _Made:
 
     def __init__(self, wrapped: nn.Module, engine: Engine) -> None:
         self.wrapped, self.engine = wrapped, engine
-        self.found: list[tuple[Tensor, LossTerms, Tensor]] = []
+        self.found: list[tuple[Tensor, LossTerms, Times]] = []
 
     def add(self, draw: Draw, share: float, last: bool) -> None:
         """Loss and gradient of a part that is this share of the process's rows."""
@@ -142,54 +161,63 @@ class _Made:
             loss, terms = self.wrapped(draw)
             loss = loss * share
             self.engine.backward(loss)
-        self.found.append((loss.detach(), terms, draw.times.t))
+        self.found.append((loss.detach(), terms, draw.times))
 
-    def take(self) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """(mean loss of all processes, quantities and times of all rows of this one); forgotten afterwards."""
+    def take(self) -> tuple[Tensor, dict[str, Tensor], Tensor, Tensor]:
+        """(mean loss of all processes; quantities, t and r of all rows of this one); forgotten afterwards."""
         losses = [loss for loss, _, _ in self.found]
-        terms, times = [each for _, each, _ in self.found], [t for _, _, t in self.found]
+        terms, times = [each for _, each, _ in self.found], [times for _, _, times in self.found]
         self.found.clear()
         loss = self.engine.mean(torch.stack(losses).sum() if len(losses) > 1 else losses[0])
         if len(terms) == 1:
-            return loss, dict(terms[0].logs), times[0]
+            return loss, dict(terms[0].logs), times[0].t, times[0].r
         names = dict.fromkeys(name for each in terms for name in each.logs)
-        nothing = [torch.full_like(t, math.nan) for t in times]  # of a quantity that a part has not
+        nothing = [torch.full_like(each.t, math.nan) for each in times]  # of a quantity that a part has not
         logs = {
             name: torch.cat([each.logs.get(name, none).to(none) for each, none in zip(terms, nothing, strict=True)])
             for name in names
         }
-        return loss, logs, torch.cat(times)
+        return loss, logs, torch.cat([each.t for each in times]), torch.cat([each.r for each in times])
 
 
 class _Window:
-    """The steps whose numbers are still on the device, and what keeps the weights until they are read.
+    """The steps whose numbers are still on the device, and what keeps the weights from those that are not finite.
 
     Where the device works beside the host, numbers are read at the steps of the log, of previews and of states, and at
-    the last one. From a step whose loss or gradient is not finite to that moment the optimiser is told to skip every
-    step, by a number on the device (as gradient scaling does it); only its fused forms can be told. The averages go on
-    towards the weights they follow. In all other cases every step is read before the weights move.
+    the last one. The optimiser is told to skip a step by a number on the device (as gradient scaling does it); only its
+    fused forms can be told. In all other cases every step is read before the weights move.
     """
 
-    def __init__(self, settings: TrainSettings, engine: Engine, stepper: torch.optim.Optimizer) -> None:
+    def __init__(
+        self, settings: TrainSettings, engine: Engine, stepper: torch.optim.Optimizer, skips: Skips | None
+    ) -> None:
         self.settings = settings
+        self.skips = skips or Skips(allowed=settings.skips)
         self.steps: list[Measured] = []
         self.optimizer: Any = getattr(stepper, "optimizer", stepper)  # inside the wrapper of several processes
         self.waits = not engine.asynchronous or not self.optimizer.defaults.get("fused")
-        self.bad = torch.zeros((), device=engine.device)
 
-    def add(self, measured: Measured, loss: Tensor, norm: Tensor, step: int) -> None:
-        """Take the numbers of step `step` (from 1), before the optimiser's; they are read if it is time.
+    def add(self, measured: Measured, loss: Tensor, norm: Tensor, draws: Callable[[int], dict[int, Draw]]) -> bool:
+        """Take the numbers of a step before the optimiser's; they are read if it is time. Whether the weights may move.
+
+        Args:
+            draws: those of a step, for a failure.
 
         Raises:
-            ShortflowError: where those of a step that is read are not finite.
+            NotFinite: where too many steps were skipped.
         """
         self.steps.append(measured)
-        if self.waits or self._due(step):
-            Measured.read(self.steps)
-            self.steps.clear()
-            return
-        self.bad = torch.maximum(self.bad, (~torch.isfinite(loss.detach() + norm)).to(self.bad.dtype))
-        self.optimizer.found_inf = self.bad
+        if not (self.waits or self._due(measured.step)):
+            self.optimizer.found_inf = (~torch.isfinite(loss.detach() + norm)).float()
+            return True
+        self.optimizer.found_inf = None
+        Measured.read(self.steps)
+        found, self.steps = self.steps, []
+        for each in found:
+            if each.numbers.skipped and self.skips.add(each.step):
+                what, value = what_is_not_finite(each.numbers.loss, each.numbers.grad_norm)
+                raise NotFinite(what, value, self.skips.steps, draws(each.step))
+        return not measured.numbers.skipped
 
     def _due(self, step: int) -> bool:
         rhythms = (self.settings.log_every, self.settings.preview_every, self.settings.save_every)

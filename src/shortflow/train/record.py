@@ -14,11 +14,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from shortflow.errors import ShortflowError
-
-__all__ = ["BINS", "Measured", "Numbers", "StepRecord"]
+__all__ = ["BINS", "CELLS", "Cell", "Measured", "Numbers", "StepRecord", "merged_cells"]
 
 BINS = 8  # of the time axis, for the loss by time
+CELLS = 4  # along t and along r, for the derivative
+
+Cell = tuple[float, float, int]
+"""(mean, largest, rows) of the root mean square of du/dt on the rows whose times lie in one cell of (t, r)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,10 +28,13 @@ class Numbers:
     """What a step measured.
 
     Attributes:
-        loss, grad_norm: of the step (the norm before clipping).
+        loss, grad_norm: of the step (the norm before clipping). Where one of them is not finite the step was skipped,
+            and there is nothing else.
         logs: mean over the rows that have the quantity.
         by_time: mean error per bin of t (BINS equal bins of [0, 1]), None where a bin is empty.
         rows, rows_by_time: how many rows each of these is a mean over.
+        cells: of the derivative, where the step took one: CELLS × CELLS cells of (t, r), row by row; None where a cell
+            is empty. It is () where no row has a derivative.
     """
 
     loss: float
@@ -38,6 +43,12 @@ class Numbers:
     by_time: tuple[float | None, ...]
     rows: Mapping[str, int]
     rows_by_time: tuple[int, ...]
+    cells: tuple[Cell | None, ...] = ()
+
+    @property
+    def skipped(self) -> bool:
+        """Whether the weights stayed where they were, because the loss or its gradient was not finite."""
+        return not (math.isfinite(self.loss) and math.isfinite(self.grad_norm))
 
     @staticmethod
     def merged(parts: "Sequence[Numbers]") -> "Numbers":
@@ -52,20 +63,33 @@ class Numbers:
             math.fsum((part.by_time[i] or 0.0) * part.rows_by_time[i] for part in parts) for i in range(len(counts))
         ]
         by_time = tuple(total / count if count else None for total, count in zip(sums, counts, strict=True))
-        return replace(parts[0], logs=logs, by_time=by_time, rows=rows, rows_by_time=counts)
+        cells = merged_cells([part.cells for part in parts if part.cells])
+        return replace(parts[0], logs=logs, by_time=by_time, rows=rows, rows_by_time=counts, cells=cells)
+
+
+def merged_cells(parts: Sequence[tuple[Cell | None, ...]]) -> tuple[Cell | None, ...]:
+    """The cells of all rows together."""
+    found: list[Cell | None] = []
+    for cells in zip(*parts, strict=True):
+        filled = [cell for cell in cells if cell is not None]
+        count = sum(rows for _, _, rows in filled)
+        mean = math.fsum(mean * rows for mean, _, rows in filled) / max(count, 1)
+        found.append((mean, max(largest for _, largest, _ in filled), count) if filled else None)
+    return tuple(found)
 
 
 class Measured:
-    """The numbers of one step, read from the device when they are first asked for, and checked.
+    """The numbers of one step, read from the device when they are first asked for.
 
     Args:
-        step: counts from 1, for the message.
+        step: counts from 1.
         values: loss, norm, a mean for each of the `names` (NaN where no row has the quantity), the rows that have each,
-            sums and counts by time.
+            sums and counts by time; and if there is a derivative among the names, sums, counts and largest values of
+            it by cell.
     """
 
     def __init__(self, step: int, values: Float[Tensor, "n"], names: Sequence[str]) -> None:
-        self._step, self._values, self._names = step, values, tuple(names)
+        self.step, self._values, self._names = step, values, tuple(names)
         self._numbers: Numbers | None = None
 
     @staticmethod
@@ -75,6 +99,7 @@ class Measured:
         norm: Float[Tensor, ""],
         logs: Mapping[str, Float[Tensor, "b"]],
         t: Float[Tensor, "b"],
+        r: Float[Tensor, "b"],
     ) -> "Measured":
         """The numbers of a step from its loss, the norm of its gradient, and the rows' quantities and times."""
         error = logs["error"].detach().float()
@@ -86,7 +111,8 @@ class Measured:
         loss, norm = loss.detach(), norm.detach()
         dtype = torch.promote_types(loss.dtype, norm.dtype)
         heads = torch.stack([value.to(dtype) for value in (loss, norm, *means)])
-        return Measured(step, torch.cat([heads, sums.to(dtype), counts.to(dtype)]), tuple(logs))
+        cells = [_by_cell(logs[TANGENT].detach().float(), t, r).flatten()] if TANGENT in logs else []
+        return Measured(step, torch.cat([heads, *(part.to(dtype) for part in (sums, counts, *cells))]), tuple(logs))
 
     @property
     def known(self) -> bool:
@@ -95,11 +121,7 @@ class Measured:
 
     @property
     def numbers(self) -> Numbers:
-        """The numbers; the device is waited for, the first time.
-
-        Raises:
-            ShortflowError: if the loss or the norm of the gradient is not finite.
-        """
+        """The numbers; the device is waited for, the first time."""
         if self._numbers is None:
             self._take(self._values.tolist())
         assert self._numbers is not None
@@ -107,11 +129,7 @@ class Measured:
 
     @staticmethod
     def read(steps: "Sequence[Measured]") -> None:
-        """Read the numbers of many steps, which waits once.
-
-        Raises:
-            ShortflowError: for the first step whose loss or gradient is not finite.
-        """
+        """Read the numbers of many steps, which waits once."""
         steps = [one for one in steps if not one.known]
         values = torch.cat([one._values for one in steps]).tolist() if steps else []
         for one in steps:
@@ -120,14 +138,13 @@ class Measured:
 
     def _take(self, values: list[float]) -> None:
         loss, norm, *rest = values
-        for what, value in (("loss", loss), ("norm of the gradient", norm)):
-            if not math.isfinite(value):
-                raise ShortflowError(
-                    f"the {what} is {value} at step {self._step}; the weights are those after step {self._step - 1}. "
-                    "Try a smaller learning rate, gradient clipping (optimizer.clip) or a tangent warm-up"
-                )
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            nothing: Any = {"logs": {}, "rows": {}, "by_time": (None,) * BINS, "rows_by_time": (0,) * BINS}
+            self._numbers = Numbers(loss=loss, grad_norm=norm, **nothing)
+            return
         n = len(self._names)
-        means, rows, sums, counts = rest[:n], rest[n : 2 * n], rest[2 * n : -BINS], rest[-BINS:]
+        means, rows = rest[:n], rest[n : 2 * n]
+        sums, counts = rest[2 * n : 2 * n + BINS], rest[2 * n + BINS : 2 * n + 2 * BINS]
         known = [(name, *each) for name, *each in zip(self._names, means, rows, strict=True) if not math.isnan(each[0])]
         self._numbers = Numbers(
             loss=loss,
@@ -136,7 +153,29 @@ class Measured:
             by_time=tuple(s / c if c else None for s, c in zip(sums, counts, strict=True)),
             rows={name: round(count) for name, _, count in known},
             rows_by_time=tuple(map(round, counts)),
+            cells=_cells(rest[2 * n + 2 * BINS :]),
         )
+
+
+TANGENT = "tangent"  # what the root mean square of du/dt is called in the logs
+
+
+def _by_cell(size: Float[Tensor, "b"], t: Float[Tensor, "b"], r: Float[Tensor, "b"]) -> Float[Tensor, "3 c"]:
+    """Sums, counts and largest values by cell; rows without a derivative are NaN."""
+    i, j = ((time * CELLS).long().clamp(0, CELLS - 1) for time in (t, r))
+    cell, known = i * CELLS + j, ~size.isnan()
+    size = torch.where(known, size, torch.zeros_like(size))
+    zeros = torch.zeros(CELLS * CELLS, dtype=size.dtype, device=size.device)
+    largest = zeros.scatter_reduce(0, cell, size, "amax")
+    return torch.stack([zeros.index_add(0, cell, size), zeros.index_add(0, cell, known.to(size.dtype)), largest])
+
+
+def _cells(values: Sequence[float]) -> tuple[Cell | None, ...]:
+    """The cells of what `_by_cell` found; () where no row has a derivative."""
+    n = CELLS * CELLS
+    found = zip(values[:n], values[n : 2 * n], values[2 * n :], strict=True)
+    cells = tuple((s / rows, largest, round(rows)) if rows else None for s, rows, largest in found)
+    return cells if any(cell is not None for cell in cells) else ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +187,7 @@ class StepRecord:
         lr: its learning rate.
         seconds: time that the host took for it, with the device where numbers were read.
         measured: its loss, gradient norm and logs, which may still be on the device; `loss`, `grad_norm`, `logs` and
-            `by_time` (see `Numbers`) wait for it, and raise `ShortflowError` where they are not finite.
+            `by_time` (see `Numbers`) wait for it.
     """
 
     step: int
@@ -168,6 +207,11 @@ class StepRecord:
         return self.measured if isinstance(self.measured, Numbers) else self.measured.numbers
 
     @property
+    def skipped(self) -> bool:
+        """Whether the step left the weights where they were, see `Numbers`."""
+        return self.numbers.skipped
+
+    @property
     def loss(self) -> float:
         return self.numbers.loss
 
@@ -184,20 +228,24 @@ class StepRecord:
         return self.numbers.by_time
 
     def as_json(self) -> dict[str, Any]:
-        """The record as JSON values."""
+        """The record as JSON values, which know no number that is not finite."""
         own = {name: getattr(self, name) for name in ("step", "images", "batch", "lr", "seconds")}
-        return {**own, **vars(self.numbers), "logs": dict(self.logs), "rows": dict(self.numbers.rows)}
+        numbers = self.numbers
+        size = {name: getattr(numbers, name) for name in ("loss", "grad_norm")}
+        size = {name: value if math.isfinite(value) else None for name, value in size.items()}
+        return {**own, **vars(numbers), **size, "logs": dict(self.logs), "rows": dict(numbers.rows)}
 
     @staticmethod
     def from_json(record: Mapping[str, Any]) -> "StepRecord":
         """The record that `as_json` has written."""
         own = {name: record[name] for name in ("step", "images", "batch", "lr", "seconds")}
         numbers = Numbers(
-            loss=record["loss"],
-            grad_norm=record["grad_norm"],
+            loss=math.nan if record["loss"] is None else record["loss"],
+            grad_norm=math.nan if record["grad_norm"] is None else record["grad_norm"],
             logs=dict(record["logs"]),
             by_time=tuple(record["by_time"]),
             rows=dict(record["rows"]),
             rows_by_time=tuple(record["rows_by_time"]),
+            cells=tuple(None if cell is None else (*cell,) for cell in record.get("cells", ())),
         )
         return StepRecord(**own, measured=numbers)

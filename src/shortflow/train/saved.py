@@ -1,7 +1,7 @@
 """What a run saves and loads together: its training states, and its models beside them."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +17,11 @@ from shortflow.train.ema import Average
 from shortflow.train.record import StepRecord
 from shortflow.train.settings import TrainSettings
 from shortflow.train.space import bytes_of, room_for
-from shortflow.train.state import load_newest, save_state
+from shortflow.train.state import load_newest, module_tensors, optimizer_tensors, save_state
 from shortflow.train.step import TrainStep
 from shortflow.train.weights import save_model, save_weights, step_of
 
-__all__ = ["Best", "SavedRun"]
+__all__ = ["Best", "Left", "SavedRun", "Setback"]
 
 STEERING = ("images", "batch", "parts", "group", "seed", "precision")  # the settings that change the weights
 _CLOCK = ("step", "images", "lr", "images_per_second")  # in a line of the log, and nothing to be best in
@@ -38,6 +38,8 @@ class Best:
     @staticmethod
     def check(name: str | None, line: Mapping[str, Any]) -> None:
         """Raise `ShortflowError` unless `name` is a quantity of the log that has this line."""
+        if "skipped" in line:  # it may have nothing else
+            return
         known = [each for each, value in line.items() if isinstance(value, float) and each not in _CLOCK]
         if name is not None and name not in known:
             raise ShortflowError(
@@ -54,12 +56,41 @@ class Best:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Setback:
+    """That a run went back from a step to the state of another, and by what its learning rate is multiplied since."""
+
+    failed: int
+    back_to: int
+    slowed: float = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Left:
+    """Where a run was left: what a state knows beside tensors.
+
+    Attributes:
+        step: how many are done.
+        pending: the records that no line of the log has yet, as JSON values.
+        best: the best state so far.
+        skipped: the steps of the last ones that were skipped.
+        setback: of this run, if there was one.
+    """
+
+    step: int = 0
+    pending: Sequence[Mapping[str, Any]] = ()
+    best: Best | None = None
+    skipped: Sequence[int] = ()
+    setback: Setback | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class SavedRun:
     """A run as it is saved and loaded.
 
     Args:
         metadata: of the run, for the headers of its models.
         averages: that the optimiser keeps, "average" among them, which is the model.
+        sharded: whether each process holds a part of the weights.
     """
 
     directory: Path
@@ -68,11 +99,18 @@ class SavedRun:
     module: TrainStep
     averages: Mapping[str, Average]
     adamw: torch.optim.Optimizer
+    sharded: bool = False
 
     @property
     def _parts(self) -> dict[str, FlowMap]:
         averages = {**self.averages, **self.module.averages}
         return {"network": self.module.flow, **{name: average.module for name, average in averages.items()}}
+
+    @property
+    def asked(self) -> dict[str, FlowMap]:
+        """The networks that a step asks: the one that is trained, and the teacher where it is an average of it."""
+        teacher = self.module.teacher
+        return {"network": self.module.flow, **({} if teacher is None else {"teacher": teacher.module})}
 
     @property
     def _steering(self) -> dict[str, Any]:
@@ -89,22 +127,31 @@ class SavedRun:
     def states(self) -> Path:
         return self.directory / "state"
 
-    def save(self, step: int, pending: list[dict[str, Any]], best: Best | None) -> None:
-        """Save the state after `step` steps, then the models.
+    def save(self, left: Left, *, write: bool = True) -> None:
+        """Save the state, then the models. Where weights are sharded all processes must ask, of which one writes.
 
         Raises:
             CheckpointError: if there is no space; what was saved before stays whole.
         """
+        parts: dict[str, Any] = dict(self._parts)
+        moments: Any = self.adamw
+        if self.sharded:
+            parts["network"], moments = module_tensors(self.module.flow), optimizer_tensors(self.adamw)
+        if not write:
+            return
         sync_file(self.directory / "stats.jsonl")  # where there is a state, there is the log until then
+        step, best = left.step, left.best
         info = {
             "images": step * self.settings.batch,
             "settings": self._steering,
             "references": self._references,
-            "pending": pending,
+            "pending": left.pending,
             "best": None if best is None else vars(best),
+            "skipped": left.skipped,
+            "setback": None if left.setback is None else vars(left.setback),
         }
         kept = None if best is None else best.step
-        save_state(self.states, step, self._parts, self.adamw, info, self.settings.keep, kept)
+        save_state(self.states, step, parts, moments, info, self.settings.keep, kept)
         self._save_models(step)
         self._save_best(best)
 
@@ -133,8 +180,8 @@ class SavedRun:
         before = f"The training state of step {step} is whole ({self._state(step)})"
         return room_for(path.name, self.directory, needed, before)
 
-    def load(self) -> tuple[int, list[dict[str, Any]], Best | None]:
-        """Load the newest whole state: its step, what is pending of the log, and the best so far.
+    def load(self) -> Left:
+        """Load the newest whole state.
 
         The models are written if the run was killed between its state and them.
 
@@ -153,6 +200,8 @@ class SavedRun:
         try:
             pending = [StepRecord.from_json(record).as_json() for record in info["pending"]]
             best = None if info["best"] is None else Best(**info["best"])
+            setback = Setback(**info["setback"]) if info.get("setback") else None
+            skipped = list(map(int, info.get("skipped", ())))
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise CheckpointError(
                 f"{state} cannot be gone on from: its record makes no sense ({type(error).__name__}: {error})"
@@ -162,7 +211,7 @@ class SavedRun:
         if step_of(self.directory / "model.safetensors") < step:
             self._save_models(step)
         self._save_best(best)
-        return step, pending, best
+        return Left(step=step, pending=pending, best=best, skipped=skipped, setback=setback)
 
     def _check_references(self, state: Path, info: Mapping[str, Any]) -> None:
         before, now = info.get("references", {}), self._references

@@ -27,6 +27,8 @@ class TrainSettings:
             less memory for one more forward pass, and the same numbers.
         log_every, preview_every, save_every: in steps; 0 turns previews off.
         keep: how many training states to keep, the newest.
+        skips: how many of the last 100 steps may be skipped because their loss or gradient is not finite. After one
+            more the run goes back to its newest state, once, with half the learning rate; the next time it stops.
         keep_best: a quantity of the log, such as "velocity_error": the state at which it was smallest is kept beyond
             the newest, and its averaged weights as model-best.safetensors. What counts is the line of the log at a
             saved step, the mean over log_every steps, so save_every must be a multiple of log_every.
@@ -44,6 +46,7 @@ class TrainSettings:
     preview_every: int = 500
     save_every: int = 500
     keep: int = 2
+    skips: int = 3
     keep_best: str | None = None
 
     def __post_init__(self) -> None:
@@ -55,6 +58,7 @@ class TrainSettings:
             "preview_every": 0,
             "save_every": 1,
             "keep": 1,
+            "skips": 0,
             "seed": 0,
         }.items():
             value = getattr(self, name)

@@ -34,9 +34,19 @@ from shortflow.files import (
     sync_folder,
     write_atomic,
 )
+from shortflow.train.shards import part_like, whole
 from shortflow.train.space import bytes_of, room_for
 
-__all__ = ["DamagedState", "check_state", "latest_state", "load_newest", "load_state", "save_state"]
+__all__ = [
+    "DamagedState",
+    "check_state",
+    "latest_state",
+    "load_newest",
+    "load_state",
+    "module_tensors",
+    "optimizer_tensors",
+    "save_state",
+]
 
 FORMAT = 2
 _LARGEST = 2**26  # bytes of a state.json: what is pending of a log is less than 1 KiB a step
@@ -53,20 +63,23 @@ class DamagedState(CheckpointError):
 def save_state(
     directory: Path,
     step: int,
-    modules: Mapping[str, nn.Module],
-    optimizer: torch.optim.Optimizer,
+    modules: Mapping[str, nn.Module | Mapping[str, Tensor]],
+    optimizer: torch.optim.Optimizer | Mapping[str, Tensor],
     info: Mapping[str, Any],
     keep: int,
     best: int | None = None,
 ) -> Path:
     """Write the state after `step` steps to directory/<step> and remove all but the newest `keep`, and step `best`.
 
+    Modules and optimiser may be given as the tensors that `module_tensors` and `optimizer_tensors` have made of them.
+
     Raises:
         CheckpointError: if there is no space for it; the states that are there stay as they are.
     """
     directory.mkdir(parents=True, exist_ok=True)
     remove_unfinished(directory)
-    moments, latest = _optimizer_tensors(optimizer), latest_state(directory)
+    latest = latest_state(directory)
+    moments = optimizer_tensors(optimizer) if isinstance(optimizer, torch.optim.Optimizer) else dict(optimizer)
     needed = sum(map(bytes_of, (*modules.values(), moments)))
     before = f"The state before it is whole ({latest})" if latest else "There is no state before it"
     final, temporary = directory / f"{step:08d}", directory / f"{UNFINISHED}{step:08d}"
@@ -74,7 +87,8 @@ def save_state(
         with room_for(f"the state after step {step}", directory, needed, before):
             temporary.mkdir()
             for name, module in modules.items():
-                _write(_module_tensors(module), temporary / f"{name}.safetensors")
+                tensors = module_tensors(module) if isinstance(module, nn.Module) else dict(module)
+                _write(tensors, temporary / f"{name}.safetensors")
             _write(moments, temporary / "optimizer.safetensors")
             content = {"format": FORMAT, "step": step, **info, "files": _listed(temporary)}
             content = json.loads(json.dumps(content))  # as it will be read
@@ -97,13 +111,15 @@ def _write(tensors: dict[str, Tensor], path: Path) -> None:
         save_file(tensors, str(temporary))
 
 
-def _module_tensors(module: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
+def module_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a module by name, in one piece each; of one that is sharded all processes must ask."""
+    return {name: whole(value).detach().cpu().contiguous() for name, value in module.state_dict().items()}
 
 
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The moments as <number of the weight>.<name>, in one piece each; where sharded all processes must ask."""
     state = optimizer.state_dict()["state"]
-    return {f"{i}.{name}": value.detach().cpu() for i, entry in state.items() for name, value in entry.items()}
+    return {f"{i}.{name}": whole(value).detach().cpu() for i, entry in state.items() for name, value in entry.items()}
 
 
 def _listed(folder: Path) -> dict[str, dict[str, Any]]:
@@ -203,7 +219,8 @@ def load_state(state: Path, modules: Mapping[str, nn.Module], optimizer: torch.o
         moments = load_file(str(state / "optimizer.safetensors"))
         entries = _optimizer_entries(optimizer, moments)
         for name, module in modules.items():
-            module.load_state_dict(tensors[name])
+            own = module.state_dict()
+            module.load_state_dict({key: part_like(value, own.get(key, value)) for key, value in tensors[name].items()})
         optimizer.load_state_dict({"state": entries, "param_groups": optimizer.state_dict()["param_groups"]})
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise CheckpointError(
@@ -293,5 +310,5 @@ def _optimizer_entries(optimizer: torch.optim.Optimizer, tensors: Mapping[str, T
         shape = weights[int(index)].shape if 0 <= int(index) < len(weights) else None
         if value.shape != shape and not (name == "step" and value.ndim == 0 and shape is not None):
             raise ValueError(f"the optimiser's {key} of shape {tuple(value.shape)} is of no weight of this network")
-        state.setdefault(int(index), {})[name] = value
+        state.setdefault(int(index), {})[name] = part_like(value, weights[int(index)]) if value.ndim else value
     return state
