@@ -234,8 +234,11 @@ class _Watch:
         """
         run, engine = self.run, self.engine
         folder = run.directory / "failures" / f"{failure.step:08d}"
-        save_failure(folder, failure, run.module, run.asked, main=engine.main)
-        kept = f"{failure}. What the step failed on is kept in {folder}"
+        try:
+            save_failure(folder, failure, run.module, run.asked, main=engine.main)
+            kept = f"{failure}. What the step failed on is kept in {folder}"
+        except OSError as error:  # a full disk must not hide what has happened
+            kept = f"{failure}. What the step failed on could not be kept in {folder} ({error})"
         before = left.setback
         if before is not None:
             failure.args = (
