@@ -2,7 +2,7 @@
 
 RUN/run.yaml            the resolved configuration (written by whoever starts the run)
 RUN/stats.jsonl         the record
-RUN/tensorboard/        the same for TensorBoard, if it is installed
+RUN/tensorboard/        the same for TensorBoard, and so on for other trackers (train.trackers)
 RUN/samples/*.png       previews
 RUN/state/<step>/       training states
 RUN/.lock               while the run is going on
@@ -23,13 +23,13 @@ from shortflow.draw import References
 from shortflow.errors import CheckpointError
 from shortflow.files import remove_unfinished
 from shortflow.flowmap import FlowMap
+from shortflow.lock import RunLock
 from shortflow.nn.checkpointing import checkpoint_blocks
 from shortflow.objective import Objective
 from shortflow.optimizer import Optimizer
 from shortflow.train.compiling import compile_step
 from shortflow.train.ema import averages_of
 from shortflow.train.engine import Engine
-from shortflow.train.lock import RunLock
 from shortflow.train.log import StatsLog
 from shortflow.train.loop import build_optimizer, train
 from shortflow.train.record import StepRecord
@@ -37,9 +37,10 @@ from shortflow.train.saved import Best, SavedRun
 from shortflow.train.settings import TrainSettings
 from shortflow.train.state import latest_state
 from shortflow.train.step import TrainStep
+from shortflow.train.trackers import Trackers, check_trackers
 from shortflow.typing import Batch
 
-__all__ = ["Interrupted", "fit"]
+__all__ = ["Interrupted", "check_states", "fit"]
 
 
 class Interrupted(Exception):
@@ -52,7 +53,8 @@ class Interrupted(Exception):
 
 @contextmanager
 def _stop_signals() -> Iterator[Callable[[], bool]]:
-    """Within the context, the first SIGINT or SIGTERM only sets a flag; a second one acts as usual."""
+    """Within the context, the first SIGINT or SIGTERM only sets a flag. A second SIGINT acts as usual; more SIGTERMs do
+    nothing: a job system sends one to every process, and a launcher that has got one passes it on."""
     stopped = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stopped.is_set
@@ -65,7 +67,7 @@ def _stop_signals() -> Iterator[Callable[[], bool]]:
 
     def request(number: int, frame: FrameType | None) -> None:
         stopped.set()
-        restore()
+        signal.signal(signal.SIGINT, before[signal.SIGINT])
 
     for number in before:
         signal.signal(number, request)
@@ -93,7 +95,7 @@ def fit(
     """Train in `directory`, yielding every step's record; the run is saved at the end and when it is interrupted.
 
     The call itself checks the directory, locks it and loads the state; of a new run nothing else is written before the
-    first record is asked for. Closing the iterator early, or a second signal, which ends the step at once, leaves what
+    first record is asked for. Closing the iterator early, or a second SIGINT, which ends the step at once, leaves what
     was saved last.
 
     Args:
@@ -109,14 +111,16 @@ def fit(
         engine: the processes of the run; a new one unless given.
 
     Raises:
+        ConfigError: if a tracker is not known, or not installed.
         CheckpointError: if the directory is in use, holds a run already and `resume` is False, or none and it is True,
             or no state of it is whole, or it was trained with other settings or references, or the disk is full.
         Interrupted: from the iterator, after a SIGINT or SIGTERM, with everything saved.
     """
-    engine = engine or Engine(directory)
+    check_trackers(settings.trackers)
+    engine = engine or Engine()
     lock = lock or RunLock(directory, wanted=engine.main)
     try:
-        found = _check(directory, resume)
+        found = check_states(directory, resume)
         module = TrainStep(flow.to(engine.device), objective, references, bf16=settings.precision == "bf16")
         averages = averages_of(flow, optimizer)
         if settings.checkpoint:
@@ -161,6 +165,7 @@ def _watch(
             run.save(step, pending, best)
         engine.wait()  # nobody goes on before the state is there
 
+    trackers = Trackers(settings.trackers if engine.main else (), directory, run.metadata.get("run", {}))
     with _stop_signals() as stopped:
         try:
             if engine.main:
@@ -172,7 +177,7 @@ def _watch(
                 line = log.add(record, last)
                 if line is not None:
                     Best.check(settings.keep_best, line)
-                    engine.log(line, record.step)
+                    trackers.log(line, record.step)
                 saved = last or record.step % settings.save_every == 0
                 if saved:
                     if line is not None and record.step % settings.log_every == 0:  # not of a shorter window
@@ -180,19 +185,25 @@ def _watch(
                     save(record.step, best)
                 every = settings.preview_every
                 if engine.main and preview is not None and every and (last or record.step % every == 0):
-                    preview(run.averages["average"].module, directory / "samples" / f"step-{record.step:08d}.png")
+                    path = directory / "samples" / f"step-{record.step:08d}.png"
+                    preview(run.averages["average"].module, path)
+                    trackers.picture(path, record.step)
                 yield record
                 if any(engine.gathered(stopped())) and not last:
                     if not saved:
                         save(record.step, best)
                     raise Interrupted(directory, record.step, settings.steps)
         finally:
-            engine.finish()
+            trackers.finish()
             lock.release()
 
 
-def _check(directory: Path, resume: bool | Literal["auto"]) -> bool:
-    """Whether there is a state to go on from."""
+def check_states(directory: Path, resume: bool | Literal["auto"]) -> bool:
+    """Whether there is a state to go on from.
+
+    Raises:
+        CheckpointError: if that is not what `resume` says, or there is a model that training would overwrite.
+    """
     found = latest_state(directory / "state")
     if resume is True and found is None:
         raise CheckpointError(
