@@ -1,6 +1,7 @@
 """Whole runs: configure, train, sample and score, as functions. The command line is a thin shell around them."""
 
 from shortflow.runs.configuring import configure, notes, open_run
+from shortflow.runs.planning import Plan, plan
 from shortflow.runs.running import training
 from shortflow.runs.sampling import (
     Drawn,
@@ -20,6 +21,7 @@ from shortflow.runs.streaming import save_array, save_folder
 
 __all__ = [
     "Drawn",
+    "Plan",
     "bf16_difference",
     "class_labels",
     "comparison_picture",
@@ -32,6 +34,7 @@ __all__ = [
     "notes",
     "open_run",
     "picture",
+    "plan",
     "sampler_named",
     "save_array",
     "save_folder",
