@@ -1,4 +1,4 @@
-"""The command line: train · sample · evaluate · recipes · show · cost · demo. A thin shell around `shortflow.runs`.
+"""The command line: train, sample, evaluate, import, recipes, show, cost, demo. A thin shell around `shortflow.runs`.
 
 torch and everything that needs it is imported inside the commands, so that --help answers at once.
 Exit codes: 0 done, 2 something that the user can mend (said on standard error), 130 interrupted.
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import typer
 
 from shortflow.cli.common import say_error
+from shortflow.cli.importing import import_weights
 from shortflow.cli.sampling import evaluate, sample
 from shortflow.cli.showing import cost, recipes, show
 from shortflow.cli.training import Train, demo, train
@@ -29,6 +30,7 @@ app = typer.Typer(
 )
 for _command in (train, sample, evaluate, recipes, show, cost, demo):
     app.command(cls=Train if _command is train else None)(_command)
+app.command("import")(import_weights)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
