@@ -9,9 +9,11 @@ from shortflow.flowmap import (
     AngleOnly,
     AverageVelocity,
     Denoiser,
+    DiffusionIndex,
     EDMSkip,
     LogSigma,
     LogStep,
+    NoisePrediction,
     Parameterization,
     SimpleEDM,
     StartAndEnd,
@@ -54,6 +56,7 @@ PARAMETERIZATIONS = [
     Transfer(),
     Denoiser(),
     Denoiser(normalize=True),
+    NoisePrediction(),
     TrigJump(),
     TrigFlow(),
     SimpleEDM(),
@@ -67,6 +70,7 @@ CONDITIONINGS = [
     StartAndEnd(),
     LogStep(),
     LogSigma(),
+    DiffusionIndex(),
 ]
 SIGMA_DATA = 0.5
 

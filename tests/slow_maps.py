@@ -86,6 +86,8 @@ class Model:
                 return ddim(self.path, x, f, t, r)
             case "Denoiser":
                 return x if bool(sigma == 0) else alpha_r * f + sigma_r * (x - alpha * f) / sigma
+            case "NoisePrediction":
+                return alpha_r * (x - sigma * f) / alpha + sigma_r * f
             case "TrigJump":
                 return torch.cos(HALF_PI * gap) * x + torch.sin(HALF_PI * gap) * f
             case "TrigFlow":

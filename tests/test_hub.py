@@ -246,3 +246,15 @@ def test_unused_config_of_images_is_checked_against_points(tmp_path: Path) -> No
     header["run"]["network"] = to_plain(SiTConfig(size="tiny", depth=1))
     save_file(load_file(file), file, {"shortflow": json.dumps(header)})
     assert "use an MLP for points" in refusal(file)
+
+
+def test_a_file_from_before_a_setting_opens_with_its_default(tmp_path: Path) -> None:
+    """Names of weights and numbers stay what they were: the positions of a SiT are no part of its file."""
+    run = a_run("flow-matching", "network={kind: SiTConfig, size: tiny}")
+    saved(tmp_path, run, IMAGES)
+    header, tensors = hub.read_header(tmp_path), load_file(tmp_path / "model.safetensors")
+    assert "network.pos_embed" not in tensors
+    for name in ("frequencies", "positions"):
+        del header["run"]["network"][name]
+    save_file(tensors, tmp_path / "model.safetensors", {"shortflow": json.dumps(header)})
+    assert hub.load(tmp_path).run == run

@@ -38,13 +38,14 @@ def test_given_dimensions_replace_those_of_the_size():
 def test_settings_reach_the_network():
     options = {"num_classes": 10, "null_class": True, "second_time": False, "log_variance": True}
     options |= {"guidance": True, "velocity_head": True}
-    own = {"qk_norm": True, "modulation_norm": True, "dropout": 0.3, "head_depth": 1}
+    own = {"qk_norm": True, "modulation_norm": True, "dropout": 0.3, "head_depth": 1, "frequencies": 6}
     built = SiTConfig(size="tiny", patch=4, **own).build((1, 8, 8), **options)
     direct = SiT(shape=(1, 8, 8), patch=4, width=64, depth=2, heads=4, **own, **options)
     assert (len(built.blocks), len(built.velocity_blocks)) == (2, 1)
     assert str(built) == str(direct)
     assert (built.num_classes, built.null_label, built.second_time) == (10, 10, False)
     assert built.blocks[1].attn.dropout.p == built.blocks[1].mlp.dropout.p == 0.3
+    assert built.t_embedder.frequencies == 6
 
     config = UNetConfig(size="tiny", depth=2, dropout=0.3, resample_filter=(1.0, 1.0), embedding="fourier", scale=0.5)
     built = config.build((1, 8, 8), **options)
@@ -59,6 +60,15 @@ def test_settings_reach_the_network():
     assert isinstance(built, MLP)
     assert str(built) == str(MLP(shape=(2,), width=20, depth=3, dropout=0.1, **options))
     assert (built.num_classes, built.null_label, built.second_time) == (10, 10, False)
+
+
+def test_positions_are_kept_with_the_weights_where_that_is_asked_for():
+    fixed, stored = (SiTConfig(size="tiny", positions=each).build((1, 8, 8)) for each in ("fixed", "stored"))
+    assert set(stored.state_dict()) - set(fixed.state_dict()) == {"pos_embed"}
+    assert torch.equal(stored.pos_embed, fixed.pos_embed)
+    assert parameter_count(stored) == parameter_count(fixed)  # they are not trained
+    stored.load_state_dict(stored.state_dict() | {"pos_embed": torch.full((16, 64), 0.5)})
+    assert bool((stored.pos_embed == 0.5).all())
 
 
 def test_parameter_count_leaves_out_buffers():
@@ -127,6 +137,7 @@ def test_unknown_size_without_a_neighbour():
         (lambda: SiTConfig(mlp_ratio=0.0), "mlp_ratio must be positive, got 0.0"),
         (lambda: SiTConfig(head_depth=5), "head_depth must be between 0 and the depth of 4, got 5"),
         (lambda: SiTConfig(head_depth=-1), "head_depth must be .* got -1"),
+        (lambda: SiTConfig(frequencies=5), "frequencies must be a positive even number .* got 5"),
         (lambda: UNetConfig(channels=6, depth=0), "channels must be .* got 6; depth must be at least 1, got 0"),
         (lambda: UNetConfig(attention=(3,)), "attention names the levels 0 to 1 .* got 3"),
         (lambda: SiTConfig(depth=0, dropout=-1.0), "depth must be at least 1, got 0; dropout must be"),

@@ -117,4 +117,4 @@ def test_a_description_of_many_blocks_is_refused_without_building_them(tmp_path:
     for lie in (UNetConfig(size="tiny", depth=10**9), UNetConfig(size="tiny", channels=4 * 10**6)):
         run = replace(model.run, network=lie)
         with pytest.raises(CheckpointError, match=r"has \d+ blocks, the file has|has the shape"):
-            hub._check_weights(run, model.spec, tensors)
+            hub.models._check_weights(run, model.spec, tensors)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from shortflow import hub, runs
 from shortflow.cli import main
+from shortflow.data import DataSpec
 
 NETWORK = "network={kind: SiTConfig, size: tiny, depth: 1, width: 16, heads: 2}"
 
@@ -22,7 +23,7 @@ NETWORK = "network={kind: SiTConfig, size: tiny, depth: 1, width: 16, heads: 2}"
 def model() -> hub.Model:
     """A conditional model of digits with random weights and a null class, and without guidance in its weights."""
     run, dataset = runs.configure("flow-matching", "digits", settings=[NETWORK, "objective.label_dropout=0.1"])
-    spec = hub.DataSpec.fit(dataset)
+    spec = DataSpec.fit(dataset)
     torch.manual_seed(0)
     flow = hub.build_flow(run, spec)
     for weight in flow.parameters():

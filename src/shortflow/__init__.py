@@ -18,7 +18,8 @@ _HOMES = {
     "shortflow.times": "Between BoundaryRows Diagonal Dyadic GapThenEnd Gradual GridPairs GroupedJumps Independent "
     "Neighbours Nested Sorted StagedDyadic TimeSampler ToData Triangle WithDiagonal",
     "shortflow.flowmap": "FlowMap",
-    "shortflow.parameterizations": "AverageVelocity Denoiser EDM EDMSkip SimpleEDM Transfer TrigFlow TrigJump",
+    "shortflow.parameterizations": "AverageVelocity Denoiser EDM EDMSkip NoisePrediction SimpleEDM Transfer "
+    "TrigFlow TrigJump",
     "shortflow.velocity": "Conditional Mixture Own PlugIn Reference Velocity",
     "shortflow.guidance": "Guided guide",
     "shortflow.targets": "Along Direct Eulerian Secant Split Tangent Target Terminal TwoStep",

@@ -10,6 +10,7 @@ so that a jump of length zero is the identity for any weights, and an output on 
 | AverageVelocity | 1 | (r − t) w | the average velocity over w |
 | Transfer | ā | b̄ | the velocity; a DDIM step |
 | Denoiser | σ_r/σ_t | α_r − α_t σ_r/σ_t | the data; a DDIM step |
+| NoisePrediction | α_r/α_t | σ_r − σ_t α_r/α_t | the noise; a DDIM step |
 | TrigJump | cos(π/2 (r − t)) | sin(π/2 (r − t)) | the velocity over π/2 |
 | TrigFlow | cos(θ_t − θ_r) | −σ_d sin(θ_t − θ_r) | the velocity over σ_d π/2 |
 | SimpleEDM | c_skip(t, r) | c_out(t, r) | TrigFlow's F, on any path |
@@ -33,6 +34,7 @@ __all__ = [
     "AverageVelocity",
     "Denoiser",
     "EDMSkip",
+    "NoisePrediction",
     "Parameterization",
     "SimpleEDM",
     "Transfer",
@@ -162,6 +164,30 @@ class Denoiser(Parameterization):
     def rates(self, path: Path, sigma_data: float, t: Time) -> tuple[Time, Time]:
         change = path.d_sigma(t) / self._noise(path, t)
         return change, path.d_alpha(t) - path.alpha(t) * change
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoisePrediction(Parameterization):
+    """F = ε̂, the noise, and a DDIM step: X_{t,r}(x) = (α_r/α_t) x + (σ_r − σ_t α_r/α_t) F.
+
+    What diffusion models are mostly trained to predict. The velocity is v = (α' x + W F)/α. Where no data are left,
+    α_t = 0, it has no value: for α below the machine epsilon it is that at the epsilon, finite, large and of no use, so
+    let times end before. Sources: DDPM (arXiv 2006.11239), equation (14), and DDIM (arXiv 2010.02502), equation (12).
+    """
+
+    @staticmethod
+    def _data(path: Path, t: Time) -> Time:
+        """α_t to divide by."""
+        return path.alpha(t).clamp(min=torch.finfo(t.dtype).eps)
+
+    def coefficients(self, path: Path, sigma_data: float, t: Time, r: Time) -> tuple[Time, Time]:
+        # a − 1 from the difference of the levels: exactly 0 at r = t, also where α_t = 0.
+        change = (path.alpha(r) - path.alpha(t)) / self._data(path, t)
+        return 1 + change, path.sigma(r) - path.sigma(t) - path.sigma(t) * change
+
+    def rates(self, path: Path, sigma_data: float, t: Time) -> tuple[Time, Time]:
+        change = path.d_alpha(t) / self._data(path, t)
+        return change, path.d_sigma(t) - path.sigma(t) * change
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -105,7 +105,7 @@ def _check_frozen(role: str, path: str, model: Model, run: RunConfig, spec: Data
             f"{spec.shape}); {remedy}"
         )
     # A weaker model may be one without classes: the difference to it is guidance towards the class.
-    if there.classes != spec.classes and not (role == "weak" and not there.classes):
+    if not _same_classes(model, spec) and not (role == "weak" and not there.classes):
         raise ConfigError(
             f"{role} {path} knows {_named(there.classes)}, the data of this run have {_named(spec.classes)}; {remedy}"
         )
@@ -145,21 +145,29 @@ def _check_guided(path: str, teacher: FlowMap, run: RunConfig) -> None:
 
 def _check_source(path: str, model: Model, run: RunConfig, spec: DataSpec) -> None:
     there = model.spec
-    if there.shape != spec.shape or there.classes != spec.classes or there.image != spec.image:
+    if there.shape != spec.shape or not _same_classes(model, spec) or there.image != spec.image:
         raise ConfigError(
             f"init_from {path} was trained on {there.name} (shape {there.shape}, {_named(there.classes)}), this run is "
             f"on {spec.name} (shape {spec.shape}, {_named(spec.classes)}); start from a model of data like these"
         )
     if (there.shift, there.scale) != (spec.shift, spec.scale):
+        old = f"the old scaling (--set recipe.sigma_data={_yaml(model.run.recipe.sigma_data)})"
+        remedy = "latents of that scale" if there.latent else old
         raise ConfigError(
             f"init_from {path} sees its data as (x − {there.shift:g})·{there.scale:g}, this run as "
-            f"(x − {spec.shift:g})·{spec.scale:g}; use the old scaling (--set recipe.sigma_data="
-            f"{_yaml(model.run.recipe.sigma_data)}), or distil the model (--teacher), which translates between units"
+            f"(x − {spec.shift:g})·{spec.scale:g}; use {remedy}, or distil the model "
+            "(--teacher), which translates between units"
         )
     try:
         check_start(hub.check(run, spec), model.flow)
     except ShortflowError as error:
         raise ConfigError(f"init_from {path}: {error}") from error
+
+
+def _same_classes(model: Model, spec: DataSpec) -> bool:
+    """Whether the classes are the same; those of imported weights have no names, only a number and the usual order."""
+    known = model.imported is None
+    return model.spec.classes == spec.classes if known else model.spec.num_classes == spec.num_classes
 
 
 def _named(classes: tuple[str, ...]) -> str:

@@ -1,4 +1,4 @@
-"""The command line: train, sample, evaluate, status, recipes, show, cost, demo. A thin shell around `shortflow.runs`.
+"""The command line: train, sample, evaluate, status, import, recipes, show, cost, demo; a thin shell around `runs`.
 
 torch and everything that needs it is imported inside the commands, so that --help answers at once.
 Exit codes: 0 done, 2 something that the user can mend (said on standard error), 130 interrupted.
@@ -12,6 +12,7 @@ import typer
 
 from shortflow.cli.common import say_error
 from shortflow.cli.demo import demo
+from shortflow.cli.importing import import_weights
 from shortflow.cli.sampling import evaluate, sample
 from shortflow.cli.showing import cost, recipes, show
 from shortflow.cli.training import Train, train
@@ -31,6 +32,7 @@ app = typer.Typer(
 )
 for _command in (train, sample, evaluate, status, recipes, show, cost, demo):
     app.command(cls={train: Train, status: Status}.get(_command))(_command)
+app.command("import")(import_weights)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -63,7 +63,8 @@ def sample(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="NAME.png: a picture. NAME.npy: an array. With --single a folder. By default samples.png, or samples."
+            help="NAME.png: a picture. NAME.npy: an array. With --single a folder. By default samples.png or samples, "
+            "for latents latents.npy."
         ),
     ] = None,
     bf16: Bf16 = False,
@@ -87,7 +88,12 @@ def sample(
         raise ConfigError(f"--interpolate draws rows of 8 samples; give --n as a multiple of 8, not {n}")
     model = _loaded(run, compile)
     chosen = _classes(classes, model.spec.classes)
-    path = out or Path("samples" if single else "samples.png")
+    path = out or Path("samples" if single else "latents.npy" if model.spec.latent else "samples.png")
+    if model.spec.latent and (single or interpolate or path.suffix.lower() != ".npy"):
+        raise ConfigError(
+            f"this model makes latents of shape {model.spec.shape}, which only their autoencoder turns into pictures; "
+            "write them with --out NAME.npy (n, c, h, w), in its units, and decode them"
+        )
     if interpolate:
         pixels, columns = runs.interpolation(
             model,

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from shortflow.cli.common import Imports, Settings, say, table
+from shortflow.cli.common import Imports, Settings, count, say, table
 from shortflow.errors import ConfigError
 
 __all__ = ["cost", "recipes", "show"]
@@ -230,8 +230,29 @@ def _show_run(path: Path) -> None:
         say(to_yaml(load_run(path / "run.yaml")).rstrip())
         return
     model = hub.load(path)
+    if model.imported is not None:
+        _show_imported(model)
+        return
     say(
         f"# {model.path}: {model.run.recipe.name}, {parameter_count(model.flow.network):,} parameters, "
         f"step {model.step:,} of {model.run.train.steps:,}, {model.images:,} images seen"
     )
     say(to_yaml(model.run).rstrip())
+
+
+def _show_imported(model: Any) -> None:
+    """Where weights of others are from, and what they are taken for. How long they were trained is not known."""
+    from shortflow.config import to_yaml
+    from shortflow.nn.configs import parameter_count
+
+    origin, spec = model.imported, model.spec
+    which = {"ema": "averaged weights", "model": "trained weights"}.get(origin.get("weights"), "weights")
+    known = [f"{parameter_count(model.flow.network):,} parameters", *([f"step {model.step:,}"] if model.step else [])]
+    say(f"# {model.path}: imported from {origin.get('file')} ({origin.get('kind')}, {which}), {', '.join(known)}")
+    say(f"# file: SHA-256 {origin.get('sha256')}, of {origin.get('project')}")
+    seen = "images in [−1, 1]" if spec.image else f"latents, times {spec.scale:g}"
+    say(f"# data: {spec.name}, {'×'.join(map(str, spec.shape))}, {seen}; {count(spec.num_classes, 'class', 'classes')}")
+    for note in origin.get("notes", ()):
+        say(f"# note: {note}")
+    for name in ("network", "recipe"):
+        say(f"{name}:\n{textwrap.indent(to_yaml(getattr(model.run, name)).rstrip(), '  ')}")

@@ -260,6 +260,7 @@ PHRASES: dict[type, str | Callable[[Any], str]] = {
     flowmap.AverageVelocity: _average,
     flowmap.Transfer: "the velocity of a DDIM step",
     flowmap.Denoiser: "the denoised data, with a DDIM step",
+    flowmap.NoisePrediction: "the noise, with a DDIM step",
     flowmap.TrigJump: "the velocity of a trigonometric step, in units of π/2",
     flowmap.TrigFlow: "TrigFlow's velocity, in units of the data's deviation",
     flowmap.SimpleEDM: "what is left beside the skip connection of Gaussian data",
@@ -271,6 +272,7 @@ PHRASES: dict[type, str | Callable[[Any], str]] = {
     flowmap.StartAndEnd: lambda c: "t and r" if c.scale == 1 else f"{c.scale:g} t and {c.scale:g} r",
     flowmap.LogStep: lambda c: f"t and log₂ of 1/(t − r), at most log₂ {c.steps}",
     flowmap.LogSigma: lambda c: f"{c.scale:g} log σ",
+    flowmap.DiffusionIndex: lambda c: f"the index of the step, of {c.steps}, of a diffusion at that noise level",
     flowmap.GapOnly: "t − r",
     flowmap.JumpFlag: "t and whether r < t",
     # laws of one time

@@ -171,7 +171,12 @@ class DataSpec:
         """The number of classes; 0: unconditional."""
         return len(self.classes)
 
-    def encode(self, samples: UInt8[np.ndarray, "n c h w"] | Float32[np.ndarray, "n d"]) -> Float32[Tensor, "n ..."]:
+    @property
+    def latent(self) -> bool:
+        """Whether the samples are latents (c, h, w) of an autoencoder, neither images nor points."""
+        return not self.image and len(self.shape) == 3
+
+    def encode(self, samples: UInt8[np.ndarray, "n c h w"] | Float32[np.ndarray, "n ..."]) -> Float32[Tensor, "n ..."]:
         """Stored samples in network units, float32.
 
         Raises:
@@ -192,7 +197,7 @@ class DataSpec:
         x *= np.float32(self.scale)
         return torch.from_numpy(x)
 
-    def decode(self, x: Float[Tensor, "n ..."]) -> UInt8[np.ndarray, "n c h w"] | Float32[np.ndarray, "n d"]:
+    def decode(self, x: Float[Tensor, "n ..."]) -> UInt8[np.ndarray, "n c h w"] | Float32[np.ndarray, "n ..."]:
         """Network units to stored samples: the inverse of `encode`, exact for images.
 
         Images are rounded to the nearest level and clamped to 0…255; NaN becomes 0, so that a picture of a run that

@@ -78,6 +78,8 @@ class SiTConfig(NetworkConfig):
         mlp_ratio: hidden units of a block's MLP over the width.
         head_depth: blocks at the end that the velocity head has of its own; improved MeanFlow takes 8. Without a
             velocity head it changes nothing.
+        frequencies: cosines and sines that a time is embedded by.
+        positions: "fixed", or "stored" with the weights, for weights of others that have positions of their own.
 
     Raises:
         ConfigError: for an unknown size (naming the nearest) and for every impossible setting.
@@ -93,6 +95,8 @@ class SiTConfig(NetworkConfig):
     dropout: float = 0.0
     mlp_ratio: float = 4.0
     head_depth: int = 0
+    frequencies: int = 256
+    positions: sit.Positions = "fixed"
 
     def __post_init__(self) -> None:
         _check_size(self.size, sit.SIZES)
@@ -105,6 +109,7 @@ class SiTConfig(NetworkConfig):
             mlp_ratio=self.mlp_ratio,
             dropout=self.dropout,
             head_depth=self.head_depth,
+            frequencies=self.frequencies,
         )
         if found:
             raise ConfigError("; ".join(found))
@@ -160,6 +165,8 @@ class SiTConfig(NetworkConfig):
             modulation_norm=self.modulation_norm,
             dropout=self.dropout,
             head_depth=self.head_depth,
+            frequencies=self.frequencies,
+            positions=self.positions,
         )
 
 

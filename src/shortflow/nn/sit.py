@@ -19,8 +19,9 @@ the normalised modulation: TVM, arXiv 2511.19797, and its code, where N is a div
 
 import math
 from collections.abc import Iterable, Mapping
+from functools import partial
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -33,9 +34,11 @@ from shortflow.nn.conditioning import ConditionedNetwork
 from shortflow.nn.embeddings import TimeEmbedding, position_embedding
 from shortflow.nn.norms import LayerNorm, PartNorm
 
-__all__ = ["SIZES", "SiT", "Size", "faults", "unpatchify"]
+__all__ = ["SIZES", "Positions", "SiT", "Size", "faults", "unpatchify"]
 
 _ZERO = ("final_layer.linear", "velocity_layer.linear", "logvar_linear")
+
+Positions = Literal["fixed", "stored"]
 
 
 class Size(NamedTuple):
@@ -62,7 +65,15 @@ SIZES: Mapping[str, Size] = MappingProxyType(
 
 
 def faults(
-    *, width: int, depth: int, heads: int, patch: int, mlp_ratio: float, dropout: float, head_depth: int = 0
+    *,
+    width: int,
+    depth: int,
+    heads: int,
+    patch: int,
+    mlp_ratio: float,
+    dropout: float,
+    head_depth: int = 0,
+    frequencies: int = 256,
 ) -> list[str]:
     """Everything that is wrong with the settings of a SiT, one sentence each; empty if nothing is."""
     counts = {"width": width, "depth": depth, "heads": heads, "patch": patch}
@@ -77,6 +88,8 @@ def faults(
         found.append(f"dropout must be in [0, 1), got {dropout}")
     if not 0 <= head_depth <= depth:
         found.append(f"head_depth must be between 0 and the depth of {depth}, got {head_depth}")
+    if frequencies < 2 or frequencies % 2:
+        found.append(f"frequencies must be a positive even number (cosines and sines), got {frequencies}")
     return found
 
 
@@ -167,6 +180,9 @@ class SiT(ConditionedNetwork):
         modulation_norm: normalise what the conditioning vector shifts, scales and gates with (see above).
         dropout: probability of dropping an entry of what attention or MLP adds.
         head_depth: number of the last blocks that the velocity head, where there is one, has of its own.
+        frequencies: cosines and sines of a time.
+        positions: "fixed" are those of `position_embedding`, a function of the shape; "stored" ones start as these and
+            are kept with the weights, without being trained (weights of others whose positions have drifted).
 
     Raises:
         ShortflowError: if the settings do not fit each other or the shape.
@@ -193,6 +209,8 @@ class SiT(ConditionedNetwork):
         modulation_norm: bool = False,
         dropout: float = 0.0,
         head_depth: int = 0,
+        frequencies: int = 256,
+        positions: Positions = "fixed",
     ) -> None:
         found = faults(
             width=width,
@@ -202,6 +220,7 @@ class SiT(ConditionedNetwork):
             mlp_ratio=mlp_ratio,
             dropout=dropout,
             head_depth=head_depth,
+            frequencies=frequencies,
         )
         if found:
             raise ShortflowError("; ".join(found))
@@ -216,11 +235,13 @@ class SiT(ConditionedNetwork):
             log_variance=log_variance,
             guidance=guidance,
             velocity_head=velocity_head,
+            embedding=partial(TimeEmbedding, frequencies=frequencies),
         )
         self.patch = patch
         self.x_embedder = PatchEmbedding(c, width, patch)
-        # Not persistent: a function of the shape, so it is no part of a checkpoint.
-        self.register_buffer("pos_embed", position_embedding(h // patch, w // patch, width), persistent=False)
+        # A function of the shape, so it is no part of a checkpoint unless that is asked for.
+        fixed = position_embedding(h // patch, w // patch, width)
+        self.register_buffer("pos_embed", fixed, persistent=positions == "stored")
 
         def block() -> Block:
             return Block(

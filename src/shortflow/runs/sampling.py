@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 Window = tuple[float, float] | None
-Pixels = UInt8[np.ndarray, "n c h w"] | Float[np.ndarray, "n d"]
+Pixels = UInt8[np.ndarray, "n c h w"] | Float[np.ndarray, "n ..."]
 
 
 def picture(pixels: Pixels, columns: int | None = None) -> Any:

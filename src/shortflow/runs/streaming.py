@@ -52,7 +52,10 @@ def save_folder(model: Model, n: int, folder: Path, *, report: Report | None = N
     """
     spec, made = model.spec, _made(model, settings)
     if not spec.image:
-        raise ConfigError("single files hold an image each, but this model makes points; write an array, NAME.npy")
+        raise ConfigError(
+            "single files hold an image each, but this model makes "
+            f"{'latents' if spec.latent else 'points'}; write an array, NAME.npy"
+        )
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file; give a folder for the images")
     record, found = folder / _RECORD, folder.is_dir() and any(folder.iterdir())

@@ -17,12 +17,16 @@ __all__ = ["Diagonal", "GapThenEnd", "Gradual", "Independent", "Nested", "Sorted
 
 @dataclass(frozen=True, kw_only=True)
 class Diagonal(TimeSampler):
-    """r = s = t ~ law: flow matching."""
+    """r = s = t ~ law: flow matching. The span is that of a uniform law, and [0, 1] for all others."""
 
     law: Law = Uniform()
     uniforms = 1
     gap = "zero"
     ends = "diagonal"
+
+    @property
+    def span(self) -> tuple[float, float]:
+        return (self.law.low, self.law.high) if isinstance(self.law, Uniform) else (0.0, 1.0)
 
     def times(self, u: Float[Tensor, "b k"], progress: Progress) -> Times:
         t = self.law.icdf(u[:, 0])

@@ -40,6 +40,7 @@ class Model:
         run: the resolved run.
         images, step: how far it was trained.
         path: the file it came from.
+        imported: where weights of others are from (`shortflow.hub.interop`): kind, file, sha256, weights, notes.
     """
 
     flow: FlowMap
@@ -48,6 +49,7 @@ class Model:
     images: int
     step: int
     path: Path
+    imported: Mapping[str, Any] | None = None
 
 
 def build_flow(run: RunConfig, spec: DataSpec) -> FlowMap:
@@ -79,7 +81,12 @@ def check(run: RunConfig, spec: DataSpec) -> FlowMap:
 
 
 def describe(
-    run: RunConfig, spec: DataSpec, *, references: Mapping[str, Any] | None = None, guided: str | None = None
+    run: RunConfig,
+    spec: DataSpec,
+    *,
+    references: Mapping[str, Any] | None = None,
+    guided: str | None = None,
+    imported: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What a model file's header says about the model.
 
@@ -87,9 +94,11 @@ def describe(
         references: the frozen models it was trained with, role → {"run": path, "sha256": of the file}. A record only:
             opening the model needs none of them.
         guided: guidance that it has from them, in words.
+        imported: where the weights of others are from, see `Model`.
     """
     header = {"format": FORMAT, "run": to_plain(run), "data": spec.to_dict()}
-    return header | ({"references": dict(references)} if references else {}) | ({"guided": guided} if guided else {})
+    more = {"references": references, "guided": guided, "imported": imported}
+    return header | {name: value if isinstance(value, str) else dict(value) for name, value in more.items() if value}
 
 
 def load(path: str | Path, device: str | None = None) -> Model:
@@ -140,7 +149,8 @@ def _opened(path: str | Path) -> Iterator[tuple[Model, dict[str, Tensor]]]:
         flow = _check_weights(run, spec, tensors)
         if "guided" in header:
             flow.guided = str(header["guided"])
-        yield Model(flow=flow, spec=spec, run=run, images=images, step=step, path=file), tensors
+        imported = header["imported"] if isinstance(header.get("imported"), dict) else None
+        yield Model(flow=flow, spec=spec, run=run, images=images, step=step, path=file, imported=imported), tensors
     except KeyError as error:
         raise CheckpointError(f"{file}: the description in the header lacks {error}") from error
     except ShortflowError as error:
