@@ -2,7 +2,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from jaxtyping import install_import_hook
+
+# How long a case takes says more about what else the machine does than about the library.
+settings.register_profile("shared machine", deadline=None)
+settings.load_profile("shared machine")
 
 SOURCE = Path(__file__).parents[1] / "src" / "shortflow"
 
