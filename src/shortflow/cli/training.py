@@ -131,6 +131,8 @@ def _show_plan(run: Any, dataset: Any, out: Path, resume: bool | Literal["auto"]
     kept = f"the newest {settings.keep} kept" + (
         f", and the best in {settings.keep_best}" if settings.keep_best else ""
     )
+    needs, half = found.estimate, settings.precision == "bf16"
+    kept_for = f"about {size(needs.kept // (2 if half else 1))} of activations"
     rows = [
         ("network", f"{in_words(run.network)}: {found.parameters:,} parameters"),
         ("data", f"{dataset.name}, {len(dataset):,} of shape {'×'.join(map(str, dataset.shape))}"),
@@ -140,6 +142,8 @@ def _show_plan(run: Any, dataset: Any, out: Path, resume: bool | Literal["auto"]
         ),
         ("batch", f"{settings.batch} {parts}, {settings.precision}"),
         ("processes", f"{found.processes}, the first on {found.device}"),
+        ("memory", f"{size(needs.held)} for weights, gradient, moments and averages; {kept_for} an image"),
+        ("work", f"{needs.step:.2f} F a step, {_big(needs.forward)}FLOP an image in F: {_big(needs.operations)}FLOP"),
         ("states", f"{size(found.state)} each, every {count(settings.save_every, 'step')}, {kept}"),
         ("disk", f"up to {size(found.disk)} for states and models; {size(found.free)} are free"),
     ]
@@ -152,6 +156,12 @@ def _show_plan(run: Any, dataset: Any, out: Path, resume: bool | Literal["auto"]
     for note in found.notes:
         say(f"note: {note}")
     say("Nothing was trained, and nothing written: this was --dry-run.")
+
+
+def _big(number: float) -> str:
+    """A number of three digits with the prefix of its thousands."""
+    power = max(0, min(7, (len(f"{number:.0f}") - 1) // 3))
+    return f"{number / 1000**power:.3g} {' kMGTPEZ'[power].strip()}"
 
 
 def trained(run: Any, dataset: Any, out: Path, resume: bool | Literal["auto"], *, sharded: bool = False) -> None:

@@ -10,6 +10,7 @@ import torch
 from shortflow.config import RunConfig
 from shortflow.data import Dataset, DataSpec
 from shortflow.errors import CheckpointError
+from shortflow.estimate import Estimate, estimate
 from shortflow.hub import check, describe, fingerprint
 from shortflow.lock import check_free
 from shortflow.nn.configs import parameter_count
@@ -42,6 +43,7 @@ class Plan:
         state, models: bytes of a training state, and of the models beside the states.
         disk: bytes that the run needs at most for both, while a state is written.
         free: bytes that are free where it would be.
+        estimate: operations and memory, counted.
         notes: for its user.
     """
 
@@ -55,6 +57,7 @@ class Plan:
     models: int
     disk: int
     free: int
+    estimate: Estimate
     notes: tuple[str, ...]
 
 
@@ -95,6 +98,7 @@ def plan(run: RunConfig, dataset: Dataset, directory: Path, *, resume: bool | Li
         **sizes,
         disk=disk,
         free=free,
+        estimate=estimate(run, spec),
         notes=(*notes(run, dataset), *remarks),
     )
 
