@@ -1,6 +1,9 @@
 """Whole runs: configure, train, sample and score, as functions. The command line is a thin shell around them."""
 
 from shortflow.runs.configuring import configure, notes, open_run
+from shortflow.runs.decoding import Decoding, decoding, save_latents
+from shortflow.runs.encoding import Encoded, EncodeSettings, encode, rescaled
+from shortflow.runs.feeds import Images, Stored
 from shortflow.runs.running import training
 from shortflow.runs.sampling import (
     Drawn,
@@ -19,12 +22,19 @@ from shortflow.runs.scoring import score, score_table, verdict
 from shortflow.runs.streaming import save_array, save_folder
 
 __all__ = [
+    "Decoding",
     "Drawn",
+    "EncodeSettings",
+    "Encoded",
+    "Images",
+    "Stored",
     "bf16_difference",
     "class_labels",
     "comparison_picture",
     "configure",
+    "decoding",
     "draw",
+    "encode",
     "generate",
     "grid_named",
     "guided",
@@ -32,9 +42,11 @@ __all__ = [
     "notes",
     "open_run",
     "picture",
+    "rescaled",
     "sampler_named",
     "save_array",
     "save_folder",
+    "save_latents",
     "score",
     "score_table",
     "training",

@@ -99,6 +99,11 @@ def _check_scoring(model: Model, steps: Sequence[int], n: int) -> None:
     source, spec = model.run.data.source, model.spec
     if not steps:
         raise MetricError("give at least one number of steps to score, such as 1,2,4")
+    if spec.kind == "latents":
+        raise MetricError(
+            f"{source}: this model makes latents, and images are scored in the features of a classifier; draw and "
+            "decode them (shortflow sample RUN --encoder FOLDER --n 50000 --out samples.npy), and score the images"
+        )
     if spec.image and source not in evaluate.classifier_names():
         raise MetricError(
             f"{source}: images are scored in the features of a classifier, and one is shipped for "
