@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from shortflow.cli.common import count, numbers, say
+from shortflow.cli.common import Imports, count, numbers, say
 from shortflow.errors import ConfigError
 
 __all__ = ["encode"]
@@ -65,6 +65,7 @@ def encode(
     device: Annotated[
         str | None, typer.Option(help="Such as cpu or cuda:1; by default a GPU if there is one.", show_default=False)
     ] = None,
+    imports: Imports = None,
 ) -> None:
     """Encode images to latents, for training on.
 

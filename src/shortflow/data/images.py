@@ -13,8 +13,9 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
@@ -281,7 +282,7 @@ def _decode(folder: Path, paths: list[Path], read: Callable[[Path], T]) -> Itera
         )
 
 
-def read_image(file: Path | IO[bytes], resolution: int | None) -> Pixels:
+def read_image(file: Path | BytesIO, resolution: int | None) -> Pixels:
     """The image in a file, upright, opaque and in 8 bits, grey or RGB, after `center_crop`.
 
     Raises almost anything where it is damaged.

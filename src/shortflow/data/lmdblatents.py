@@ -98,7 +98,8 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> np.nd
     last = offset + sum((side - 1) * step for side, step in zip(size, stride, strict=True))
     if math.prod(size) and last >= len(flat):
         raise pickle.UnpicklingError("a tensor that is larger than its content")
-    return flat.float().as_strided(size, stride, offset).clone().numpy()
+    value = flat.as_strided(size, stride, offset).clone()
+    return (value.float() if value.is_floating_point() else value).numpy()
 
 
 def _latin(text: Any, name: Any) -> bytes:

@@ -215,7 +215,9 @@ def _zipped(path: Path, split: str, resolution: int) -> Source:
 def _hidden(name: str) -> bool:
     """Files that systems leave in folders, and the texts that published archives have beside their images."""
     parts = PurePosixPath(name).parts
-    return PurePosixPath(name).suffix.lower() in _TEXTS or any(part.startswith(".") or part.lower() in ("thumbs.db", "desktop.ini", "__macosx") for part in parts)
+    return PurePosixPath(name).suffix.lower() in _TEXTS or any(
+        part.startswith(".") or part.lower() in ("thumbs.db", "desktop.ini", "__macosx") for part in parts
+    )
 
 
 # --------------------------------------------------------------------------------------------------------------- arrays

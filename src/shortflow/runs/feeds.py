@@ -19,7 +19,7 @@ from shortflow.errors import DataError
 
 __all__ = ["Feed", "Images", "Made", "Stored"]
 
-Made = tuple[Float[np.ndarray, "n 2 k c h w"], Int64[np.ndarray, "n"] | None, bytes]
+Made = tuple[Float[np.ndarray, "..."], Int64[np.ndarray, "..."] | None, bytes]  # (n, 2, k, c, h, w) and (n,)
 Loaded = tuple[Any, list[int], list[Skipped]]
 
 
