@@ -25,7 +25,7 @@ from shortflow.data.latents import open_latents, read_meta
 from shortflow.data.lmdblatents import LmdbLatents
 from shortflow.data.sources import open_source
 from shortflow.errors import CheckpointError, ConfigError, DataError
-from shortflow.runs import EncodeSettings, Images, Stored, encode, encoding, rescaled
+from shortflow.runs import EncodeSettings, Images, Stored, encode, rescaled, storing
 from shortflow.train.lock import RunLock
 from test_data_lmdb import FLIP, MOMENTS, content
 
@@ -339,6 +339,10 @@ def test_a_folder_of_other_latents_or_files_is_left_alone(photos: Path, small: A
         ConfigError, match=f"made with autoencoder {small.sha256}, not {other.sha256}; give another --out"
     ):
         made(photos, other, tmp_path / "out")
+    (tmp_path / "cats").mkdir()
+    shutil.copy(photos / "a/00.png", tmp_path / "cats")
+    with pytest.raises(ConfigError, match=f"made with source {photos.name}, not cats"):
+        made(tmp_path / "cats", small, tmp_path / "out")
     with pytest.raises(ConfigError, match="made with resolution 16, not 8"):
         encode(Images(open_source(str(photos), resolution=8), small), small, tmp_path / "out", settings=SETTINGS)
     for settings, message in (
@@ -364,7 +368,7 @@ def test_too_little_space_is_told_before_anything_is_encoded(
     photos: Path, small: Autoencoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(encoding.shutil, "disk_usage", lambda path: usage(0, 0, 1000))
+    monkeypatch.setattr(storing.shutil, "disk_usage", lambda path: usage(0, 0, 1000))
     need = N * (2 * 2 * 4 * 4 * 4 * 4 + 8) / 2**20
     with pytest.raises(DataError, match=f"the latents need {need:.1f} MiB in .*, and 0.0 MiB are free"):
         made(photos, small, tmp_path / "out")

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from shortflow.data.latentspec import LatentSpec
 from shortflow.errors import DataError, ShortflowError
 
-__all__ = ["NAMES", "Autoencoder", "load_autoencoder", "register_autoencoder"]
+__all__ = ["NAMES", "Autoencoder", "by_channel", "load_autoencoder", "register_autoencoder"]
 
 NAMES = {
     "sd-vae-ft-ema": "stabilityai/sd-vae-ft-ema",

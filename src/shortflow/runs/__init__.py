@@ -2,7 +2,7 @@
 
 from shortflow.runs.configuring import configure, notes, open_run
 from shortflow.runs.decoding import Decoding, decoding, save_latents
-from shortflow.runs.encoding import Encoded, EncodeSettings, encode, rescaled
+from shortflow.runs.encoding import encode, rescaled
 from shortflow.runs.feeds import Images, Stored
 from shortflow.runs.running import training
 from shortflow.runs.sampling import (
@@ -19,6 +19,7 @@ from shortflow.runs.sampling import (
     sampler_named,
 )
 from shortflow.runs.scoring import score, score_table, verdict
+from shortflow.runs.storing import Encoded, EncodeSettings
 from shortflow.runs.streaming import save_array, save_folder
 
 __all__ = [
