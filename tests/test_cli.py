@@ -94,7 +94,17 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_command_argument_and_option_is_explained() -> None:
     group: Any = typer.main.get_command(app)
-    assert list(group.commands) == ["train", "encode", "sample", "evaluate", "recipes", "show", "cost", "demo"]
+    assert list(group.commands) == [
+        "train",
+        "encode",
+        "sample",
+        "evaluate",
+        "status",
+        "recipes",
+        "show",
+        "cost",
+        "demo",
+    ]
     explained = 0
     for name, command in group.commands.items():
         assert command.help, name
@@ -107,7 +117,9 @@ def test_every_command_argument_and_option_is_explained() -> None:
     assert explained > 25
 
 
-@pytest.mark.parametrize("command", ["", "train", "encode", "sample", "evaluate", "recipes", "show", "cost", "demo"])
+@pytest.mark.parametrize(
+    "command", ["", "train", "encode", "sample", "evaluate", "status", "recipes", "show", "cost", "demo"]
+)
 def test_help_ends_well_and_names_every_option(command: str, shortflow: Shortflow) -> None:
     said = shortflow(*command.split(), "--help")
     assert (said.code, said.err) == (0, "")
@@ -309,6 +321,9 @@ def test_an_interruption_before_or_outside_of_training_ends_with_130(
     monkeypatch.setattr(runs, "score", lambda *_, **__: next(interrupted()))
     said = shortflow("evaluate", trained)
     assert (said.code, "Traceback" in said.err) == (130, False)
+    assert said.out == "\nStopped; nothing is kept, which --keep FOLDER would change\n"
+    said = shortflow("evaluate", trained, "--keep", tmp_path / "kept")
+    assert said.out == f"\nStopped; the same command goes on with the samples in {tmp_path}/kept\n"
 
 
 # --------------------------------------------------------------------------------------------------------------- sample
@@ -754,7 +769,7 @@ def test_the_demo_trains_scores_and_draws_and_goes_on_where_it_was(
     shortflow: Shortflow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     score = runs.score
-    monkeypatch.setattr(runs, "score", lambda model, steps: score(model, steps, n=12))
+    monkeypatch.setattr(runs, "score", lambda model, steps, **others: score(model, steps, n=12, **others))
     out = tmp_path / "demo"
     small = ("--set", "images=64", "--set", "batch=32", *TINY, "--out", out)
     said = shortflow("demo", *small)

@@ -31,7 +31,6 @@ from shortflow.config import (
     to_plain,
     to_yaml,
 )
-from shortflow.config.runfile import parse_yaml
 from shortflow.errors import ConfigError
 from shortflow.grids import KarrasGrid
 from shortflow.laws import LogitNormal
@@ -45,6 +44,7 @@ from shortflow.recipes import RECIPES
 from shortflow.times import Sorted, TimeSampler, ToData
 from shortflow.train import TrainSettings
 from shortflow.velocity import Conditional, Mixture, PlugIn, Velocity
+from shortflow.yamlfile import parse_yaml
 
 # Settings of the parts that have some without a default.
 NEEDED: dict[str, dict[str, Any]] = {

@@ -149,3 +149,11 @@ def test_wrong_files_are_named(tmp_path: Path) -> None:
     Image.new("RGB", (32, 32)).save(folder / "0.png")
     with pytest.raises(DataError, match=r"expected 3×32×32 images in the class folders airplane, .* in plane"):
         cifar10.read(tmp_path, "train")
+
+
+def test_unpacking_says_how_far_it_is(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cifar10, "_CHUNK", 2)
+    write_packed(tmp_path / "c", 5)
+    said: list[tuple[int, int]] = []
+    cifar10.read(tmp_path / "c", "train", lambda *done: said.append(done))
+    assert said == [(2, 5), (4, 5), (5, 5)]

@@ -364,3 +364,14 @@ def test_a_cache_without_space_is_told(tmp_path: Path, cache: Path, monkeypatch:
     monkeypatch.setattr(images, "_write", full)
     with pytest.raises(DataError, match=r"data: the decoded images, 0.0 GiB, .*No space left.*set XDG_CACHE_HOME"):
         load_folder(tmp_path / "data")
+
+
+def test_decoding_says_how_far_it_is(tmp_path: Path, cache: Path) -> None:
+    for k in range(8):
+        save(tmp_path / f"data/{k}.png", grey(k))
+    said: list[tuple[int, int]] = []
+    load_folder(tmp_path / "data", resolution=1, report=lambda *done: said.append(done))
+    assert said == [(3, 8), (6, 8), (8, 8)]
+    said.clear()
+    load_folder(tmp_path / "data", resolution=1, report=lambda *done: said.append(done))
+    assert said == []  # it is there

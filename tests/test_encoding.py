@@ -25,8 +25,8 @@ from shortflow.data.latents import open_latents, read_meta
 from shortflow.data.lmdblatents import LmdbLatents
 from shortflow.data.sources import open_source
 from shortflow.errors import CheckpointError, ConfigError, DataError
+from shortflow.lock import RunLock
 from shortflow.runs import EncodeSettings, Images, Stored, encode, rescaled, storing
-from shortflow.train.lock import RunLock
 from test_data_lmdb import FLIP, MOMENTS, content
 
 N, SIDE = 22, 16

@@ -14,7 +14,6 @@ from shortflow.errors import CheckpointError
 from shortflow.flowmap import FlowMap
 from shortflow.recipes import consistency_training, esc, flow_matching, shortcut
 from shortflow.train import Interrupted, fit
-from shortflow.train import engine as engine_module
 from shortflow.train.state import latest_state
 from tinyruns import OPTIMIZER, STEPS, described, files, lines, start, untouched
 
@@ -24,13 +23,6 @@ RECIPES = {
     "shortcut": (shortcut(), 0.0),
     "ct, dropout": (consistency_training(), 0.3),
 }
-
-
-@pytest.fixture(autouse=True)
-def no_tracker(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """TensorBoard is slow to load and has a test of its own."""
-    if "tensorboard" not in request.node.name:
-        monkeypatch.setattr(engine_module.importlib.util, "find_spec", lambda name: None)
 
 
 # -------------------------------------------------------------------------------------------------------- exact resume
@@ -103,6 +95,24 @@ def test_a_second_signal_acts_as_usual(tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
         next(records)
     assert latest_state(tmp_path / "state") == tmp_path / "state" / "00000001"
+
+
+def test_more_sigterms_do_not_keep_a_run_from_saving(tmp_path: Path) -> None:
+    """A job system sends one to every process, and a launcher that has got one passes it on."""
+    records = start(tmp_path, flow_matching())
+    next(records)
+    for _ in range(3):
+        os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(Interrupted):
+        next(records)
+    assert latest_state(tmp_path / "state") == tmp_path / "state" / "00000001"
+    records = start(tmp_path, flow_matching(), resume=True)
+    next(records)
+    os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):  # who sits at the keyboard need not wait
+        os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(Interrupted):
+        next(records)
 
 
 def test_a_signal_at_the_last_step_is_too_late(tmp_path: Path) -> None:
@@ -186,7 +196,7 @@ def test_tensorboard_gets_the_lines_of_the_log(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    list(start(tmp_path, flow_matching()))
+    list(start(tmp_path, flow_matching(), settings=tiny.settings(STEPS, trackers=("tensorboard",))))
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     got = [(event.step, event.value) for event in events.Scalars("loss")]

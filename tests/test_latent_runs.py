@@ -195,6 +195,7 @@ def test_without_the_autoencoder_latents_are_written(folder: Path, shortflow: An
         assert (said.code, np.load(tmp_path / "l.npy").shape) == (0, (5, 4, 4, 4))
 
         run, dataset = runs.configure("esc", str(here / "latents"), settings=TINY)
+        assert any("previews are written as .npz" in note for note in runs.plan(run, dataset, tmp_path / "new").notes)
         with pytest.warns(UserWarning, match=r"previews are written as .npz: latents are not decoded"):
             for _ in runs.training(run, dataset, tmp_path / "new"):
                 pass

@@ -16,16 +16,8 @@ import tiny
 from shortflow.errors import CheckpointError, ShortflowError
 from shortflow.recipes import flow_matching
 from shortflow.train import Interrupted, saved, space
-from shortflow.train import engine as engine_module
 from shortflow.train.state import check_state, latest_state
 from tinyruns import STEPS, described, files, lines, start, untouched
-
-
-@pytest.fixture(autouse=True)
-def no_tracker(monkeypatch: pytest.MonkeyPatch) -> None:
-    """TensorBoard is slow to load."""
-    monkeypatch.setattr(engine_module.importlib.util, "find_spec", lambda name: None)
-
 
 # -------------------------------------------------------------------------------------------- damage, full disks, locks
 

@@ -22,8 +22,8 @@ POINTS = (np.random.default_rng(0).standard_normal((96, 2)) + LABELS[:, None]).a
 
 
 def settings(steps: int = 12, batch: int = 16, **others: object) -> TrainSettings:
-    """`steps` steps, a line every 4, no previews, nothing saved before the end."""
-    defaults = {"log_every": 4, "preview_every": 0, "save_every": 1000}
+    """`steps` steps, a line every 4, no previews, nothing saved before the end, no trackers, which are slow to load."""
+    defaults = {"log_every": 4, "preview_every": 0, "save_every": 1000, "trackers": ()}
     return TrainSettings(images=steps * batch, batch=batch, **{**defaults, **others})  # type: ignore[arg-type]
 
 

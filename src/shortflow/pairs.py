@@ -9,7 +9,6 @@ where it stopped and ends with the same bits. Its header says what it was made w
 """
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -28,7 +27,7 @@ from shortflow.flowmap import FlowMap
 from shortflow.guidance import guide
 from shortflow.sample import PushForward, grid_times, noise
 from shortflow.streams import Streams
-from shortflow.typing import Batch
+from shortflow.typing import Batch, Report
 
 __all__ = ["PairMaker", "Pairs", "check_pairs", "pair_labels"]
 
@@ -129,7 +128,7 @@ class PairMaker:
             "rows": self.rows,
         }
 
-    def make(self, report: Callable[[int, int], None] | None = None) -> None:
+    def make(self, report: Report | None = None) -> None:
         """Make what is missing; `report` is called with (pairs that are there, pairs in all) after every shard made.
 
         Raises:

@@ -1,4 +1,4 @@
-"""The command line: train · encode · sample · evaluate · recipes · show · cost · demo.
+"""The command line: train, encode, sample, evaluate, status, recipes, show, cost, demo.
 
 A thin shell around `shortflow.runs`.
 torch and everything that needs it is imported inside the commands, so that --help answers at once.
@@ -12,10 +12,12 @@ from collections.abc import Sequence
 import typer
 
 from shortflow.cli.common import say_error
+from shortflow.cli.demo import demo
 from shortflow.cli.encoding import encode
 from shortflow.cli.sampling import evaluate, sample
 from shortflow.cli.showing import cost, recipes, show
-from shortflow.cli.training import Train, demo, train
+from shortflow.cli.training import Train, train
+from shortflow.cli.watching import Status, status
 from shortflow.errors import ShortflowError
 
 __all__ = ["app", "main"]
@@ -29,8 +31,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help: twice as fast, and never cut
 )
-for _command in (train, encode, sample, evaluate, recipes, show, cost, demo):
-    app.command(cls=Train if _command is train else None)(_command)
+for _command in (train, encode, sample, evaluate, status, recipes, show, cost, demo):
+    app.command(cls={train: Train, status: Status}.get(_command))(_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,18 +1,15 @@
 """`shortflow encode`."""
 
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from shortflow.cli.common import Imports, count, numbers, say
+from shortflow.cli.progress import progress
 from shortflow.errors import ConfigError
 
 __all__ = ["encode"]
-
-_EVERY = 20.0  # seconds between two lines of progress
 
 
 def encode(
@@ -95,9 +92,8 @@ def encode(
     else:
         feed = runs.Images(open_source(source, split, resolution), autoencoder)
     try:
-        made = runs.encode(
-            feed, autoencoder, out, settings=settings, **units, engine=engine, report=_progress(), say=say
-        )
+        with progress("images", title="encoding") as shown:
+            made = runs.encode(feed, autoencoder, out, settings=settings, **units, engine=engine, report=shown, say=say)
     except KeyboardInterrupt:
         say(f"\nStopped; finished shards are kept in {out}, and the same command goes on from there")
         raise typer.Exit(130) from None
@@ -129,23 +125,6 @@ def _rescale(folder: Path, units: dict[str, Any], others: dict[str, Any]) -> Non
         f"{folder}: latents are used as (z − shift)·scale with scale {in_short(latent.scale)} and shift "
         f"{in_short(latent.shift)}"
     )
-
-
-def _progress() -> Callable[[int, int], None]:
-    """A line now and then: how far this process is, how fast, and how long it will take."""
-    began = said = time.monotonic()
-
-    def report(done: int, total: int) -> None:
-        nonlocal said
-        now = time.monotonic()
-        if now - said < _EVERY and done < total:
-            return
-        said = now
-        speed = done / max(now - began, 1e-9)
-        left = round((total - done) / speed)
-        say(f"{done:,} of {total:,} images of this process  {speed:,.1f} images/s  left {left // 60}:{left % 60:02d}")
-
-    return report
 
 
 def _tell(made: Any, out: Path) -> None:

@@ -20,6 +20,7 @@ from shortflow.cli.common import (
     say,
     window_of,
 )
+from shortflow.cli.progress import progress
 from shortflow.errors import ConfigError
 
 __all__ = ["evaluate", "sample"]
@@ -144,7 +145,8 @@ def sample(
         what = f"{count(n, 'file')} → {path}/" if single else f"{count(n, 'sample')} → {path}"
         say(what + (f" ({before:,} of them were there)" if before else ""))
     else:
-        pixels, labels = runs.generate(model.flow, model.spec, n, **settings)
+        with progress("samples") as shown:
+            pixels, labels = runs.generate(model.flow, model.spec, n, report=shown, **settings)
         if found.decoded:
             save_png(runs.picture(pixels), path)
         else:
@@ -169,17 +171,17 @@ def _loaded(run: Path, compile: bool) -> Any:
 
 @contextmanager
 def _going_on(path: Path, n: int) -> Iterator[Callable[[int, int], None]]:
-    """Lines on the way for many samples, and a word on Ctrl-C: what is written is kept."""
-    done, marks = 0, {round(n * i / 10) for i in range(1, 10)} if n >= 5000 else set()
-
-    def report(now: int, total: int) -> None:
-        nonlocal done
-        if any(done < mark <= now for mark in marks):
-            say(f"{now:,} of {total:,} samples")
-        done = now
-
+    """How far it is, and a word on Ctrl-C: what is written is kept."""
+    done = 0
     try:
-        yield report
+        with progress("samples") as shown:
+
+            def report(now: int, total: int) -> None:
+                nonlocal done
+                done = now
+                shown(now, total)
+
+            yield report
     except KeyboardInterrupt:
         say(f"\nStopped after {done:,} of {n:,} samples → {path}; the same command goes on from there")
         raise typer.Exit(130) from None
@@ -244,6 +246,15 @@ def evaluate(
         float | None, typer.Option(metavar="T", help="The time in the middle of two steps, instead of --grid's.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="JSON file; by default evaluation.json beside the model.")] = None,
+    keep: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Write the samples there, an array for each number of steps, and score them from there: if that is "
+            "interrupted, the same command goes on where it stopped.",
+            show_default=False,
+        ),
+    ] = None,
     bf16: Bf16 = False,
     compile: Compile = False,
     imports: Imports = None,
@@ -259,18 +270,22 @@ def evaluate(
     counts = numbers(steps, "--steps")
     rule, kind, acting = runs.sampler_named(sampler, gamma), runs.grid_named(grid), window_of(window)
     model = _loaded(run, compile)
-    record = runs.score(
-        model,
-        counts,
-        n=n,
-        seed=seed,
-        guidance=guidance,
-        window=acting,
-        sampler=rule,
-        grid=kind,
-        middle=middle,
-        bf16=bf16,
-    )
+    settings: dict[str, Any] = {
+        "seed": seed,
+        "guidance": guidance,
+        "window": acting,
+        "sampler": rule,
+        "grid": kind,
+        "middle": middle,
+        "bf16": bf16,
+    }
+    try:
+        with progress("sampling steps", title="scoring") as shown:
+            record = runs.score(model, counts, n=n, keep=keep, report=shown, **settings)
+    except KeyboardInterrupt:
+        kept = f"the same command goes on with the samples in {keep}"
+        say(f"\nStopped; {'nothing is kept, which --keep FOLDER would change' if keep is None else kept}")
+        raise typer.Exit(130) from None
     path = out or model.path.parent / "evaluation.json"
     write_record(path, record)
     say(runs.score_table(record))

@@ -10,8 +10,8 @@ from typing import Any, get_args
 from shortflow.config.differences import flatten
 from shortflow.config.parts import WHOLES, RunConfig, defaults, fields_of, is_part, is_registered, part_named, to_plain
 from shortflow.config.reading import nearest, read
-from shortflow.config.runfile import parse_yaml
 from shortflow.errors import ConfigError
+from shortflow.yamlfile import parse_yaml
 
 __all__ = ["override"]
 

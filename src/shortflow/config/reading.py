@@ -85,6 +85,8 @@ class _Reader:
     def _leaf(self, hint: Any, plain: Any, path: tuple[str, ...]) -> Any:
         basic = _basic_types(hint)
         value = plain if str in basic else _number(plain)
+        if basic == {str} and get_origin(hint) is tuple and isinstance(plain, str):
+            value = [plain]  # one name without the brackets, which mean something to shells
         try:
             if not _of_basic_types(value, basic):
                 raise TypeError

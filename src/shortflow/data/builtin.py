@@ -20,6 +20,7 @@ from jaxtyping import Integer, UInt8
 from shortflow.data import cifar10, idx, images, latents, toys
 from shortflow.data.dataset import Dataset
 from shortflow.errors import DataError
+from shortflow.typing import Report
 
 __all__ = ["load", "names"]
 
@@ -34,13 +35,20 @@ class _Published:
     """A data set that has to be fetched: how a folder holds it, and where the hub does."""
 
     classes: tuple[str, ...]
-    read: Callable[[Path, str], Arrays | None]
+    read: Callable[[Path, str, Report | None], Arrays | None]
     wanted: Callable[[Path, str], list[Path]]
     hub: str
     column: str
 
 
-def load(source: str, split: str = "train", *, resolution: int | None = None, root: Path | None = None) -> Dataset:
+def load(
+    source: str,
+    split: str = "train",
+    *,
+    resolution: int | None = None,
+    root: Path | None = None,
+    report: Report | None = None,
+) -> Dataset:
     """The data set `source`: one of `names()`, or the path of a folder of images or latents.
 
     See `shortflow.data.images` and `shortflow.data.latents`.
@@ -50,12 +58,13 @@ def load(source: str, split: str = "train", *, resolution: int | None = None, ro
         split: "train", "test" or "all" (train, then test); folders may have others.
         resolution: side of the images in pixels, by `center_crop`; None: as stored.
         root: where named data lie; None: the folder in the environment variable SHORTFLOW_DATA.
+        report: called with (images that are decoded, images in all) on the way, where that takes time.
 
     Raises:
         DataError: if there is no such data; says where was looked and what to do.
     """
     if source not in names():
-        return _load_path(source, split, resolution)
+        return _load_path(source, split, resolution, report)
     if split not in ("train", "test", "all"):
         raise DataError(f"{source}: no split {split!r}; there are 'train', 'test' and 'all'")
     if source in toys.names():
@@ -66,7 +75,7 @@ def load(source: str, split: str = "train", *, resolution: int | None = None, ro
         classes, (samples, labels) = _DIGITS, _digits(split)
     else:
         classes, parts = _PUBLISHED[source].classes, ("train", "test") if split == "all" else (split,)
-        found = [_fetch(source, part, root) for part in parts]
+        found = [_fetch(source, part, root, report) for part in parts]
         samples, labels = (
             np.concatenate(arrays) if len(found) > 1 else arrays[0] for arrays in zip(*found, strict=True)
         )
@@ -84,7 +93,7 @@ def names() -> tuple[str, ...]:
     return ("digits", *_PUBLISHED, *toys.names())
 
 
-def _load_path(source: str, split: str, resolution: int | None) -> Dataset:
+def _load_path(source: str, split: str, resolution: int | None, report: Report | None) -> Dataset:
     folder = Path(source).expanduser()
     if not folder.exists():
         close = difflib.get_close_matches(source.lower(), names(), n=1)
@@ -95,7 +104,7 @@ def _load_path(source: str, split: str, resolution: int | None) -> Dataset:
         )
     if folder.is_dir() and latents.holds_latents(folder):
         return latents.load_latents(folder, split, resolution)
-    return images.load_folder(folder, split, resolution=resolution)
+    return images.load_folder(folder, split, resolution=resolution, report=report)
 
 
 def _digits(split: str) -> Arrays:
@@ -121,7 +130,7 @@ def _idx_paths(folder: Path, split: str) -> list[list[Path]]:
     ]
 
 
-def _read_idx(folder: Path, split: str) -> Arrays | None:
+def _read_idx(folder: Path, split: str, report: Report | None = None) -> Arrays | None:
     choices = _idx_paths(folder, split)
     found = [next((path for path in paths if path.is_file()), None) for paths in choices]
     x, y = found
@@ -133,7 +142,7 @@ def _read_idx(folder: Path, split: str) -> Arrays | None:
     return idx.read_pair(x, y, 10)
 
 
-def _fetch(name: str, split: str, root: Path | None) -> Arrays:
+def _fetch(name: str, split: str, root: Path | None, report: Report | None) -> Arrays:
     """Images and labels from the disk, or else from the hub."""
     published, looked = _PUBLISHED[name], []
     if root is None and not os.environ.get("SHORTFLOW_DATA"):
@@ -141,7 +150,7 @@ def _fetch(name: str, split: str, root: Path | None) -> Arrays:
     else:
         base = root or Path(os.environ["SHORTFLOW_DATA"])
         folder = base.expanduser() / name
-        found = published.read(folder, split)
+        found = published.read(folder, split, report)
         if found is not None:
             return found
         looked.append(f"not found: {', '.join(map(str, published.wanted(folder, split)))}")

@@ -21,6 +21,7 @@ from jaxtyping import Int16, Integer, UInt8
 
 from shortflow.data.images import cache_folder, load_folder
 from shortflow.errors import DataError
+from shortflow.typing import Report
 
 __all__ = ["CLASSES", "forms", "read", "unpack"]
 
@@ -38,17 +39,18 @@ def forms(folder: Path, split: str) -> tuple[Path, Path, Path]:
     return folder / split, folder / f"cifar10_{split}.npz", folder / "cifar10_med.npz"
 
 
-def read(folder: Path, split: str) -> tuple[Images, Labels] | None:
+def read(folder: Path, split: str, report: Report | None = None) -> tuple[Images, Labels] | None:
     """Images (n, 3, 32, 32) and labels (n,) of a split, or None if no form of it is in the folder.
 
-    The packed form is decoded once and kept in `cache_folder()`, if that can be written.
+    The packed form is decoded once and kept in `cache_folder()`, if that can be written; `report` is called with
+    (images decoded, images in all) on the way.
 
     Raises:
         DataError: names the file that is damaged or of another kind.
     """
     pngs, plain, packed = forms(folder, split)
     if pngs.is_dir():
-        found = load_folder(pngs)
+        found = load_folder(pngs, report=report)
         if found.classes != CLASSES or found.labels is None or found.shape != (3, 32, 32):
             raise DataError(
                 f"{pngs}: expected 3×32×32 images in the class folders {', '.join(CLASSES)}, "
@@ -58,11 +60,11 @@ def read(folder: Path, split: str) -> tuple[Images, Labels] | None:
     if plain.is_file():
         return _read_plain(plain)
     if packed.is_file():
-        return _read_packed(packed, split)
+        return _read_packed(packed, split, report)
     return None
 
 
-def unpack(residual: UInt8[np.ndarray, "3 n h w"]) -> UInt8[np.ndarray, "n 3 h w"]:
+def unpack(residual: UInt8[np.ndarray, "3 n h w"], report: Report | None = None) -> UInt8[np.ndarray, "n 3 h w"]:
     """The RGB images whose planes (G, R − G, B − G) have these residuals (see the module)."""
     _, n, height, width = residual.shape
     images = np.empty((n, 3, height, width), dtype=np.uint8)
@@ -72,6 +74,8 @@ def unpack(residual: UInt8[np.ndarray, "3 n h w"]) -> UInt8[np.ndarray, "n 3 h w
         for channel, plane in ((0, residual[1, rows]), (2, residual[2, rows])):
             images[rows, channel] = _inner(_plane(plane, green) + green, height, width)
         images[rows, 1] = _inner(green, height, width)
+        if report is not None:
+            report(min(start + _CHUNK, n), n)
     return images
 
 
@@ -134,7 +138,7 @@ def _read_plain(path: Path) -> tuple[Images, Labels]:
     return np.ascontiguousarray(images.transpose(0, 3, 1, 2)), labels
 
 
-def _read_packed(path: Path, split: str) -> tuple[Images, Labels]:
+def _read_packed(path: Path, split: str, report: Report | None) -> tuple[Images, Labels]:
     stat = path.stat()
     key = hashlib.sha256(f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:16]
     kept = cache_folder() / f"cifar10-{key}" / f"cifar10_{split}.npz"
@@ -145,7 +149,7 @@ def _read_packed(path: Path, split: str) -> tuple[Images, Labels]:
             pass  # a damaged copy is written anew below
     residual, labels = _arrays(path, f"{split}_residual", f"{split}_labels")
     _check(path, residual, labels, (3, labels.size, 32, 32))
-    images = unpack(residual)
+    images = unpack(residual, report)
     _keep(kept, images, labels)
     return images, labels
 

@@ -25,6 +25,7 @@ from shortflow.arrays import npy_header, open_array
 from shortflow.data.dataset import Dataset
 from shortflow.errors import DataError
 from shortflow.files import atomic_path
+from shortflow.typing import Report
 
 __all__ = ["EXTENSIONS", "cache_folder", "center_crop", "listed", "load_folder", "read_image", "resize"]
 
@@ -41,7 +42,9 @@ _AT_ONCE = 512  # images that are decoded before the first of them is handed on
 _FORMAT = 1  # of the decoded pixels: a number that changes with the meaning of what is above
 
 
-def load_folder(folder: Path, split: str = "train", *, resolution: int | None = None) -> Dataset:
+def load_folder(
+    folder: Path, split: str = "train", *, resolution: int | None = None, report: Report | None = None
+) -> Dataset:
     """The images of `folder`, decoded by a pool of threads into memory, or into a memory-mapped file (see the module).
 
     Args:
@@ -49,6 +52,7 @@ def load_folder(folder: Path, split: str = "train", *, resolution: int | None = 
         split: which split to take, where the folder has splits; "all" is all of them. A folder without splits is
             "train" and "all" at the same time.
         resolution: side in pixels, reached by `center_crop`. None: as they are, which needs squares of one size.
+        report: called with (images decoded, images in all) on the way.
 
     Raises:
         DataError: names the folder or up to five files at fault, and the remedy; or the file that there is no space
@@ -63,7 +67,7 @@ def load_folder(folder: Path, split: str = "train", *, resolution: int | None = 
     index = {name: k for k, name in enumerate(classes)}
     return Dataset(
         name=folder.resolve().name,
-        samples=_pixels(folder, paths, split, resolution),
+        samples=_pixels(folder, paths, split, resolution, report),
         labels=np.array([index[name] for name in names], dtype=np.int64) if classes else None,
         classes=classes,
         split=split,
@@ -201,7 +205,9 @@ def _check_sizes(folder: Path, paths: list[Path]) -> int:
     return sizes[0][0]
 
 
-def _pixels(folder: Path, paths: list[Path], split: str, resolution: int | None) -> UInt8[np.ndarray, "n c h w"]:
+def _pixels(
+    folder: Path, paths: list[Path], split: str, resolution: int | None, report: Report | None
+) -> UInt8[np.ndarray, "n c h w"]:
     """The images, in memory or memory-mapped."""
     where = f"{folder.resolve()} {split} {resolution} {_FORMAT}"
     key = hashlib.sha256(where.encode())
@@ -218,7 +224,7 @@ def _pixels(folder: Path, paths: list[Path], split: str, resolution: int | None)
     side = resolution or _check_sizes(folder, paths)
 
     def decode() -> Iterator[Pixels]:
-        return _decode(folder, paths, lambda path: read_image(path, resolution))
+        return _decode(folder, paths, lambda path: read_image(path, resolution), report)
 
     if len(paths) * 3 * side**2 <= _IN_MEMORY:
         return _stack(list(decode()))
@@ -259,7 +265,7 @@ class _Coloured(Exception):
     """One channel is not enough."""
 
 
-def _decode(folder: Path, paths: list[Path], read: Callable[[Path], T]) -> Iterator[T]:
+def _decode(folder: Path, paths: list[Path], read: Callable[[Path], T], report: Report | None = None) -> Iterator[T]:
     """`read` of every path, in order; all failures are reported together, at the end."""
     failures: dict[Path, Exception] = {}
 
@@ -274,6 +280,8 @@ def _decode(folder: Path, paths: list[Path], read: Callable[[Path], T]) -> Itera
         for start in range(0, len(paths), _AT_ONCE):
             for values in pool.map(attempt, paths[start : start + _AT_ONCE]):
                 yield from values
+            if report is not None:
+                report(min(start + _AT_ONCE, len(paths)), len(paths))
     if failures:
         reasons = [f"{path.relative_to(folder)} ({failures[path]})" for path in sorted(failures)]
         raise DataError(

@@ -4,6 +4,7 @@ from shortflow.runs.configuring import configure, notes, open_run
 from shortflow.runs.decoding import Decoding, decoding, save_latents
 from shortflow.runs.encoding import encode, rescaled
 from shortflow.runs.feeds import Images, Stored
+from shortflow.runs.planning import Plan, plan
 from shortflow.runs.running import training
 from shortflow.runs.sampling import (
     Drawn,
@@ -28,6 +29,7 @@ __all__ = [
     "EncodeSettings",
     "Encoded",
     "Images",
+    "Plan",
     "Stored",
     "bf16_difference",
     "class_labels",
@@ -43,6 +45,7 @@ __all__ = [
     "notes",
     "open_run",
     "picture",
+    "plan",
     "rescaled",
     "sampler_named",
     "save_array",

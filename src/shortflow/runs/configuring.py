@@ -12,6 +12,8 @@ from shortflow.hub import check, outline
 from shortflow.pairs import Pairs
 from shortflow.presets import preset, settled
 from shortflow.references import check_references
+from shortflow.train.trackers import missing_curves
+from shortflow.typing import Report
 
 __all__ = ["check_batch", "configure", "notes", "open_run"]
 
@@ -25,12 +27,13 @@ def configure(
     teacher: str | None = None,
     weak: str | None = None,
     init_from: str | None = None,
+    report: Report | None = None,
 ) -> tuple[RunConfig, Dataset]:
     """The resolved run of a recipe (by name, or a run file ending in .yaml) on data, and the training data.
 
     `data` and `resolution` replace those of a run file; by default a recipe gets the built-in digits. So do `teacher`,
     `weak` and `init_from`, each a run directory or a model file. A recipe by name that starts from a model has that
-    model's network.
+    model's network. `report` is called with (images that are decoded, images in all) where that takes time.
 
     Raises:
         ConfigError, DataError: naming everything that is wrong, before any training.
@@ -43,18 +46,20 @@ def configure(
         given = {} if data is None else {"source": data}
         given |= {} if resolution is None else {"resolution": resolution}
         run = override(replace(run, data=replace(run.data, **given), **others), settings)
-        dataset = load_data(run.data.source, "train", resolution=run.data.resolution)
+        dataset = load_data(run.data.source, "train", resolution=run.data.resolution, report=report)
     else:
         chosen = recipe_named(recipe)
         source = DataConfig(source=data or "digits", resolution=resolution)
-        dataset = load_data(source.source, "train", resolution=source.resolution)
+        dataset = load_data(source.source, "train", resolution=source.resolution, report=report)
         base = replace(preset(chosen, source, dataset), **others)
         run = settled(base, settings)
         if (run.data.source, run.data.resolution) != (
             source.source,
             source.resolution,
         ):  # the settings name other data, which have other presets
-            return configure(recipe, run.data.source, resolution=run.data.resolution, settings=settings, **others)
+            return configure(
+                recipe, run.data.source, resolution=run.data.resolution, settings=settings, report=report, **others
+            )
         if run.init_from is not None:
             run = settled(replace(base, network=outline(run.init_from).run.network), settings)
     if dataset.labels is None:
@@ -120,11 +125,12 @@ def notes(run: RunConfig, dataset: Dataset) -> list[str]:
         remarks.insert(
             0, f"{dataset.name} has no classes: guidance, label dropout and class-consistent batches are off"
         )
-    return remarks
+    curves = missing_curves(run.train.trackers)
+    return remarks if curves is None else [*remarks, curves]
 
 
-def open_run(directory: Path) -> tuple[RunConfig, Dataset]:
-    """The run of a directory, as it was started, and its training data.
+def open_run(directory: Path, report: Report | None = None) -> tuple[RunConfig, Dataset]:
+    """The run of a directory, as it was started, and its training data; `report` is that of `configure`.
 
     Raises:
         CheckpointError: if the directory holds no run.
@@ -136,4 +142,4 @@ def open_run(directory: Path) -> tuple[RunConfig, Dataset]:
             f"{directory} holds no run (no run.yaml); start one with: shortflow train RECIPE --out {directory}"
         )
     run = load_run(file)
-    return run, load_data(run.data.source, "train", resolution=run.data.resolution)
+    return run, load_data(run.data.source, "train", resolution=run.data.resolution, report=report)

@@ -14,10 +14,11 @@ from shortflow.data.encoders import Autoencoder
 from shortflow.data.latents import META, Skipped, read_meta, rescale
 from shortflow.data.latentspec import LatentSpec
 from shortflow.errors import ConfigError, DataError, ShortflowError
+from shortflow.lock import RunLock
 from shortflow.runs.feeds import Feed
 from shortflow.runs.storing import Encoded, EncodeSettings, Store, Units, in_units, some
 from shortflow.train.engine import Engine
-from shortflow.train.lock import RunLock
+from shortflow.typing import Report
 
 __all__ = ["encode", "rescaled"]
 
@@ -33,7 +34,7 @@ def encode(
     scale: Units = None,
     shift: Units = None,
     engine: Engine | None = None,
-    report: Callable[[int, int], None] = lambda done, total: None,
+    report: Report = lambda done, total: None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Encoded:
     """Make the store `out` of what `feed` gives, or finish it, or verify it where it is finished.

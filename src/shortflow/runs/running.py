@@ -13,6 +13,7 @@ from shortflow.errors import CheckpointError
 from shortflow.files import remove_unfinished
 from shortflow.flowmap import FlowMap
 from shortflow.hub import build_flow, read_header
+from shortflow.lock import RunLock
 from shortflow.pairs import PairMaker
 from shortflow.pictures import save_png
 from shortflow.references import check_references, describe, load_references, pair_maker, start
@@ -21,11 +22,10 @@ from shortflow.runs.decoding import Decoding, decoding, save_latents
 from shortflow.runs.sampling import generate, picture
 from shortflow.train import StepRecord, fit
 from shortflow.train.engine import Engine
-from shortflow.train.lock import RunLock
 from shortflow.train.state import latest_state
-from shortflow.typing import Batch
+from shortflow.typing import Batch, Report
 
-__all__ = ["batches", "training"]
+__all__ = ["batches", "check_data", "check_directory", "training"]
 
 PREVIEWS = {"images": 100, "points": 4096, "latents": 36}  # samples of a preview
 
@@ -66,7 +66,7 @@ def training(
     directory: Path,
     *,
     resume: bool | Literal["auto"] = False,
-    report: Callable[[int, int], None] | None = None,
+    report: Report | None = None,
     sharded: bool = False,
 ) -> Iterator[StepRecord]:
     """Train in `directory`, yielding the record of every step. Ends with RUN/model.safetensors in place.
@@ -84,12 +84,8 @@ def training(
             of its states is whole, or the data or the other models are not those that the run was started with.
         Interrupted: from the iterator, after SIGINT or SIGTERM, with everything saved.
     """
-    if directory.exists() and not directory.is_dir():
-        raise CheckpointError(f"{directory} is a file; give the directory that the run shall have")
-    begun = (directory / "run.yaml").is_file()
-    if resume is True and not begun:
-        raise CheckpointError(f"there is nothing to resume in {directory}: it holds no run.yaml; leave out --resume")
-    engine = Engine(directory, sharded=sharded)
+    begun = check_directory(directory, resume)
+    engine = Engine(sharded=sharded)
     check_batch(run, engine.parts(run.train.parts, run.train.batch)[1])
     lock = RunLock(directory, wanted=engine.main)
     try:
@@ -99,12 +95,26 @@ def training(
         raise
 
 
+def check_directory(directory: Path, resume: bool | Literal["auto"]) -> bool:
+    """Whether there is a run in `directory`.
+
+    Raises:
+        CheckpointError: if it is a file, or holds no run and `resume` is True.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise CheckpointError(f"{directory} is a file; give the directory that the run shall have")
+    begun = (directory / "run.yaml").is_file()
+    if resume is True and not begun:
+        raise CheckpointError(f"there is nothing to resume in {directory}: it holds no run.yaml; leave out --resume")
+    return begun
+
+
 def _training(
     run: RunConfig,
     dataset: Dataset,
     directory: Path,
     resume: bool,
-    report: Callable[[int, int], None] | None,
+    report: Report | None,
     lock: RunLock,
     engine: Engine,
 ) -> Iterator[StepRecord]:
@@ -113,7 +123,7 @@ def _training(
     spec = DataSpec.fit(dataset, run.recipe.sigma_data)
     started = latest_state(directory / "state") is not None
     if resume and started and (directory / "model.safetensors").is_file():
-        _check_data(directory, spec)
+        check_data(directory, spec)
     check_references(run, spec, started=started)
     loaded = load_references(run, spec)
     maker = pair_maker(run, spec, dataset, loaded, directory / "pairs")
@@ -160,7 +170,7 @@ def _training(
 
 def _after(
     maker: PairMaker,
-    report: Callable[[int, int], None] | None,
+    report: Report | None,
     records: Iterator[StepRecord],
     lock: RunLock,
     engine: Engine,
@@ -174,7 +184,7 @@ def _after(
         lock.release()
 
 
-def _check_data(directory: Path, spec: DataSpec) -> None:
+def check_data(directory: Path, spec: DataSpec) -> None:
     """Raise `CheckpointError` if the model of a run that goes on was trained on data with another spec."""
     before, now = read_header(directory).get("data"), spec.to_dict()
     if isinstance(before, dict) and before != now:

@@ -32,6 +32,7 @@ from shortflow.files import remove_unfinished, sha256_of
 from shortflow.pictures import comparison, save_png
 from shortflow.prefetch import prefetched
 from shortflow.runs.feeds import Feed, Made
+from shortflow.typing import Report
 
 __all__ = ["EncodeSettings", "Encoded", "Store", "Units", "in_units", "some"]
 
@@ -196,7 +197,7 @@ class Store:
 
     # --------------------------------------------------------------------------------------------------------- writing
 
-    def write(self, missing: Sequence[int], report: Callable[[int, int], None]) -> None:
+    def write(self, missing: Sequence[int], report: Report) -> None:
         """Encode the shards of this process that are missing."""
         jobs = [rows for number in missing for rows in self.batches(number)]
         total, done = sum(map(len, jobs)), 0

@@ -1,12 +1,10 @@
-"""The one door to accelerate: devices, processes, backward passes, gradient clipping, trackers."""
+"""The door to accelerate: devices, processes, backward passes, gradient clipping. Trackers have another."""
 
 import atexit
-import importlib.util
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -44,7 +42,6 @@ class Engine:
     The data loader and the schedule are not handed over to accelerate: both are functions of the step.
 
     Args:
-        directory: where trackers write; None for no tracker. TensorBoard is used if it is installed.
         sharded: let each process hold a part of weights, gradients and moments (FSDP2) instead of all of them; also
             where `accelerate launch --use_fsdp` asks for it. Nothing with one process.
 
@@ -53,21 +50,17 @@ class Engine:
         main: whether this is the process that writes files.
     """
 
-    def __init__(self, directory: Path | None = None, *, sharded: bool = False) -> None:
+    def __init__(self, *, sharded: bool = False) -> None:
         sharded |= os.environ.get(_SHARD, "false").lower() in ("1", "true", "yes")
-        tracker = "tensorboard" if directory is not None and importlib.util.find_spec("tensorboard") else None
         # Sharding is done here: accelerate would do it to an optimiser that is there before.
         with _hidden(_SHARD):
             # accelerate reads the precision from its own settings unless told; here it is a matter of the step.
             self._accelerator = Accelerator(
                 cpu=not torch.cuda.is_available(),
                 mixed_precision="no",
-                log_with=tracker,
-                project_dir=None if directory is None else str(directory),
                 # Buffers never change; gradients need not be held twice.
                 kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
             )
-        self._tracker = tracker
         self.rank, self.world = self._accelerator.process_index, self._accelerator.num_processes
         self.main = self._accelerator.is_main_process
         self.sharded = sharded and self.world > 1
@@ -176,20 +169,6 @@ class Engine:
         norm = self._accelerator.clip_grad_norm_(parameters, float("inf") if limit is None else limit)
         assert isinstance(norm, Tensor)  # it is with engines that clip by themselves that it is not
         return norm
-
-    def log(self, values: Mapping[str, Any], step: int) -> None:
-        """Hand the numbers among the values to the tracker, which is opened with the first of them."""
-        if self._tracker is None:
-            return
-        if not self._accelerator.trackers:
-            self._accelerator.init_trackers(self._tracker)
-        numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
-        self._accelerator.log(numbers, step=step)
-
-    def finish(self) -> None:
-        """Close the tracker. The processes stay together, for the next run of theirs."""
-        for tracker in self._accelerator.trackers:
-            tracker.finish()
 
 
 @atexit.register

@@ -84,21 +84,23 @@ def save_failure(
         models: the networks to keep, by name, in one piece each.
     """
     rows: dict[str, list[int]] = {}
+    files: list[tuple[str, Mapping[str, Tensor], dict[str, str] | None]] = []
     for part, draw in failure.draws.items():
         with torch.no_grad():
             loss = step(draw)[1].loss.float()
         rows[str(part)] = (~loss.isfinite()).nonzero().flatten().tolist()
         tensors = {name: value for name in _TENSORS if (value := getattr(draw, name)) is not None}
-        tensors |= {**draw.times._asdict(), "loss": loss}
         numbers = {name: getattr(draw, name) for name in _NUMBERS}
         numbers |= {"dropout_seed": int(draw.dropout_seed), "progress": vars(draw.progress)}
-        _write(tensors, folder / f"draw-{part}.safetensors", {"draw": json.dumps(numbers)})
-    weights = {name: module_tensors(model) for name, model in models.items()}
+        content = {**tensors, **draw.times._asdict(), "loss": loss}
+        files.append((f"draw-{part}.safetensors", content, {"draw": json.dumps(numbers)}))
+    weights = {name: module_tensors(model) for name, model in models.items()}  # before anything that one may fail in
     if main:
-        for name, tensors in weights.items():
-            _write(tensors, folder / f"{name}.safetensors")
+        files += [(f"{name}.safetensors", tensors, None) for name, tensors in weights.items()]
         found = {"step": failure.step, "what": failure.what, "value": str(failure.value), "skipped": failure.skipped}
         write_atomic(folder / "failure.json", json.dumps({**found, "rows_not_finite": rows}, indent=1) + "\n")
+    for name, tensors, metadata in files:
+        _write(tensors, folder / name, metadata)
     return folder
 
 

@@ -2,7 +2,7 @@
 
 RUN/run.yaml            the resolved configuration (written by whoever starts the run)
 RUN/stats.jsonl         the record
-RUN/tensorboard/        the same for TensorBoard, if it is installed
+RUN/tensorboard/        the same for TensorBoard, and so on for other trackers (train.trackers)
 RUN/samples/*.png       previews
 RUN/state/<step>/       training states
 RUN/failures/<step>/    what a step failed on, see `shortflow.train.failures`
@@ -26,6 +26,7 @@ from shortflow.draw import References
 from shortflow.errors import CheckpointError, ShortflowError
 from shortflow.files import remove_unfinished
 from shortflow.flowmap import FlowMap
+from shortflow.lock import RunLock
 from shortflow.nn.checkpointing import checkpoint_blocks
 from shortflow.objective import Objective
 from shortflow.optimizer import Optimizer
@@ -33,7 +34,6 @@ from shortflow.train.compiling import compile_step
 from shortflow.train.ema import averages_of
 from shortflow.train.engine import Engine
 from shortflow.train.failures import NotFinite, Skips, save_failure
-from shortflow.train.lock import RunLock
 from shortflow.train.log import StatsLog
 from shortflow.train.loop import build_optimizer, train
 from shortflow.train.record import StepRecord
@@ -41,9 +41,10 @@ from shortflow.train.saved import Best, Left, SavedRun, Setback
 from shortflow.train.settings import TrainSettings
 from shortflow.train.state import latest_state
 from shortflow.train.step import TrainStep
+from shortflow.train.trackers import Trackers, check_trackers
 from shortflow.typing import Batch
 
-__all__ = ["Interrupted", "fit"]
+__all__ = ["Interrupted", "check_states", "fit"]
 
 
 class Interrupted(Exception):
@@ -56,7 +57,8 @@ class Interrupted(Exception):
 
 @contextmanager
 def _stop_signals() -> Iterator[Callable[[], bool]]:
-    """Within the context, the first SIGINT or SIGTERM only sets a flag; a second one acts as usual."""
+    """Within the context, the first SIGINT or SIGTERM only sets a flag. A second SIGINT acts as usual; more SIGTERMs do
+    nothing: a job system sends one to every process, and a launcher that has got one passes it on."""
     stopped = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stopped.is_set
@@ -69,7 +71,7 @@ def _stop_signals() -> Iterator[Callable[[], bool]]:
 
     def request(number: int, frame: FrameType | None) -> None:
         stopped.set()
-        restore()
+        signal.signal(signal.SIGINT, before[signal.SIGINT])
 
     for number in before:
         signal.signal(number, request)
@@ -97,7 +99,7 @@ def fit(
     """Train in `directory`, yielding every step's record; the run is saved at the end and when it is interrupted.
 
     The call itself checks the directory, locks it and loads the state; of a new run nothing else is written before the
-    first record is asked for. Closing the iterator early, or a second signal, which ends the step at once, leaves what
+    first record is asked for. Closing the iterator early, or a second SIGINT, which ends the step at once, leaves what
     was saved last.
 
     Args:
@@ -113,16 +115,18 @@ def fit(
         engine: the processes of the run; a new one unless given.
 
     Raises:
+        ConfigError: if a tracker is not known, or not installed.
         CheckpointError: if the directory is in use, holds a run already and `resume` is False, or none and it is True,
             or no state of it is whole, or it was trained with other settings or references, or the disk is full.
         Interrupted: from the iterator, after a SIGINT or SIGTERM, with everything saved.
         NotFinite: from the iterator, where more than `settings.skips` of the last 100 steps were not finite, and the
             run has gone back to a state with a smaller learning rate before, or has none to go back to.
     """
-    engine = engine or Engine(directory)
+    check_trackers(settings.trackers)
+    engine = engine or Engine()
     lock = lock or RunLock(directory, wanted=engine.main)
     try:
-        found = _check(directory, resume)
+        found = check_states(directory, resume)
         if settings.compile and engine.sharded:
             raise ShortflowError("a step with sharded weights cannot be compiled; set train.compile to false")
         module = TrainStep(flow.to(engine.device), objective, references, bf16=settings.precision == "bf16")
@@ -176,6 +180,8 @@ class _Watch:
         lock: RunLock,
     ) -> None:
         self.run, self.engine, self.steps, self.preview, self.lock = run, engine, steps, preview, lock
+        named = run.settings.trackers if engine.main else ()
+        self.trackers = Trackers(named, run.directory, run.metadata.get("run", {}))
 
     def records(self, left: Left) -> Iterator[StepRecord]:
         """Pass the records on, from where the run was left."""
@@ -192,7 +198,7 @@ class _Watch:
                     except NotFinite as failure:
                         left = self._back(failure, left)
             finally:
-                self.engine.finish()
+                self.trackers.finish()
                 self.lock.release()
 
     def _records(self, left: Left, stopped: Callable[[], bool]) -> Iterator[StepRecord]:
@@ -213,7 +219,7 @@ class _Watch:
                 line = log.add(record, last)
                 if line is not None:
                     Best.check(settings.keep_best, line)
-                    self.engine.log(line, record.step)
+                    self.trackers.log(line, record.step)
                 saved = last or record.step % settings.save_every == 0
                 if saved:
                     if line is not None and record.step % settings.log_every == 0:  # not of a shorter window
@@ -234,8 +240,11 @@ class _Watch:
         """
         run, engine = self.run, self.engine
         folder = run.directory / "failures" / f"{failure.step:08d}"
-        save_failure(folder, failure, run.module, run.asked, main=engine.main)
-        kept = f"{failure}. What the step failed on is kept in {folder}"
+        try:
+            save_failure(folder, failure, run.module, run.asked, main=engine.main)
+            kept = f"{failure}. What the step failed on is kept in {folder}"
+        except OSError as error:  # a full disk must not hide what has happened
+            kept = f"{failure}. What the step failed on could not be kept in {folder} ({error})"
         before = left.setback
         if before is not None:
             failure.args = (
@@ -259,11 +268,18 @@ class _Watch:
     def _draw(self, step: int, last: bool) -> None:
         every = self.run.settings.preview_every
         if self.engine.main and self.preview is not None and every and (last or step % every == 0):
-            self.preview(self.run.averages["average"].module, self.run.directory / "samples" / f"step-{step:08d}.png")
+            path = self.run.directory / "samples" / f"step-{step:08d}.png"
+            self.preview(self.run.averages["average"].module, path)
+            if path.is_file():  # latents that nothing decodes are no picture
+                self.trackers.picture(path, step)
 
 
-def _check(directory: Path, resume: bool | Literal["auto"]) -> bool:
-    """Whether there is a state to go on from."""
+def check_states(directory: Path, resume: bool | Literal["auto"]) -> bool:
+    """Whether there is a state to go on from.
+
+    Raises:
+        CheckpointError: if that is not what `resume` says, or there is a model that training would overwrite.
+    """
     found = latest_state(directory / "state")
     if resume is True and found is None:
         raise CheckpointError(

@@ -189,13 +189,7 @@ class SavedRun:
             CheckpointError: if no state is whole, or it was trained with other settings or references.
         """
         state, info = load_newest(self.states, self._parts, self.adamw)
-        now = json.loads(json.dumps(self._steering))
-        if info.get("settings") != now:
-            raise CheckpointError(
-                f"{state} was trained with {info.get('settings')}, which cannot go on with {now}; resume "
-                "with the settings it had, or start a new run in another directory"
-            )
-        self._check_references(state, info)
+        self.check(state, info)
         step = info["step"]
         try:
             pending = [StepRecord.from_json(record).as_json() for record in info["pending"]]
@@ -212,6 +206,16 @@ class SavedRun:
             self._save_models(step)
         self._save_best(best)
         return Left(step=step, pending=pending, best=best, skipped=skipped, setback=setback)
+
+    def check(self, state: Path, info: Mapping[str, Any]) -> None:
+        """Raise `CheckpointError` unless the run can go on from a state with this information."""
+        now = json.loads(json.dumps(self._steering))
+        if info.get("settings") != now:
+            raise CheckpointError(
+                f"{state} was trained with {info.get('settings')}, which cannot go on with {now}; resume "
+                "with the settings it had, or start a new run in another directory"
+            )
+        self._check_references(state, info)
 
     def _check_references(self, state: Path, info: Mapping[str, Any]) -> None:
         before, now = info.get("references", {}), self._references

@@ -32,6 +32,8 @@ class TrainSettings:
         keep_best: a quantity of the log, such as "velocity_error": the state at which it was smallest is kept beyond
             the newest, and its averaged weights as model-best.safetensors. What counts is the line of the log at a
             saved step, the mean over log_every steps, so save_every must be a multiple of log_every.
+        trackers: where the lines of the log go beside stats.jsonl: "tensorboard", "wandb", and so on, by their names in
+            accelerate; empty for nowhere.
     """
 
     images: int = 256_000
@@ -48,6 +50,7 @@ class TrainSettings:
     keep: int = 2
     skips: int = 3
     keep_best: str | None = None
+    trackers: tuple[str, ...] = ("tensorboard",)
 
     def __post_init__(self) -> None:
         for name, least in {
@@ -75,6 +78,8 @@ class TrainSettings:
                 f"train.keep_best = {self.keep_best!r} compares the log's lines at saved steps, so train.save_every "
                 f"must be a multiple of train.log_every, got {self.save_every} and {self.log_every}"
             )
+        if len(set(self.trackers)) != len(self.trackers):
+            raise ShortflowError(f"train.trackers must have each name once, got {list(self.trackers)}")
         if self.precision not in ("fp32", "bf16"):
             raise ShortflowError(f"train.precision must be 'fp32' or 'bf16', got {self.precision!r}")
 

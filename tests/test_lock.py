@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from shortflow.errors import CheckpointError
-from shortflow.train.lock import RunLock
+from shortflow.lock import RunLock, check_free, held_by
 
 HOLD = (
-    "import sys, time, pathlib\nfrom shortflow.train.lock import RunLock\n"
+    "import sys, time, pathlib\nfrom shortflow.lock import RunLock\n"
     "lock = RunLock(pathlib.Path(sys.argv[1]))\nprint('held', flush=True)\ntime.sleep(600)"
 )
 
@@ -97,3 +97,56 @@ def test_a_file_system_without_locks_is_said_aloud(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(fcntl, "flock", unknown)
     with pytest.warns(UserWarning, match="this file system has no locks"):
         RunLock(tmp_path).release()
+
+
+# ------------------------------------------------------------------------------------------------------------- looking
+
+
+def test_who_looks_learns_who_holds_a_directory_and_takes_it_from_nobody(tmp_path: Path) -> None:
+    assert held_by(tmp_path) is None
+    assert list(tmp_path.iterdir()) == []
+    lock = RunLock(tmp_path)
+    found = held_by(tmp_path)
+    assert found is not None
+    assert (found["pid"], found["host"]) == (os.getpid(), socket.gethostname())
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", found["since"])
+    with pytest.raises(CheckpointError, match="is in use"):
+        check_free(tmp_path)
+    (tmp_path / ".lock").write_text("")
+    assert held_by(tmp_path) == {}  # somebody, who has not said who
+    lock.release()
+    check_free(tmp_path)
+    (tmp_path / ".lock").write_text('{"pid": 1, "host": "h", "since": "s"}')  # what a killed process leaves
+    assert held_by(tmp_path) is None
+    assert held_by(tmp_path / "nowhere") is None
+
+
+def test_a_run_begins_while_somebody_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who looks holds the file for an instant, by a shared lock; the run tries again."""
+    (tmp_path / ".lock").write_text("{}")
+    looking = os.open(tmp_path / ".lock", os.O_RDONLY)
+    fcntl.flock(looking, fcntl.LOCK_SH)
+    waits = []
+
+    def wait(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 3:
+            os.close(looking)
+
+    monkeypatch.setattr("shortflow.lock.time.sleep", wait)
+    lock = RunLock(tmp_path)
+    assert waits == [0.02] * 3
+    assert (held_by(tmp_path) or {})["pid"] == os.getpid()
+    lock.release()
+
+
+def test_without_locks_the_file_says_who_holds_a_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(descriptor: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", unknown)
+    with pytest.warns(UserWarning, match="this file system has no locks"):
+        lock = RunLock(tmp_path)
+    assert (held_by(tmp_path) or {})["pid"] == os.getpid()
+    lock.release()
+    assert held_by(tmp_path) is None
