@@ -94,7 +94,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_command_argument_and_option_is_explained() -> None:
     group: Any = typer.main.get_command(app)
-    commands = ["train", "sample", "evaluate", "status", "recipes", "show", "cost", "demo", "import"]
+    commands = ["train", "encode", "sample", "evaluate", "status", "recipes", "show", "cost", "demo", "import"]
     assert list(group.commands) == commands
     explained = 0
     for name, command in group.commands.items():
@@ -109,7 +109,7 @@ def test_every_command_argument_and_option_is_explained() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["", "train", "sample", "evaluate", "status", "recipes", "show", "cost", "demo", "import"]
+    "command", ["", "train", "encode", "sample", "evaluate", "status", "recipes", "show", "cost", "demo", "import"]
 )
 def test_help_ends_well_and_names_every_option(command: str, shortflow: Shortflow) -> None:
     said = shortflow(*command.split(), "--help")

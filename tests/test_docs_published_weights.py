@@ -3,6 +3,7 @@
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,11 @@ FILES = {
 
 
 def test_the_commands_run_as_they_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nothing(**asked: Any) -> str:
+        raise OSError(f"{asked['repo_id']} is not here")
+
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", nothing)
     for name, found in FILES.items():
         torch.save(found, name)
     lines = "".join(re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)).splitlines()
@@ -35,6 +40,8 @@ def test_the_commands_run_as_they_stand(tmp_path: Path, monkeypatch: pytest.Monk
         with pytest.raises(SystemExit) as ended:
             main([*words[1:], *small])
         assert not ended.value.code, line
+    found = np.load("esc.npz")
+    assert (found["latents"].shape, str(found["encoder"])) == ((64, 4, 4, 4), "sd-vae-ft-ema")
     assert np.load("latents-sit.npy").shape == (64, 4, 4, 4)
     assert Path("fewer.png").is_file()
 
@@ -44,6 +51,8 @@ def test_the_tables_hold_what_the_kinds_say() -> None:
         row[0]: row for row in (line.strip("| ").split(" | ") for line in PAGE.splitlines() if line.startswith("|"))
     }
     assert [name for name in KINDS if KINDS[name].project in rows[f"`{name}`"][1]] == list(KINDS)
+    autoencoders = [f"sd-vae-ft-{cell.strip('* ')}" for cell in rows["latents of sd-vae-ft-"][1:6]]
+    assert autoencoders == [kind.autoencoder for kind in KINDS.values()]
     scales = [float(cell.strip("* ")) for cell in rows["latents ×"][1:6]]
     assert scales == [kind.latent_scale for kind in KINDS.values()]
     doubled = ["2C" in cell for cell in rows["channels of the output"][1:6]]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 import published
 from published import OTHER, SMALL, Sizes
+from shortflow.data.latentspec import LatentSpec
 from shortflow.errors import CheckpointError
 from shortflow.flowmap import FlowMap
 from shortflow.hub import interop
@@ -147,7 +148,15 @@ def test_sizes_are_read_off_the_tensors(sizes: Sizes, tmp_path: Path) -> None:
     assert network.dimensions == (sizes.depth, sizes.width, sizes.heads)  # pyright: ignore[reportAttributeAccessIssue]
     assert found.spec.shape == (sizes.channels, sizes.side, sizes.side)
     assert (found.spec.num_classes, found.flow.null_label) == (sizes.rows - 1, sizes.rows - 1)
-    assert (found.spec.scale, found.spec.shift, found.spec.latent) == (0.18125, 0.0, True)
+    assert (found.spec.scale, found.spec.shift, found.spec.image, found.spec.kind) == (1.0, 0.0, False, "latents")
+    side = 8 * sizes.side
+    assert found.spec.latent == LatentSpec(
+        encoder="sd-vae-ft-ema",
+        sha256=None,
+        pixels=(3, side, side),
+        shift=(0.0,) * sizes.channels,
+        scale=(0.18125,) * sizes.channels,
+    )
     assert (len(found.origin["sha256"]), found.origin["kind"]) == (64, "esc")
 
 
@@ -257,13 +266,23 @@ def test_integers_are_no_weights(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "scale"), [("esc", 0.18125), ("meanflow", 0.18215), ("sit", 0.18215), ("repa", 0.18215), ("dit", 0.18215)]
+    ("kind", "autoencoder", "scale"),
+    [
+        ("esc", "sd-vae-ft-ema", 0.18125),
+        ("meanflow", "sd-vae-ft-ema", 0.18215),
+        ("sit", "sd-vae-ft-ema", 0.18215),
+        ("repa", "sd-vae-ft-mse", 0.18215),
+        ("dit", "sd-vae-ft-ema", 0.18215),
+    ],
 )
-def test_latents_have_the_scale_of_their_project(kind: str, scale: float, tmp_path: Path) -> None:
+def test_latents_are_those_of_their_project(kind: str, autoencoder: str, scale: float, tmp_path: Path) -> None:
     torch.save(published.weights(second=interop.KINDS[kind].second), tmp_path / "w.pt")
-    assert interop.read(kind, tmp_path / "w.pt").spec.scale == scale
-    assert interop.read(kind, tmp_path / "w.pt", latent_scale=0.5).spec.scale == 0.5
-    assert interop.read(kind, tmp_path / "w.pt", pixels=True).spec.scale == 1
+    for given, want in (({}, scale), ({"latent_scale": 0.5}, 0.5)):
+        spec = interop.read(kind, tmp_path / "w.pt", **given).spec
+        assert spec.latent is not None
+        assert (spec.latent.encoder, set(spec.latent.scale), spec.scale) == (autoencoder, {want}, 1.0)
+    spec = interop.read(kind, tmp_path / "w.pt", pixels=True).spec
+    assert (spec.latent, spec.scale, spec.kind) == (None, 1.0, "images")
 
 
 def test_dit_teaches_flows_on_the_straight_line(tmp_path: Path) -> None:

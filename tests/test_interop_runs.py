@@ -11,10 +11,12 @@ import pytest
 import torch
 
 import published
+from autoencoders import saved
 from published import Sizes
 from shortflow import hub, runs
 from shortflow.cli import main
 from shortflow.data import DataSpec
+from shortflow.data.encoders import load_autoencoder
 from shortflow.errors import CheckpointError, ConfigError, MetricError
 from shortflow.hub import interop
 from shortflow.references import check_references
@@ -59,14 +61,18 @@ def test_the_command_says_what_it_has_read(tmp_path: Path, capsys: pytest.Captur
     lines = said.splitlines()
     assert lines[0] == (
         "esc, averaged weights: a SiT of 1 blocks, width 64 and 1 heads on patches of 2; 10 classes and “no class”; "
-        f"latents 4×8×8 times 0.18125 → {out / 'model.safetensors'}"
+        f"latents 4×8×8 of sd-vae-ft-ema, times 0.18125 → {out / 'model.safetensors'}"
     )
     assert lines[1].startswith("note: taken to have guidance in the weights, as published (")
-    assert lines[2] == f"Samples: shortflow sample {out} --out latents.npy"
+    assert lines[2] == f"Samples: shortflow sample {out} --encoder sd-vae-ft-ema --out samples.png"
     assert [path.name for path in out.iterdir()] == ["model.safetensors"]
     header = hub.read_header(out)
     assert header["data"] | {"classes": []} == {
-        "name": "imagenet", "shape": [4, 8, 8], "classes": [], "shift": 0.0, "scale": 0.18125, "image": False,
+        "name": "imagenet", "shape": [4, 8, 8], "classes": [], "shift": 0.0, "scale": 1.0, "image": False,
+        "latent": {
+            "encoder": "sd-vae-ft-ema", "sha256": None, "pixels": [3, 64, 64],
+            "shift": [0.0] * 4, "scale": [0.18125] * 4,
+        },
     }  # fmt: skip
     assert (header["images"], header["step"]) == (0, 1200)
     assert header["imported"] == {
@@ -152,33 +158,79 @@ def test_the_model_is_the_flow_that_was_read(latents: Path, tmp_path: Path) -> N
 # ---------------------------------------------------------------------------------------- sampling, scoring and showing
 
 
+@pytest.fixture
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work in an empty folder of a machine that has fetched nothing from a hub."""
+
+    def nothing(**asked: Any) -> str:
+        raise OSError(f"{asked['repo_id']} is not here")
+
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", nothing)
+
+
+@pytest.mark.usefixtures("alone")
 def test_latents_are_sampled_in_the_units_of_their_autoencoder(
-    latents: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    latents: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    code, said = shortflow(capsys, "sample", latents, "--n", 5, "--class", "3")
-    assert (code, said) == (0, "5 samples → latents.npy\n")
-    got, model = np.load("latents.npy"), hub.load(latents)
-    assert (got.shape, got.dtype) == ((5, 4, 8, 8), np.float32)
-    assert np.load("latents-labels.npy").tolist() == [3] * 5
+    arguments = ("sample", latents, "--n", 5, "--class", "3")
+    code, said = shortflow(capsys, *arguments)
+    assert code == 0
+    assert "note: latents are not decoded: there is no folder sd-vae-ft-ema" in said
+    assert "5 samples, 1 step → samples.npz" in said
+    assert not Path("samples.png").exists()
+    code, said = shortflow(capsys, *arguments, "--out", "latents.npy")
+    assert code == 0
+    assert "note: latents are not decoded" in said
+    assert "5 samples → latents.npy" in said
+    found, model = np.load("samples.npz"), hub.load(latents)
+    assert (str(found["encoder"]), str(found["encoder_sha256"])) == ("sd-vae-ft-ema", "")
+    assert (found["scale"].tolist(), found["shift"].tolist()) == ([0.18125] * 4, [0.0] * 4)
     x = next(iter(runs.draw(model.flow, DataSpec(name="units", shape=(4, 8, 8), image=False), 5, classes=[3])))
-    np.testing.assert_allclose(got, x.pixels / 0.18125, rtol=1e-6)
+    for z, labels in (
+        (found["latents"], found["labels"]),
+        (np.load("latents.npy"), np.load("latents-labels.npy")),
+    ):
+        assert (z.shape, z.dtype, labels.tolist()) == ((5, 4, 8, 8), np.float32, [3] * 5)
+        np.testing.assert_allclose(z, x.pixels / 0.18125, rtol=1e-6)
 
 
-@pytest.mark.parametrize("arguments", [("--out", "a.png"), ("--single",), ("--interpolate", "--n", "8")])
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize(
+    ("arguments", "file"),
+    [(("--out", "a.png"), "a.npz"), (("--single",), "samples.npz"), (("--interpolate", "--n", "8"), "samples.npz")],
+)
 def test_latents_are_no_pictures(
-    arguments: tuple[str, ...], latents: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+    arguments: tuple[str, ...], file: str, latents: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    before = set(tmp_path.iterdir())
     code, said = shortflow(capsys, "sample", latents, *arguments)
+    assert code == 0
+    assert "note: latents are not decoded" in said
+    assert [path.name for path in Path().iterdir()] == [file]
+
+
+@pytest.mark.usefixtures("alone")
+def test_latents_are_decoded_where_their_autoencoder_is(latents: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In a folder of its name, or in the one that is given; of its sum nothing is known."""
+    for folder, option in (("sd-vae-ft-ema", ()), ("elsewhere", ("--encoder", "elsewhere"))):
+        saved(Path(folder), factor=8)
+        arguments = ("--n", 2, "--seed", 1, "--out", f"{folder}.npy", *option)
+        code, said = shortflow(capsys, "sample", latents, *arguments)
+        assert (code, said) == (0, f"2 samples → {folder}.npy\n")
+    found, model = np.load("elsewhere.npy"), hub.load(latents)
+    assert (found.shape, found.dtype) == ((2, 3, 64, 64), np.uint8)
+    np.testing.assert_array_equal(found, np.load("sd-vae-ft-ema.npy"))
+    z = next(iter(runs.draw(model.flow, model.spec, 2, seed=1))).pixels
+    np.testing.assert_array_equal(found, load_autoencoder("elsewhere").decode(z))
+    saved(Path("smaller"))
+    code, said = shortflow(capsys, "sample", latents, "--encoder", "smaller")
     assert code == 2
-    assert "this model makes latents of shape (4, 8, 8), which only their autoencoder turns into pictures" in said
-    assert set(tmp_path.iterdir()) == before
+    assert "smaller decodes latents of 4 channels to 4 times their side" in said
 
 
 def test_latents_are_not_scored(latents: Path, tmp_path: Path) -> None:
-    with pytest.raises(MetricError, match="there is no autoencoder to turn them into images"):
+    with pytest.raises(MetricError, match="this model makes latents, and images are scored"):
         runs.score(hub.load(latents), (1,), n=10)
     with pytest.raises(ConfigError, match="this model makes latents; write an array"):
         runs.save_folder(hub.load(latents), 2, tmp_path / "folder")
@@ -196,7 +248,7 @@ def test_what_show_says(latents: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert "imported from 0007.pt (esc, averaged weights)" in said
     assert "step 7" in said
     assert f"SHA-256 {hashlib.sha256((tmp_path / '0007.pt').read_bytes()).hexdigest()}" in said
-    assert "imagenet, 4×8×8, latents, times 0.18125; 10 classes" in said
+    assert "imagenet, 4×8×8, latents of sd-vae-ft-ema, times 0.18125; 10 classes" in said
     assert "images seen" not in said
     assert "\nnetwork:\n  kind: SiTConfig\n" in said
     assert "\nrecipe:\n  name: esc\n" in said
@@ -248,12 +300,19 @@ def test_another_latent_scale_is_refused(latents: Path) -> None:
     model = hub.load(latents)
     run = runs.configure("meanflow", "digits")[0]
     run = replace(run, network=model.run.network, init_from=str(latents))
-    spec = replace(model.spec, name="mine", classes=tuple("abcdefghij"), scale=0.18215)
+    assert model.spec.latent is not None
+    spec = replace(
+        model.spec,
+        name="mine",
+        classes=tuple("abcdefghij"),
+        latent=replace(model.spec.latent, encoder="./vaes/sd-vae-ft-ema", sha256="ab" * 32, scale=(0.18215,) * 4),
+    )
     with pytest.raises(ConfigError) as caught:
         check_references(run, spec)
-    assert "sees its data as (x − 0)·0.18125, this run as (x − 0)·0.18215; use latents of that scale" in str(
+    assert f"the scale of init_from {latents} is 0.18125, that of mine is 0.18215. Model and latents must agree" in str(
         caught.value
     )
+    assert "--scale 0.18125 --shift 0.0, which writes no latent anew" in str(caught.value)
 
 
 def test_classes_of_imported_weights_have_a_number_only(latents: Path) -> None:

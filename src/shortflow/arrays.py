@@ -8,15 +8,16 @@ import io
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Shaped
+from jaxtyping import Int64, Shaped
 
 from shortflow.errors import DataError
 
-__all__ = ["npy_header", "open_array"]
+__all__ = ["Stacked", "npy_header", "open_array"]
 
 _TYPES = {"U8": "u1", "I8": "i1", "I32": "<i4", "I64": "<i8", "F16": "<f2", "F32": "<f4", "F64": "<f8"}
 _LONGEST = 100_000_000  # bytes of a safetensors header, as in the format's own reader
@@ -45,6 +46,68 @@ def open_array(path: Path, key: str | None = None) -> Shaped[np.ndarray, "..."]:
         raise
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: cannot be mapped ({error}); {_REMEDY}") from error
+
+
+@dataclass(frozen=True, eq=False)
+class Stacked:
+    """Arrays one after the other along their first axis, as one. What is asked for is gathered from where it lies.
+
+    Args:
+        parts: arrays of one type whose shapes agree but for the first axis, such as memory-mapped shards.
+
+    Raises:
+        DataError: if there is none, or they do not fit each other.
+    """
+
+    parts: tuple[Shaped[np.ndarray, "..."], ...]
+    _ends: Int64[np.ndarray, "p"] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        kinds = {(part.dtype, part.shape[1:]) for part in self.parts}
+        if len(kinds) != 1:
+            raise DataError(f"arrays of one type and shape can be stacked, got {sorted(map(str, kinds)) or 'none'}")
+        object.__setattr__(self, "_ends", np.cumsum([len(part) for part in self.parts], dtype=np.int64))
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self), *self.parts[0].shape[1:])
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.parts[0].dtype
+
+    @property
+    def ndim(self) -> int:
+        return self.parts[0].ndim
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    def __getitem__(self, key: Any) -> Shaped[np.ndarray, "..."]:
+        """The rows of the first index, a slice, a mask or an array of numbers, in a new array.
+
+        Further indices are those of NumPy, with an array's entries going with the rows: [rows, which] is, for each k,
+        the entry which[k] of the row rows[k].
+        """
+        first, *rest = key if isinstance(key, tuple) else (key,)
+        rows = np.arange(len(self))[first]
+        if rows.ndim != 1:
+            raise IndexError("give rows as a slice, a mask or an array of numbers")
+        of = np.searchsorted(self._ends, rows, side="right")
+        found: Any = None
+        for number in np.unique(of) if len(rows) else [0]:
+            here = of == number
+            part = self.parts[number]
+            local = rows[here] - (self._ends[number] - len(part))
+            picked = part[(local, *(each[here] if isinstance(each, np.ndarray) else each for each in rest))]
+            if found is None:
+                found = np.empty((len(rows), *picked.shape[1:]), self.dtype)
+            found[here] = picked
+        return found
 
 
 def npy_header(dtype: Any, shape: Sequence[int]) -> bytes:

@@ -116,6 +116,8 @@ _BUDGETS = {
 }
 _POINTS = TrainSettings(images=1_024_000, batch=512, group=64, preview_every=1000, save_every=1000)
 _FOLDER = TrainSettings(images=12_800_000, batch=128, group=32, preview_every=1000, save_every=1000)
+# Latents are what the published settings are for: SiT-B/2, and a batch of 256 for 80 epochs of ImageNet.
+_LATENTS = TrainSettings(images=102_400_000, batch=256, group=64, preview_every=5000, save_every=5000)
 
 # The published 50,000 pairs of 128 steps would take a small network far longer than its training.
 _PAIRS = {
@@ -144,26 +146,30 @@ def _patch(shape: tuple[int, ...]) -> int:
 def preset(recipe: Recipe, data: DataConfig, dataset: Dataset) -> RunConfig:
     """A run of `recipe` on `dataset` to start from; unconditional data get the recipe without guidance and classes."""
     name = data.source
-    if not dataset.is_image:
+    if dataset.kind == "points":
         network: NetworkConfig = MLPConfig()
         budget = _POINTS
+    elif dataset.kind == "latents":
+        _, h, w = dataset.shape
+        network = SiTConfig(size="B", patch=2 if h * w > 256 and h % 2 == w % 2 == 0 else 1)
+        budget, data = _LATENTS, replace(data, flip="pairs" not in recipe.objective.needs)
     else:
         network = _NETWORKS.get(name, SiTConfig(size="mnist", width=256, depth=8, heads=4, patch=_patch(dataset.shape)))
         budget = _BUDGETS.get(name, _FOLDER)
     run = RunConfig(recipe=recipe, network=network, data=data, train=budget)
     if "pairs" in recipe.objective.needs:
-        run = replace(run, pairs=_PAIRS.get(name, Pairs()) if dataset.is_image else _PAIRS_OF_POINTS)
-    easy = name in _EASY or not dataset.is_image
+        run = replace(run, pairs=_PAIRS_OF_POINTS if dataset.kind == "points" else _PAIRS.get(name, Pairs()))
+    easy = name in _EASY or dataset.kind == "points"
     objective = recipe.objective
     guided = objective.guided is not None or objective.guidance is not None  # the settings for pixels are not
     run = override(
         run,
         [
-            *_SHORT,
+            *(() if dataset.kind == "latents" else _SHORT),
             *_DATA.get(name, ()),
-            *(_TINY.get(recipe.name, ()) if name in _SMALL or not dataset.is_image else ()),
+            *(_TINY.get(recipe.name, ()) if name in _SMALL or dataset.kind == "points" else ()),
             *(_UNGUIDED.get(recipe.name, ()) if easy and guided else ()),
-            *(() if dataset.is_image else _LOW_DIMENSION.get(recipe.name, ())),
+            *(_LOW_DIMENSION.get(recipe.name, ()) if dataset.kind == "points" else ()),
         ],
     )
     if dataset.labels is None:

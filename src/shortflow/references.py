@@ -104,6 +104,7 @@ def _check_frozen(role: str, path: str, model: Model, run: RunConfig, spec: Data
             f"{role} {path} was trained on {there.name} (shape {there.shape}), this run is on {spec.name} (shape "
             f"{spec.shape}); {remedy}"
         )
+    _check_latents(role, path, there, run, spec)
     # A weaker model may be one without classes: the difference to it is guidance towards the class.
     if not _same_classes(model, spec) and not (role == "weak" and not there.classes):
         raise ConfigError(
@@ -150,13 +151,12 @@ def _check_source(path: str, model: Model, run: RunConfig, spec: DataSpec) -> No
             f"init_from {path} was trained on {there.name} (shape {there.shape}, {_named(there.classes)}), this run is "
             f"on {spec.name} (shape {spec.shape}, {_named(spec.classes)}); start from a model of data like these"
         )
+    _check_latents("init_from", path, there, run, spec)
     if (there.shift, there.scale) != (spec.shift, spec.scale):
-        old = f"the old scaling (--set recipe.sigma_data={_yaml(model.run.recipe.sigma_data)})"
-        remedy = "latents of that scale" if there.latent else old
         raise ConfigError(
             f"init_from {path} sees its data as (x − {there.shift:g})·{there.scale:g}, this run as "
-            f"(x − {spec.shift:g})·{spec.scale:g}; use {remedy}, or distil the model "
-            "(--teacher), which translates between units"
+            f"(x − {spec.shift:g})·{spec.scale:g}; use the old scaling (--set recipe.sigma_data="
+            f"{_yaml(model.run.recipe.sigma_data)}), or distil the model (--teacher), which translates between units"
         )
     try:
         check_start(hub.check(run, spec), model.flow)
@@ -168,6 +168,28 @@ def _same_classes(model: Model, spec: DataSpec) -> bool:
     """Whether the classes are the same; those of imported weights have no names, only a number and the usual order."""
     known = model.imported is None
     return model.spec.classes == spec.classes if known else model.spec.num_classes == spec.num_classes
+
+
+def _check_latents(role: str, path: str, there: DataSpec, run: RunConfig, spec: DataSpec) -> None:
+    """Raise `ConfigError` if a model was trained on latents of another autoencoder, or in other natural units."""
+    if there.latent is None and spec.latent is None:
+        return
+    if there.latent is None or spec.latent is None:
+        raise ConfigError(
+            f"{role} {path} makes {there.kind}, and this run is on {spec.kind}; take a model of {spec.kind}"
+        )
+    apart = there.latent.differences(spec.latent, (f"{role} {path}", spec.name))
+    if apart:
+        k, m = there.latent.scale, there.latent.shift
+        raise ConfigError(
+            f"{'; '.join(apart)}. Model and latents must agree: give the latents the units of the model (shortflow "
+            f"encode {run.data.source} --scale {_numbers(k)} --shift {_numbers(m)}, which writes no latent anew), or "
+            "encode the images with its autoencoder"
+        )
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return ",".join(map(repr, values[:1] if len(set(values)) == 1 else values))
 
 
 def _named(classes: tuple[str, ...]) -> str:

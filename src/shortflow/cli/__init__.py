@@ -1,5 +1,6 @@
-"""The command line: train, sample, evaluate, status, import, recipes, show, cost, demo; a thin shell around `runs`.
+"""The command line: train, encode, sample, evaluate, status, import, recipes, show, cost, demo.
 
+A thin shell around `shortflow.runs`.
 torch and everything that needs it is imported inside the commands, so that --help answers at once.
 Exit codes: 0 done, 2 something that the user can mend (said on standard error), 130 interrupted.
 """
@@ -12,6 +13,7 @@ import typer
 
 from shortflow.cli.common import say_error
 from shortflow.cli.demo import demo
+from shortflow.cli.encoding import encode
 from shortflow.cli.importing import import_weights
 from shortflow.cli.sampling import evaluate, sample
 from shortflow.cli.showing import cost, recipes, show
@@ -30,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help: twice as fast, and never cut
 )
-for _command in (train, sample, evaluate, status, recipes, show, cost, demo):
+for _command in (train, encode, sample, evaluate, status, recipes, show, cost, demo):
     app.command(cls={train: Train, status: Status}.get(_command))(_command)
 app.command("import")(import_weights)
 

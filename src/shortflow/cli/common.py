@@ -16,6 +16,7 @@ from shortflow.errors import ConfigError
 __all__ = [
     "Bf16",
     "Compile",
+    "Encoder",
     "Guidance",
     "Imports",
     "RunPath",
@@ -68,6 +69,14 @@ Window = Annotated[
     ),
 ]
 Bf16 = Annotated[bool, typer.Option("--bf16", help="Run the network in bfloat16, times in float32.")]
+Encoder = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME|FOLDER",
+        help="For models of latents: the autoencoder that decodes them; by default the one that the run names.",
+        show_default=False,
+    ),
+]
 Compile = Annotated[
     bool,
     typer.Option("--compile", help="Compile the network first (torch.compile); worth it for many samples."),

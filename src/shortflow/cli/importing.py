@@ -74,16 +74,21 @@ def import_weights(
     if guided is not None:
         say(f"note: taken to have guidance in the weights, as published ({guided}); --set changes that")
     steps = " --steps 50" if imported.flow.ends == "diagonal" else ""
-    say(f"Samples: shortflow sample {out}{steps} --out {'samples.png' if pixels else 'latents.npy'}")
+    decoder = "" if imported.spec.latent is None else f" --encoder {imported.spec.latent.encoder}"
+    say(f"Samples: shortflow sample {out}{steps}{decoder} --out samples.png")
 
 
 def _described(imported: Any) -> str:
     """The weights in a line."""
     from shortflow.config import in_words
+    from shortflow.data.latentspec import in_short
 
     spec, network = imported.spec, imported.flow.network
     sides = "×".join(map(str, spec.shape))
-    seen = f"images {sides}" if spec.image else f"latents {sides} times {spec.scale:g}"
+    latent = spec.latent
+    seen = f"images {sides}"
+    if latent is not None:
+        seen = f"latents {sides} of {latent.encoder}, times {in_short(latent.scale)}"
     null = " and “no class”" if getattr(network, "null_label", None) is not None else ""
     known = f"{count(spec.num_classes, 'class', 'classes')}{null}"
     which = {"ema": "averaged weights", "model": "trained weights"}.get(imported.origin["weights"], "weights")

@@ -7,7 +7,19 @@ from typing import Annotated, Any
 
 import typer
 
-from shortflow.cli.common import Bf16, Compile, Guidance, Imports, RunPath, Window, count, numbers, say, window_of
+from shortflow.cli.common import (
+    Bf16,
+    Compile,
+    Encoder,
+    Guidance,
+    Imports,
+    RunPath,
+    Window,
+    count,
+    numbers,
+    say,
+    window_of,
+)
 from shortflow.cli.progress import progress
 from shortflow.errors import ConfigError
 
@@ -63,18 +75,19 @@ def sample(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="NAME.png: a picture. NAME.npy: an array. With --single a folder. By default samples.png or samples, "
-            "for latents latents.npy."
+            help="NAME.png: a picture. NAME.npy: an array. With --single a folder. By default samples.png, or samples."
         ),
     ] = None,
     bf16: Bf16 = False,
     compile: Compile = False,
+    encoder: Encoder = None,
     imports: Imports = None,
 ) -> None:
     """Draw samples from a trained model.
 
     They become one picture, a grid in reading order; or single files, or an array, which are written batch by batch,
-    for any number of samples. If that is interrupted, the same command goes on where it stopped.
+    for any number of samples. If that is interrupted, the same command goes on where it stopped. Latents are decoded;
+    if the autoencoder is not there, they are written as they are, to an .npz file (or the array).
     """
     from shortflow import runs
     from shortflow.pictures import save_png
@@ -88,12 +101,12 @@ def sample(
         raise ConfigError(f"--interpolate draws rows of 8 samples; give --n as a multiple of 8, not {n}")
     model = _loaded(run, compile)
     chosen = _classes(classes, model.spec.classes)
-    path = out or Path("samples" if single else "latents.npy" if model.spec.latent else "samples.png")
-    if model.spec.latent and (single or interpolate or path.suffix.lower() != ".npy"):
-        raise ConfigError(
-            f"this model makes latents of shape {model.spec.shape}, which only their autoencoder turns into pictures; "
-            "write them with --out NAME.npy (n, c, h, w), in its units, and decode them"
-        )
+    path = out or Path("samples" if single else "samples.png")
+    found = runs.decoding(model.spec, model.run.data.encoder, encoder, say=say)
+    if found.note is not None:
+        say(f"note: {found.note}")
+        single = False
+        path = path if path.suffix.lower() == ".npy" else path.with_suffix(".npz")
     if interpolate:
         pixels, columns = runs.interpolation(
             model,
@@ -103,8 +116,12 @@ def sample(
             seed=seed,
             guidance=guidance,
             window=acting,
+            autoencoder=found.autoencoder,
         )
-        save_png(runs.picture(pixels, columns), path)
+        if found.decoded:
+            save_png(runs.picture(pixels, columns), path)
+        else:
+            runs.save_latents(path, pixels, None, model.spec)
         say(f"{count(len(pixels) // columns, 'row')} of {columns} samples, {count(steps, 'step')} → {path}")
         return
     if times is not None:
@@ -119,6 +136,7 @@ def sample(
         "guidance": guidance,
         "window": acting,
         "bf16": bf16,
+        "autoencoder": found.autoencoder,
     }
     if single or path.suffix.lower() == ".npy":
         with _going_on(path, n) as report:
@@ -128,8 +146,11 @@ def sample(
         say(what + (f" ({before:,} of them were there)" if before else ""))
     else:
         with progress("samples") as shown:
-            pixels, _ = runs.generate(model.flow, model.spec, n, report=shown, **settings)
-        save_png(runs.picture(pixels), path)
+            pixels, labels = runs.generate(model.flow, model.spec, n, report=shown, **settings)
+        if found.decoded:
+            save_png(runs.picture(pixels), path)
+        else:
+            runs.save_latents(path, pixels, labels, model.spec)
         say(f"{count(n, 'sample')}, {count(len(chosen_times) - 1, 'step')} → {path}")
     if bf16:
         checked = min(n, 64)

@@ -31,8 +31,9 @@ def train(
     data: Annotated[
         str | None,
         typer.Option(
-            help="digits (built in), mnist, fashion-mnist, cifar10, a toy (such as mixture or moons), or a folder of "
-            "images, in which sub-folders are classes. By default digits, or what the run file says."
+            help="digits (built in), mnist, fashion-mnist, cifar10, a toy (such as mixture or moons), a folder of "
+            "images, in which sub-folders are classes, or latents (`shortflow encode`). By default digits, or what "
+            "the run file says."
         ),
     ] = None,
     resolution: Annotated[int | None, typer.Option(help="Crop and resize images to this side, in pixels.")] = None,

@@ -44,17 +44,22 @@ class DataConfig:
     """Where the data come from.
 
     Args:
-        source: a built-in name or a folder of images.
+        source: a built-in name, a folder of images, or one of latents.
         resolution: the side to crop and resize images to; None: as they are.
         flip: mirror half of the images of a batch, left to right, by random choice. Not for what has a left and a
             right, such as digits.
+        encoder: of latents: the folder or the name of the autoencoder that decodes previews and samples; null: what it
+            was called when they were made.
     """
 
     source: str = "digits"
     resolution: int | None = None
     flip: bool = False
+    encoder: str | None = None
 
     def __post_init__(self) -> None:
+        if self.encoder is not None and not self.encoder.strip():
+            raise ShortflowError("data.encoder is empty; give the folder or the name of an autoencoder, or null")
         if not self.source.strip():
             raise ShortflowError("data.source is empty; give a name such as digits, or a folder of images")
         if self.resolution is not None and self.resolution < 1:

@@ -1,7 +1,8 @@
 """Data by name: `digits` in the package, `mnist`, `fashion-mnist` and `cifar10` from disk or hub, the toys, or a path.
 
-Named data are looked for under the folder that the environment variable SHORTFLOW_DATA names (or `root`), and then,
-if the package `datasets` is installed, on the Hugging Face hub. Nothing is written but caches.
+A path is that of a folder of images, or of a store of latents (`shortflow.data.latents`). Named data are looked for
+under the folder that the environment variable SHORTFLOW_DATA names (or `root`), and then, if the package `datasets` is
+installed, on the Hugging Face hub. Nothing is written but caches.
 """
 
 import difflib
@@ -16,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Integer, UInt8
 
-from shortflow.data import cifar10, idx, images, toys
+from shortflow.data import cifar10, idx, images, latents, toys
 from shortflow.data.dataset import Dataset
 from shortflow.errors import DataError
 from shortflow.typing import Report
@@ -48,7 +49,9 @@ def load(
     root: Path | None = None,
     report: Report | None = None,
 ) -> Dataset:
-    """The data set `source`: one of `names()`, or the path of a folder of images (see `shortflow.data.images`).
+    """The data set `source`: one of `names()`, or the path of a folder of images or latents.
+
+    See `shortflow.data.images` and `shortflow.data.latents`.
 
     Args:
         source: a name or a path; a name wins over a folder of the same name (write `./mnist` for the folder).
@@ -99,6 +102,8 @@ def _load_path(source: str, split: str, resolution: int | None, report: Report |
             f"{source!r} is neither a known name nor a folder (looked for {folder.absolute()}); {meant}"
             f"Names are {', '.join(names())}"
         )
+    if folder.is_dir() and latents.holds_latents(folder):
+        return latents.load_latents(folder, split, resolution)
     return images.load_folder(folder, split, resolution=resolution, report=report)
 
 

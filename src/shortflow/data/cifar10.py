@@ -56,7 +56,7 @@ def read(folder: Path, split: str, report: Report | None = None) -> tuple[Images
                 f"{pngs}: expected 3×32×32 images in the class folders {', '.join(CLASSES)}, "
                 f"got {found.shape} in {', '.join(found.classes) or 'no class folders'}"
             )
-        return found.samples, found.labels
+        return np.asarray(found.samples), found.labels
     if plain.is_file():
         return _read_plain(plain)
     if packed.is_file():

@@ -1,25 +1,31 @@
 """Data, in memory or memory-mapped, and the one map between what is stored and what the network sees.
 
-    network units = (x − shift)·scale,    x = u/127.5 − 1 for a pixel u ∈ {0, …, 255},  x = the point itself otherwise.
+    network units = (x − shift)·scale,    x = u/127.5 − 1 for a pixel u ∈ {0, …, 255},
+                                          x = (z − shift_c)·scale_c for channel c of a latent z (`LatentSpec`),
+                                          x = the point itself otherwise.
 
-`Dataset` owns the stored values (uint8 images or float32 points) and their classes. `DataSpec` owns the map and its
-inverse; it is written into a checkpoint, so that samples can be decoded without the data.
+`Dataset` owns the stored values (uint8 images, float32 points, or the moments of latents) and their classes. `DataSpec`
+owns the map and its inverse; it is written into a checkpoint, so that samples can be decoded without the data.
 """
 
 import hashlib
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float32, Int, Shaped, UInt8
 from torch import Tensor
 
+from shortflow.arrays import Stacked
+from shortflow.data.latentspec import LatentSpec
 from shortflow.errors import DataError
 
-__all__ = ["DataSpec", "Dataset"]
+__all__ = ["DataSpec", "Dataset", "Kind"]
+
+Kind = Literal["images", "points", "latents"]
 
 _AT_ONCE = 2**22  # numbers that are converted together where a whole set is looked at
 
@@ -30,10 +36,14 @@ class Dataset:
 
     Attributes:
         name: where the data came from (a built-in name or the name of a folder).
-        samples: uint8 images (n, c, h, w) or float32 points (n, d); see `shortflow.arrays.open_array` for files.
+        samples: uint8 images (n, c, h, w); float32 points (n, d); or the moments of latents' Gaussians, float16 or
+            float32 (n, 2, k, c, h, w): of each image and its mirror, the mean and (k = 2) the standard deviation. See
+            `shortflow.arrays` for files, and `shortflow.data.latents` for stores of latents.
         labels: int64 (n,), the class of each sample as an index into `classes`; None: unconditional.
         classes: names of the classes; empty: unconditional.
         split: "train", "test", "all" or the name of a folder's own split.
+        latent: what the latents are; None for images and points.
+        measured: mean and standard deviation of the latents, a number for each channel of z; of latents only.
 
     Raises:
         DataError: if there is no sample, or samples, labels and classes do not belong together.
@@ -41,18 +51,18 @@ class Dataset:
 
     name: str
     # Wide on purpose: what a user gets wrong here is told by `__post_init__`, in words.
-    samples: Shaped[np.ndarray, "..."]
+    samples: Shaped[np.ndarray, "..."] | Stacked
     labels: Shaped[np.ndarray, "..."] | None = None
     classes: tuple[str, ...] = ()
     split: str = "train"
+    latent: LatentSpec | None = None
+    measured: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
     def __post_init__(self) -> None:
-        kind = (self.samples.dtype, self.samples.ndim)
-        if kind not in ((np.dtype(np.uint8), 4), (np.dtype(np.float32), 2)):
-            raise DataError(
-                f"{self.name}: samples must be uint8 images (n, c, h, w) or float32 points (n, d), "
-                f"got {self.samples.dtype} of shape {self.samples.shape}"
-            )
+        if self.latent is None:
+            self._check_samples()
+        else:
+            self._check_latents(self.latent)
         if self.samples.size == 0:
             raise DataError(f"{self.name}: no samples, got an array of shape {self.samples.shape}")
         if (self.labels is None) != (not self.classes):
@@ -70,13 +80,38 @@ class Dataset:
                 f"got {self.labels.min()}…{self.labels.max()}"
             )
 
+    def _check_samples(self) -> None:
+        kind = (self.samples.dtype, self.samples.ndim)
+        if kind not in ((np.dtype(np.uint8), 4), (np.dtype(np.float32), 2)) or self.measured is not None:
+            raise DataError(
+                f"{self.name}: samples must be uint8 images (n, c, h, w) or float32 points (n, d), "
+                f"got {self.samples.dtype} of shape {self.samples.shape}"
+            )
+
+    def _check_latents(self, latent: LatentSpec) -> None:
+        shape, dtype = self.samples.shape, self.samples.dtype
+        if len(shape) != 6 or shape[1] != 2 or shape[2] not in (1, 2) or dtype not in (np.float16, np.float32):
+            raise DataError(
+                f"{self.name}: latents must be moments (n, 2, 1 or 2, c, h, w) in float16 or float32, got {dtype} of "
+                f"shape {shape}"
+            )
+        if self.measured is None or {latent.channels, *map(len, self.measured)} != {shape[3]}:
+            raise DataError(
+                f"{self.name}: latents of {shape[3]} channels need as many scales, shifts, means and deviations"
+            )
+
     def __len__(self) -> int:
         return len(self.samples)
 
     @property
+    def kind(self) -> Kind:
+        """What the samples are."""
+        return "latents" if self.latent is not None else "images" if self.is_image else "points"
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """The shape of one sample: (c, h, w) or (d,)."""
-        return self.samples.shape[1:]
+        return self.samples.shape[1 if self.latent is None else 3 :]
 
     @property
     def num_classes(self) -> int:
@@ -87,15 +122,33 @@ class Dataset:
     def is_image(self) -> bool:
         return self.samples.dtype == np.uint8
 
+    def take(
+        self,
+        rows: Int[np.ndarray, "k"],
+        turned: Bool[np.ndarray, "k"] | None = None,
+        normal: Callable[[int], Float32[np.ndarray, "k d"]] | None = None,
+    ) -> UInt8[np.ndarray, "k c h w"] | Float32[np.ndarray, "k ..."]:
+        """The samples at `rows` in the form that `DataSpec.encode` takes, in a new array.
+
+        Args:
+            turned: which of them are mirrored, left to right; of latents, the latent of the mirrored image is taken.
+            normal: d ↦ standard normal numbers (k, d); latents are mean + std·ε with them, and the mean without.
+        """
+        if self.latent is None:
+            picked = np.take(np.asarray(self.samples), rows, axis=0)
+            if turned is not None:
+                picked[turned] = picked[turned, ..., ::-1]
+            return picked
+        side = np.zeros(len(rows), dtype=np.int64) if turned is None else turned.astype(np.int64)
+        moments = self.samples[rows, side].astype(np.float32)
+        z = moments[:, 0]
+        if moments.shape[1] == 2 and normal is not None:
+            z = z + moments[:, 1] * normal(math.prod(self.shape)).reshape(z.shape)
+        return np.ascontiguousarray(z)
+
     def subset(self, rows: Int[np.ndarray, "k"] | Bool[np.ndarray, "n"] | slice) -> "Dataset":
         """The samples at `rows` (indices, a mask or a slice), with the same classes, also those left without one."""
-        return Dataset(
-            name=self.name,
-            samples=self.samples[rows],
-            labels=None if self.labels is None else self.labels[rows],
-            classes=self.classes,
-            split=self.split,
-        )
+        return replace(self, samples=self.samples[rows], labels=None if self.labels is None else self.labels[rows])
 
     def fingerprint(self) -> str:
         """The SHA-256 (hex) of samples and labels, their types and shapes; not of the names. Order counts."""
@@ -103,7 +156,8 @@ class Dataset:
         for array in (self.samples, self.labels):
             if array is not None:
                 digest.update(f"{array.dtype.newbyteorder('<').str}{array.shape}".encode())
-                digest.update(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).data)
+                for part in array.parts if isinstance(array, Stacked) else (array,):
+                    digest.update(np.ascontiguousarray(part, dtype=part.dtype.newbyteorder("<")).data)
         return digest.hexdigest()
 
 
@@ -115,11 +169,12 @@ class DataSpec:
         name: name of the data set.
         shape: shape of one sample, (c, h, w) or (d,).
         classes: names of the classes; empty: unconditional.
-        shift, scale: network units are (x − shift)·scale, with x ∈ [−1, 1] for images.
+        shift, scale: network units are (x − shift)·scale, with x ∈ [−1, 1] for images and in natural units for latents.
         image: whether stored samples are uint8 images.
+        latent: the autoencoder of latents and their natural units; None for images and points.
 
     Raises:
-        DataError: if the scale is not positive and finite, or the shift not finite.
+        DataError: if the scale is not positive and finite, or the shift not finite, or the parts contradict each other.
     """
 
     name: str
@@ -128,6 +183,7 @@ class DataSpec:
     shift: float = 0.0
     scale: float = 1.0
     image: bool = True
+    latent: LatentSpec | None = None
 
     def __post_init__(self) -> None:
         if not (self.scale > 0 and math.isfinite(self.scale) and math.isfinite(self.shift)):
@@ -135,13 +191,19 @@ class DataSpec:
                 f"{self.name}: scale must be positive and finite and shift finite, "
                 f"got scale {self.scale} and shift {self.shift}"
             )
+        if self.latent is not None and (self.image or len(self.shape) != 3 or self.shape[0] != self.latent.channels):
+            raise DataError(
+                f"{self.name}: latents are no uint8 images, and of shape ({self.latent.channels}, h, w), got image = "
+                f"{self.image} and shape {self.shape}"
+            )
 
     @classmethod
     def fit(cls, dataset: Dataset, sigma_data: float | None = None) -> "DataSpec":
         """The spec of `dataset` in the units that training wants.
 
-        With `sigma_data` None the natural scale stays: images in [−1, 1], points as they are. A number asks for zero
-        mean and that standard deviation (population), both taken over all elements at once.
+        With `sigma_data` None the natural scale stays: images in [−1, 1], latents as their `LatentSpec` has them,
+        points as they are. A number asks for zero mean and that standard deviation (population), both taken over all
+        elements at once.
 
         Raises:
             DataError: if sigma_data is not positive, or the data are constant or not finite.
@@ -164,20 +226,21 @@ class DataSpec:
             shift=shift,
             scale=scale,
             image=dataset.is_image,
+            latent=dataset.latent,
         )
+
+    @property
+    def kind(self) -> Kind:
+        """What the samples are."""
+        return "latents" if self.latent is not None else "images" if self.image else "points"
 
     @property
     def num_classes(self) -> int:
         """The number of classes; 0: unconditional."""
         return len(self.classes)
 
-    @property
-    def latent(self) -> bool:
-        """Whether the samples are latents (c, h, w) of an autoencoder, neither images nor points."""
-        return not self.image and len(self.shape) == 3
-
     def encode(self, samples: UInt8[np.ndarray, "n c h w"] | Float32[np.ndarray, "n ..."]) -> Float32[Tensor, "n ..."]:
-        """Stored samples in network units, float32.
+        """Stored samples in network units, float32. Of latents, the samples are those that `Dataset.take` gives.
 
         Raises:
             DataError: if the samples are not of the spec's type and shape.
@@ -189,7 +252,7 @@ class DataSpec:
                 f"got {samples.dtype} of shape {samples.shape[1:]}"
             )
         # NumPy in place: the bits of torch, without its threads, which belong to the training step.
-        x = np.array(samples, dtype=np.float32)
+        x = np.array(samples, dtype=np.float32) if self.latent is None else self.latent.natural(samples)
         if self.image:
             x /= np.float32(127.5)
             x -= np.float32(1)
@@ -198,7 +261,7 @@ class DataSpec:
         return torch.from_numpy(x)
 
     def decode(self, x: Float[Tensor, "n ..."]) -> UInt8[np.ndarray, "n c h w"] | Float32[np.ndarray, "n ..."]:
-        """Network units to stored samples: the inverse of `encode`, exact for images.
+        """Network units to stored samples: the inverse of `encode`, exact for images; latents are the decoder's.
 
         Images are rounded to the nearest level and clamped to 0…255; NaN becomes 0, so that a picture of a run that
         has diverged is the same on every machine.
@@ -209,13 +272,15 @@ class DataSpec:
         if tuple(x.shape[1:]) != self.shape:
             raise DataError(f"{self.name}: expected samples of shape {self.shape}, got {tuple(x.shape[1:])}")
         x = x.detach().to(device="cpu", dtype=torch.float32) / self.scale + self.shift
+        if self.latent is not None:
+            return self.latent.latents(x.numpy())
         if not self.image:
             return x.numpy()
         return ((x + 1) * 127.5).nan_to_num(nan=0.0).round().clamp(0, 255).to(torch.uint8).numpy()
 
     def to_dict(self) -> dict[str, Any]:
         """The spec as plain JSON values."""
-        return {
+        values = {
             "name": self.name,
             "shape": list(self.shape),
             "classes": list(self.classes),
@@ -223,6 +288,7 @@ class DataSpec:
             "scale": self.scale,
             "image": self.image,
         }
+        return values if self.latent is None else {**values, "latent": self.latent.to_dict()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "DataSpec":
@@ -232,8 +298,8 @@ class DataSpec:
             DataError: if keys are missing or unknown.
         """
         known = {"name", "shape", "classes", "shift", "scale", "image"}
-        if set(values) != known:
-            missing, unknown = sorted(known - set(values)), sorted(set(values) - known)
+        if set(values) - {"latent"} != known:
+            missing, unknown = sorted(known - set(values)), sorted(set(values) - known - {"latent"})
             raise DataError(f"data spec: missing keys {missing}, unknown keys {unknown}; expected {sorted(known)}")
         return cls(
             name=str(values["name"]),
@@ -242,11 +308,15 @@ class DataSpec:
             shift=float(values["shift"]),
             scale=float(values["scale"]),
             image=bool(values["image"]),
+            latent=LatentSpec.from_dict(values["latent"]) if "latent" in values else None,
         )
 
 
 def _moments(dataset: Dataset) -> tuple[float, float]:
-    """Mean and population standard deviation over all elements, of images in [−1, 1] or of points."""
+    """Mean and population standard deviation over all elements: of images in [−1, 1], of latents in natural units, or
+    of points."""
+    if dataset.latent is not None and dataset.measured is not None:
+        return dataset.latent.moments(*dataset.measured)
     n, size = len(dataset), math.prod(dataset.shape)
     rows = max(1, _AT_ONCE // size)
     parts = [dataset.samples[first : first + rows] for first in range(0, n, rows)]  # views: nothing is read yet

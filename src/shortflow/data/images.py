@@ -13,6 +13,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,7 +27,7 @@ from shortflow.errors import DataError
 from shortflow.files import atomic_path
 from shortflow.typing import Report
 
-__all__ = ["cache_folder", "center_crop", "load_folder", "resize"]
+__all__ = ["EXTENSIONS", "cache_folder", "center_crop", "listed", "load_folder", "read_image", "resize"]
 
 T = TypeVar("T")
 Pixels = UInt8[np.ndarray, "h w"] | UInt8[np.ndarray, "h w 3"]
@@ -62,16 +63,7 @@ def load_folder(
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "there is no such folder"
         raise DataError(f"{folder}: {what}; give the path of a folder of images")
-    paths: list[Path] = []
-    names: list[str] = []
-    parts = _split_folders(folder, split)
-    scans = [_scan(part) for part in parts]
-    if len({classes for _, _, classes in scans}) > 1:
-        raise DataError(f"{folder}: {', '.join(p.name for p in parts)} do not have the same classes; load one of them")
-    classes = scans[0][2]
-    for files, of_file, _ in scans:
-        paths += files
-        names += of_file
+    paths, names, classes = listed(folder, split)
     index = {name: k for k, name in enumerate(classes)}
     return Dataset(
         name=folder.resolve().name,
@@ -80,6 +72,20 @@ def load_folder(
         classes=classes,
         split=split,
     )
+
+
+def listed(folder: Path, split: str) -> tuple[list[Path], list[str], tuple[str, ...]]:
+    """The images of `folder`, the class of each, and all classes (none of both if it is flat), in a fixed order.
+
+    Raises:
+        DataError: as `load_folder`.
+    """
+    parts = _split_folders(folder, split)
+    scans = [_scan(part) for part in parts]
+    if len({classes for _, _, classes in scans}) > 1:
+        raise DataError(f"{folder}: {', '.join(p.name for p in parts)} do not have the same classes; load one of them")
+    paths = [path for files, _, _ in scans for path in files]
+    return paths, [name for _, names, _ in scans for name in names], scans[0][2]
 
 
 def cache_folder() -> Path:
@@ -218,7 +224,7 @@ def _pixels(
     side = resolution or _check_sizes(folder, paths)
 
     def decode() -> Iterator[Pixels]:
-        return _decode(folder, paths, lambda path: _read(path, resolution), report)
+        return _decode(folder, paths, lambda path: read_image(path, resolution), report)
 
     if len(paths) * 3 * side**2 <= _IN_MEMORY:
         return _stack(list(decode()))
@@ -284,8 +290,12 @@ def _decode(folder: Path, paths: list[Path], read: Callable[[Path], T], report: 
         )
 
 
-def _read(path: Path, resolution: int | None) -> Pixels:
-    with Image.open(path) as opened:
+def read_image(file: Path | BytesIO, resolution: int | None) -> Pixels:
+    """The image in a file, upright, opaque and in 8 bits, grey or RGB, after `center_crop`.
+
+    Raises almost anything where it is damaged.
+    """
+    with Image.open(file) as opened:
         image = _flatten(opened)
     return np.asarray(image if resolution is None else center_crop(image, resolution))
 

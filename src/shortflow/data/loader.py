@@ -2,12 +2,11 @@
 
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from shortflow.data.dataset import Dataset, DataSpec
-from shortflow.data.samplers import ClassConsistent, Shuffled, coins
+from shortflow.data.samplers import ClassConsistent, Shuffled, coins, normals
 from shortflow.typing import Batch
 
 __all__ = ["Batches", "pinned"]
@@ -22,7 +21,8 @@ class Batches:
     Attributes:
         dataset, spec: the samples and their map to network units.
         order: the rows of a step.
-        flip: mirror each image, left to right, with probability ½; the coins are functions of (seed, step, row).
+        flip: mirror each image, left to right, with probability ½; the coins are functions of (seed, step, row), as is
+            the noise with which latents are drawn from their Gaussians.
     """
 
     dataset: Dataset
@@ -32,11 +32,9 @@ class Batches:
 
     def __call__(self, step: int) -> Batch:
         rows = self.order.indices(step)
-        picked = np.take(np.asarray(self.dataset.samples), rows, axis=0)
-        if self.flip:
-            share = slice(self.order.rank * len(rows), (self.order.rank + 1) * len(rows))
-            turned = coins(self.order.batch_size, self.order.seed, step)[share]
-            picked[turned] = picked[turned, ..., ::-1]
+        share = range(self.order.rank * len(rows), (self.order.rank + 1) * len(rows))
+        turned = coins(self.order.batch_size, self.order.seed, step)[share.start : share.stop] if self.flip else None
+        picked = self.dataset.take(rows, turned, lambda size: normals(share, size, self.order.seed, step))
         labels = self.dataset.labels
         return Batch(x=self.spec.encode(picked), label=None if labels is None else torch.from_numpy(labels[rows]))
 

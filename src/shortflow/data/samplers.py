@@ -9,16 +9,16 @@ stream NumPy guarantees for ever, so an order is the same with every version. Wh
 from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import Bool, Int, Int64, UInt64
+from jaxtyping import Bool, Float32, Int, Int64, UInt64
 
 from shortflow.errors import DataError, ShortflowError
 
-__all__ = ["ClassConsistent", "Shuffled", "coins"]
+__all__ = ["ClassConsistent", "Shuffled", "coins", "normals"]
 
 Rows = Int64[np.ndarray, "k"]
 
 # First entry of the key of each stream of random words, so that no two streams are the same.
-_EPOCHS, _DRAWS, _CLASS_EPOCHS, _COINS = range(4)
+_EPOCHS, _DRAWS, _CLASS_EPOCHS, _COINS, _NORMALS = range(5)
 
 # Class draws are counted in blocks of about this many: a random access to step 10⁶ counts a few dozen of them.
 _BLOCK = 1 << 16
@@ -36,6 +36,20 @@ def _permutation(n: int, seed: int, *key: int) -> Int64[np.ndarray, "n"]:
 def coins(n: int, seed: int, step: int) -> Bool[np.ndarray, "n"]:
     """n fair coins, a function of (seed, step): one for each row of a step, all processes together."""
     return _words(n, seed, _COINS, step) >> np.uint64(63) == 1
+
+
+def normals(rows: range, size: int, seed: int, step: int) -> Float32[np.ndarray, "k d"]:
+    """`size` standard normal numbers for each of the rows of a step: functions of (seed, step, row).
+
+    Box & Muller 1958: a word has two uniform numbers, u ∈ (0, 1] and v ∈ [0, 1), of which √(−2 ln u)·(cos 2πv, sin 2πv)
+    are two normal ones. With 32 bits each they end at ±6.7.
+    """
+    half = -(-size // 2)
+    words = np.stack([_words(half, seed, _NORMALS, step, row) for row in rows])
+    unit = np.float32(2.0**-32)
+    length = np.sqrt(-2 * np.log((words >> np.uint64(32)).astype(np.float32) * unit + unit))
+    angle = (words & np.uint64(2**32 - 1)).astype(np.float32) * (unit * np.float32(2 * np.pi))
+    return np.concatenate([length * np.cos(angle), length * np.sin(angle)], axis=1)[:, :size]
 
 
 @dataclass(frozen=True, kw_only=True)

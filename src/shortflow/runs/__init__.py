@@ -1,6 +1,9 @@
 """Whole runs: configure, train, sample and score, as functions. The command line is a thin shell around them."""
 
 from shortflow.runs.configuring import configure, notes, open_run
+from shortflow.runs.decoding import Decoding, decoding, save_latents
+from shortflow.runs.encoding import encode, rescaled
+from shortflow.runs.feeds import Images, Stored
 from shortflow.runs.planning import Plan, plan
 from shortflow.runs.running import training
 from shortflow.runs.sampling import (
@@ -17,16 +20,24 @@ from shortflow.runs.sampling import (
     sampler_named,
 )
 from shortflow.runs.scoring import score, score_table, verdict
+from shortflow.runs.storing import Encoded, EncodeSettings
 from shortflow.runs.streaming import save_array, save_folder
 
 __all__ = [
+    "Decoding",
     "Drawn",
+    "EncodeSettings",
+    "Encoded",
+    "Images",
     "Plan",
+    "Stored",
     "bf16_difference",
     "class_labels",
     "comparison_picture",
     "configure",
+    "decoding",
     "draw",
+    "encode",
     "generate",
     "grid_named",
     "guided",
@@ -35,9 +46,11 @@ __all__ = [
     "open_run",
     "picture",
     "plan",
+    "rescaled",
     "sampler_named",
     "save_array",
     "save_folder",
+    "save_latents",
     "score",
     "score_table",
     "training",

@@ -68,7 +68,7 @@ def configure(
     if run.pairs is None and "pairs" in run.recipe.objective.needs:
         run = replace(run, pairs=Pairs())
     check_batch(run)
-    _check_flip(run, dataset)
+    _check_data(run, dataset)
     spec = DataSpec.fit(dataset, run.recipe.sigma_data)
     try:
         check(run, spec)
@@ -104,8 +104,13 @@ def check_batch(run: RunConfig, parts: int | None = None) -> None:
         )
 
 
-def _check_flip(run: RunConfig, dataset: Dataset) -> None:
-    if run.data.flip and not dataset.is_image:
+def _check_data(run: RunConfig, dataset: Dataset) -> None:
+    if run.data.encoder is not None and dataset.kind != "latents":
+        raise ConfigError(
+            f"data.encoder decodes latents, and {dataset.name} is {dataset.kind}; encode them first: shortflow encode "
+            f"{run.data.source} --encoder {run.data.encoder} --out LATENTS, and train on these"
+        )
+    if run.data.flip and dataset.kind == "points":
         raise ConfigError(f"data.flip mirrors images, and {dataset.name} is points; leave it out")
     if run.data.flip and "pairs" in run.recipe.objective.needs:
         raise ConfigError(

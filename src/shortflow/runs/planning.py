@@ -16,6 +16,7 @@ from shortflow.lock import check_free
 from shortflow.nn.configs import parameter_count
 from shortflow.references import ROLES, check_references
 from shortflow.runs.configuring import check_batch, notes
+from shortflow.runs.decoding import decoding
 from shortflow.runs.running import check_data, check_directory
 from shortflow.train.ema import averages_of
 from shortflow.train.engine import Engine
@@ -80,6 +81,8 @@ def plan(run: RunConfig, dataset: Dataset, directory: Path, *, resume: bool | Li
     check_references(run, spec, started=found)
     saved, sizes = _outline(run, spec, directory)
     step, remarks = _whole_state(saved) if found else (0, [])
+    decoder = decoding(spec, run.data.encoder, device="cpu").note if run.train.preview_every else None
+    remarks += [] if decoder is None else [f"previews are written as .npz: {decoder}"]
     free = shutil.disk_usage(next(path for path in (directory, *directory.absolute().parents) if path.is_dir())).free
     kept = run.train.keep + (run.train.keep_best is not None)
     disk = (kept + 1) * sizes["state"] + sizes["models"]

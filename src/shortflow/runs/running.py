@@ -1,5 +1,6 @@
 """Training in a run directory."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
@@ -17,6 +18,7 @@ from shortflow.pairs import PairMaker
 from shortflow.pictures import save_png
 from shortflow.references import check_references, describe, load_references, pair_maker, start
 from shortflow.runs.configuring import check_batch
+from shortflow.runs.decoding import Decoding, decoding, save_latents
 from shortflow.runs.sampling import generate, picture
 from shortflow.train import StepRecord, fit
 from shortflow.train.engine import Engine
@@ -24,6 +26,8 @@ from shortflow.train.state import latest_state
 from shortflow.typing import Batch, Report
 
 __all__ = ["batches", "check_data", "check_directory", "training"]
+
+PREVIEWS = {"images": 100, "points": 4096, "latents": 36}  # samples of a preview
 
 
 def batches(
@@ -128,11 +132,20 @@ def _training(
     if not started:
         start(flow, run)
 
+    shown = Decoding()
+    if engine.main and run.train.preview_every:
+        shown = decoding(spec, run.data.encoder, device=engine.device)
+        if shown.note is not None:
+            warnings.warn(f"previews are written as .npz: {shown.note}", stacklevel=3)
+
     def preview(averaged: FlowMap, path: Path) -> None:
         # One Euler step of flow matching is the mean of the data, whatever was learned.
-        steps = 32 if averaged.ends == "diagonal" else 1
-        pixels, _ = generate(averaged, spec, 100 if spec.image else 4096, steps=steps)
-        save_png(picture(pixels), path)
+        steps, n = 32 if averaged.ends == "diagonal" else 1, PREVIEWS[spec.kind]
+        pixels, labels = generate(averaged, spec, n, steps=steps, autoencoder=shown.autoencoder)
+        if shown.decoded:
+            save_png(picture(pixels), path)
+        else:
+            save_latents(path.with_suffix(".npz"), pixels, labels, spec)
 
     records = fit(
         directory,
@@ -175,7 +188,13 @@ def check_data(directory: Path, spec: DataSpec) -> None:
     """Raise `CheckpointError` if the model of a run that goes on was trained on data with another spec."""
     before, now = read_header(directory).get("data"), spec.to_dict()
     if isinstance(before, dict) and before != now:
-        changed = [f"{name} was {before.get(name)}, is {now[name]}" for name in now if before.get(name) != now[name]]
+        known = [*now, *(name for name in before if name not in now)]
+        changed = [
+            f"{name} was {before.get(name)}, is {now.get(name)}" for name in known if before.get(name) != now.get(name)
+        ]
+        there = DataSpec.from_dict(before)
+        if there.latent is not None and spec.latent is not None:
+            changed = there.latent.differences(spec.latent, ("the run", "the data")) or changed
         raise CheckpointError(
             f"the data of {directory} have changed since the run was started ({'; '.join(changed)}); "
             "give it back its data, or start a new run in another directory"

@@ -12,6 +12,7 @@ from jaxtyping import Float, UInt8
 from shortflow.config import nearest
 from shortflow.data import DataSpec
 from shortflow.data import load as load_data
+from shortflow.data.encoders import Autoencoder
 from shortflow.errors import ConfigError, SamplerError
 from shortflow.flowmap import FlowMap
 from shortflow.guidance import guide
@@ -87,11 +88,13 @@ def draw(
     guidance: float = 1.0,
     window: Window = None,
     bf16: bool = False,
+    autoencoder: Autoencoder | None = None,
 ) -> Iterator[Drawn]:
     """Decoded samples `first` to n − 1, in batches that are drawn as they are asked for.
 
     `classes` are as for `class_labels`; `guidance` and `window` are those of `guided`; `bf16` runs the network under
-    autocast. What cannot be sampled is refused at once.
+    autocast. Latents are decoded to images by `autoencoder` (see `shortflow.runs.decoding`), and are left as they are
+    without. What cannot be sampled is refused at once.
     """
     labels = None if classes is None else class_labels(spec, n, classes)
     batches = sample(
@@ -107,12 +110,16 @@ def draw(
         first=first,
         bf16=bf16,
     )
-    return (_decoded(batch, spec) for batch in batches)
+    return (_decoded(batch, spec, autoencoder) for batch in batches)
 
 
-def _decoded(batch: Samples, spec: DataSpec) -> Drawn:
+def _decoded(batch: Samples, spec: DataSpec, autoencoder: Autoencoder | None) -> Drawn:
     label = None if batch.label is None else batch.label.cpu().numpy()
-    return Drawn(first=batch.first, pixels=spec.decode(batch.x), labels=label)
+    return Drawn(first=batch.first, pixels=_pixels(spec.decode(batch.x), autoencoder), labels=label)
+
+
+def _pixels(samples: Pixels, autoencoder: Autoencoder | None) -> Pixels:
+    return samples if autoencoder is None else autoencoder.decode(samples)
 
 
 def generate(
@@ -145,6 +152,8 @@ def bf16_difference(flow: FlowMap, spec: DataSpec, n: int = 64, **settings: Any)
 def comparison_picture(model: Model, steps: Sequence[int], path: Path, rows: int = 6, seed: int = 0) -> None:
     """Real data beside samples by number of steps, the same noise in every panel; of images, one class a column."""
     source, spec = model.run.data.source, model.spec
+    if spec.kind == "latents":
+        raise SamplerError(f"{model.path} makes latents, which are compared by no picture of this kind; draw samples")
     held_out = load_data(source, "test", resolution=model.run.data.resolution)
     columns = min(10, spec.num_classes or 10) if spec.image else 1
     classes = range(columns) if spec.image and spec.num_classes else None
@@ -176,6 +185,7 @@ def interpolation(
     seed: int = 0,
     guidance: float = 1.0,
     window: Window = None,
+    autoencoder: Autoencoder | None = None,
 ) -> tuple[Pixels, int]:
     """Rows of decoded samples between two noises, one class a row; and the number of columns."""
     flow, pixels = guided(model.flow, guidance, window), []
@@ -185,7 +195,7 @@ def interpolation(
             label = classes[row % len(classes)] if classes else row % model.spec.num_classes
         seeds = (seed + 2 * row, seed + 2 * row + 1)
         x = interpolate(flow, model.spec.shape, seeds=seeds, points=points, steps=steps, label=label)
-        pixels.append(model.spec.decode(x))
+        pixels.append(_pixels(model.spec.decode(x), autoencoder))
     return np.concatenate(pixels), points
 
 

@@ -140,13 +140,13 @@ def _grids(flow: FlowMap, steps: Sequence[int], grid: str | None, middle: float 
 def _check_scoring(model: Model, steps: Sequence[int], n: int) -> None:
     """Raise before time is spent if the model cannot be scored so."""
     source, spec = model.run.data.source, model.spec
-    if spec.latent:
-        raise MetricError(
-            f"this model makes latents of shape {spec.shape}, and there is no autoencoder to turn them into images, "
-            "which are what is scored; write them with `shortflow sample --out NAME.npy`, decode them, and score these"
-        )
     if not steps:
         raise MetricError("give at least one number of steps to score, such as 1,2,4")
+    if spec.kind == "latents":
+        raise MetricError(
+            f"{source}: this model makes latents, and images are scored in the features of a classifier; draw and "
+            "decode them (shortflow sample RUN --encoder FOLDER --n 50000 --out samples.npy), and score the images"
+        )
     if spec.image and source not in evaluate.classifier_names():
         raise MetricError(
             f"{source}: images are scored in the features of a classifier, and one is shipped for "

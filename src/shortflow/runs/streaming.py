@@ -51,10 +51,9 @@ def save_folder(model: Model, n: int, folder: Path, *, report: Report | None = N
         ShortflowError: if there is no space, or the disk fails; says how to go on.
     """
     spec, made = model.spec, _made(model, settings)
-    if not spec.image:
+    if not spec.image and settings.get("autoencoder") is None:
         raise ConfigError(
-            "single files hold an image each, but this model makes "
-            f"{'latents' if spec.latent else 'points'}; write an array, NAME.npy"
+            f"single files hold an image each, but this model makes {spec.kind}; write an array, NAME.npy"
         )
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file; give a folder for the images")
@@ -83,7 +82,7 @@ def save_folder(model: Model, n: int, folder: Path, *, report: Report | None = N
 
 
 def save_array(model: Model, n: int, path: Path, *, report: Report | None = None, **settings: Any) -> int:
-    """Write n samples as one array, uint8 (n, c, h, w) or float32 (n, d), and return how many were there already.
+    """Write n samples as one array, uint8 (n, c, h, w) or float32 (n, …), and return how many were there already.
 
     Args:
         report: called with (samples that are there, n) after every batch.
@@ -95,8 +94,10 @@ def save_array(model: Model, n: int, path: Path, *, report: Report | None = None
     """
     spec, made = model.spec, {**_made(model, settings), "n": n}
     record, part_file = path.with_suffix(".json"), path.with_name(f".{path.name}.part")
-    dtype = np.dtype(np.uint8 if spec.image else np.float32)
-    header, row = npy_header(dtype, (n, *spec.shape)), dtype.itemsize * int(np.prod(spec.shape))
+    decoded = spec.latent is not None and settings.get("autoencoder") is not None
+    dtype = np.dtype(np.uint8 if spec.image or decoded else np.float32)
+    shape = spec.latent.pixels if spec.latent is not None and decoded else spec.shape
+    header, row = npy_header(dtype, (n, *shape)), dtype.itemsize * int(np.prod(shape))
     done = 0
     if record.is_file():
         before = _read(record)
@@ -133,8 +134,10 @@ def save_array(model: Model, n: int, path: Path, *, report: Report | None = None
 def _made(model: Model, settings: Mapping[str, Any]) -> dict[str, Any]:
     """What the samples are a function of, in full: what is left out is written as what it stands for."""
     times = settings.get("times") or grid_times(model.flow, settings.get("steps", 1))
-    classes, window = settings.get("classes"), settings.get("window")
+    classes, window, autoencoder = (settings.get(name) for name in ("classes", "window", "autoencoder"))
+    decoder = {} if autoencoder is None else {"autoencoder": autoencoder.sha256}
     return {
+        **decoder,
         "model": fingerprint(model.path),
         "times": list(times),
         "sampler": to_plain(settings.get("sampler") or default_sampler(model.flow)),

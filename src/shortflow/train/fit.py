@@ -270,7 +270,8 @@ class _Watch:
         if self.engine.main and self.preview is not None and every and (last or step % every == 0):
             path = self.run.directory / "samples" / f"step-{step:08d}.png"
             self.preview(self.run.averages["average"].module, path)
-            self.trackers.picture(path, step)
+            if path.is_file():  # latents that nothing decodes are no picture
+                self.trackers.picture(path, step)
 
 
 def check_states(directory: Path, resume: bool | Literal["auto"]) -> bool:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from shortflow.config import DataConfig, RunConfig, nearest, override
 from shortflow.data import DataSpec
+from shortflow.data.latentspec import LatentSpec
 from shortflow.errors import CheckpointError, ConfigError
 from shortflow.flowmap import FlowMap
 from shortflow.hub.interop.files import AVERAGED, Weights, read_weights
@@ -155,13 +156,12 @@ def _read(name: str, kind: Kind, weights: Weights, given: Given) -> Imported:
 
 def _described(kind: Kind, layout: Layout, given: Given) -> tuple[DataSpec, RunConfig]:
     """The data and the run that the weights stand for."""
-    scale = 1.0 if given.pixels else given.latent_scale or kind.latent_scale
     spec = DataSpec(
         name=given.data,
         shape=layout.shape,
         classes=tuple(map(str, range(layout.classes))),
-        scale=scale,
         image=given.pixels,
+        latent=None if given.pixels else _latents(kind, layout, given),
     )
     recipe = kind.recipe(layout.network.dimensions.width)
     if recipe.log_variance and not layout.log_variance:
@@ -170,6 +170,19 @@ def _described(kind: Kind, layout: Layout, given: Given) -> tuple[DataSpec, RunC
         recipe = recipe.unconditional()
     run = RunConfig(recipe=recipe, network=layout.network, data=DataConfig(source=given.data))
     return spec, override(run, given.settings) if given.settings else run
+
+
+def _latents(kind: Kind, layout: Layout, given: Given) -> LatentSpec:
+    """What the latents are. The sum of the autoencoder is nowhere recorded: it is known by its name."""
+    channels, *sides = layout.shape
+    height, width = (FACTOR * side for side in sides)
+    return LatentSpec(
+        encoder=kind.autoencoder,
+        sha256=None,
+        pixels=(3, height, width),
+        shift=(0.0,) * channels,
+        scale=(given.latent_scale or kind.latent_scale,) * channels,
+    )
 
 
 def _check_shapes(kind: Kind, layout: Layout, tensors: dict[str, Tensor], flow: FlowMap) -> None:

@@ -2,15 +2,16 @@
 
 All of them share one layout, that of DiT, whose names `shortflow.nn.sit` has taken over. What differs is convention:
 
-| kind | second time | time of the data | output | further weights | latents × |
-|---|---|---|---|---|---|
-| esc | t − r | 0 | average velocity | `logvar_linear` | 0.18125 |
-| meanflow | t − r | 0 | average velocity | | 0.18215 |
-| sit | | 1 | velocity towards the data, and a part of no use | | 0.18215 |
-| repa | | 0 | velocity | `projectors`, not needed | 0.18215 |
-| dit | | index 0 of 1000 | noise, and a variance | | 0.18215 |
+| kind | second time | time of the data | output | further weights | latents of | × |
+|---|---|---|---|---|---|---|
+| esc | t − r | 0 | average velocity | `logvar_linear` | sd-vae-ft-ema | 0.18125 |
+| meanflow | t − r | 0 | average velocity | | sd-vae-ft-ema | 0.18215 |
+| sit | | 1 | velocity towards the data, and a part of no use | | sd-vae-ft-ema | 0.18215 |
+| repa | | 0 | velocity | `projectors`, not needed | sd-vae-ft-mse | 0.18215 |
+| dit | | index 0 of 1000 | noise, and a variance | | sd-vae-ft-ema | 0.18215 |
 
-A time that runs from noise to data is turned round in the weights, see `shortflow.hub.interop.layout`.
+A time that runs from noise to data is turned round in the weights, see `shortflow.hub.interop.layout`. The autoencoder
+is the one that the project's training makes its latents with.
 """
 
 import math
@@ -49,7 +50,8 @@ class Kind:
         doubled: whether it may have twice the channels in its output, of which the first half counts.
         reversed: whether its time runs from noise to data, and its velocity with it.
         ignored: beginnings of names that only training needs.
-        latent_scale: what latents are multiplied by.
+        autoencoder: what its latents are made with.
+        latent_scale: what they are multiplied by.
     """
 
     project: str
@@ -59,6 +61,7 @@ class Kind:
     doubled: bool = False
     reversed: bool = False
     ignored: tuple[str, ...] = ()
+    autoencoder: str = "sd-vae-ft-ema"
     latent_scale: float = USUAL
 
 
@@ -125,6 +128,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             project="sihyun-yu/REPA",
             recipe=_flow("Representation Alignment for Generation", 2024, "2410.06940", _REPA),
             ignored=("projectors.",),
+            autoencoder="sd-vae-ft-mse",
         ),
         "dit": Kind(project="facebookresearch/DiT", recipe=_dit, doubled=True),
     }
