@@ -320,7 +320,7 @@ def test_a_large_folder_is_decoded_once_and_mapped(
     assert mapped.fingerprint() == plain.fingerprint()
     assert mapped.shape == ((1 if kind == "grey" else 3), 5, 5)
     assert len(list(cache.iterdir())) == 1
-    monkeypatch.setattr(images, "_read", None)  # nothing is decoded any more
+    monkeypatch.setattr(images, "read_image", None)  # nothing is decoded any more
     assert load_folder(tmp_path / "data").fingerprint() == plain.fingerprint()
 
 

@@ -13,8 +13,9 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from io import BufferedIOBase
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, TypeVar, cast
 
 import numpy as np
 from jaxtyping import UInt8
@@ -25,7 +26,7 @@ from shortflow.data.dataset import Dataset
 from shortflow.errors import DataError
 from shortflow.files import atomic_path
 
-__all__ = ["cache_folder", "center_crop", "load_folder", "resize"]
+__all__ = ["cache_folder", "center_crop", "load_folder", "read_image", "resize"]
 
 T = TypeVar("T")
 Pixels = UInt8[np.ndarray, "h w"] | UInt8[np.ndarray, "h w 3"]
@@ -212,7 +213,7 @@ def _pixels(folder: Path, paths: list[Path], split: str, resolution: int | None)
     side = resolution or _check_sizes(folder, paths)
 
     def decode() -> Iterator[Pixels]:
-        return _decode(folder, paths, lambda path: _read(path, resolution))
+        return _decode(folder, paths, lambda path: read_image(path, resolution))
 
     if len(paths) * 3 * side**2 <= _IN_MEMORY:
         return _stack(list(decode()))
@@ -276,8 +277,12 @@ def _decode(folder: Path, paths: list[Path], read: Callable[[Path], T]) -> Itera
         )
 
 
-def _read(path: Path, resolution: int | None) -> Pixels:
-    with Image.open(path) as opened:
+def read_image(file: Path | BufferedIOBase, resolution: int | None = None) -> Pixels:
+    """One image, upright, opaque and in 8 bits: grey (h, w) or RGB (h, w, 3), brought to `resolution` by `center_crop`.
+
+    Pillow raises almost anything where the file is damaged.
+    """
+    with Image.open(cast(IO[bytes], file)) as opened:
         image = _flatten(opened)
     return np.asarray(image if resolution is None else center_crop(image, resolution))
 
