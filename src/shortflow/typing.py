@@ -5,14 +5,17 @@ x_t = α_t x + σ_t ε with ε ~ N(0, I). A flow map X_{t,r} carries a point fro
 Axis names in the types: `b` the rows of a batch, `...` the shape of one sample (any shape).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-__all__ = ["Batch", "LossTerms", "Progress", "Times", "expand"]
+__all__ = ["Batch", "LossTerms", "Progress", "Report", "Times", "expand"]
+
+Report = Callable[[int, int], None]
+"""How far a long operation is: (done, in all)."""
 
 
 def expand(value: Float[Tensor, "b"] | Bool[Tensor, "b"], like: Tensor) -> Tensor:

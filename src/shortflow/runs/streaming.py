@@ -28,14 +28,13 @@ from shortflow.hub import Model, fingerprint
 from shortflow.pictures import save_png
 from shortflow.runs.sampling import class_labels, draw
 from shortflow.sample import default_sampler, grid_times
+from shortflow.typing import Report
 
 __all__ = ["BATCH", "save_array", "save_folder"]
 
 BATCH = 256  # samples a pass; the last bits depend on it
 _RECORD = ".samples.json"
 _END = b"IEND\xaeB`\x82"  # of every whole PNG file
-
-Report = Callable[[int, int], None]
 
 
 def save_folder(model: Model, n: int, folder: Path, *, report: Report | None = None, **settings: Any) -> int:
