@@ -94,7 +94,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_command_argument_and_option_is_explained() -> None:
     group: Any = typer.main.get_command(app)
-    assert list(group.commands) == ["train", "sample", "evaluate", "recipes", "show", "cost", "demo"]
+    assert list(group.commands) == ["train", "sample", "evaluate", "reference", "recipes", "show", "cost", "demo"]
     explained = 0
     for name, command in group.commands.items():
         assert command.help, name
@@ -107,7 +107,7 @@ def test_every_command_argument_and_option_is_explained() -> None:
     assert explained > 25
 
 
-@pytest.mark.parametrize("command", ["", "train", "sample", "evaluate", "recipes", "show", "cost", "demo"])
+@pytest.mark.parametrize("command", ["", "train", "sample", "evaluate", "reference", "recipes", "show", "cost", "demo"])
 def test_help_ends_well_and_names_every_option(command: str, shortflow: Shortflow) -> None:
     said = shortflow(*command.split(), "--help")
     assert (said.code, said.err) == (0, "")

@@ -1,4 +1,4 @@
-"""The command line: train · sample · evaluate · recipes · show · cost · demo. A thin shell around `shortflow.runs`.
+"""The command line: a thin shell around `shortflow.runs`.
 
 torch and everything that needs it is imported inside the commands, so that --help answers at once.
 Exit codes: 0 done, 2 something that the user can mend (said on standard error), 130 interrupted.
@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import typer
 
 from shortflow.cli.common import say_error
-from shortflow.cli.sampling import evaluate, sample
+from shortflow.cli.evaluating import evaluate, reference
+from shortflow.cli.sampling import sample
 from shortflow.cli.showing import cost, recipes, show
 from shortflow.cli.training import Train, demo, train
 from shortflow.errors import ShortflowError
@@ -27,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help: twice as fast, and never cut
 )
-for _command in (train, sample, evaluate, recipes, show, cost, demo):
+for _command in (train, sample, evaluate, reference, recipes, show, cost, demo):
     app.command(cls=Train if _command is train else None)(_command)
 
 

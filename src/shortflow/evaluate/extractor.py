@@ -133,7 +133,8 @@ class Extractor:
 
     def _checked(self, images: Any) -> Tensor:
         if isinstance(images, np.ndarray) and images.dtype == np.uint8:
-            images = torch.from_numpy(np.ascontiguousarray(images))
+            whole = np.ascontiguousarray(images)
+            images = torch.from_numpy(whole if whole.flags.writeable else whole.copy())
         if not isinstance(images, Tensor) or images.dtype != torch.uint8 or images.ndim != 4 or not len(images):
             kind = str(getattr(images, "dtype", type(images).__name__)).removeprefix("torch.")
             raise MetricError(

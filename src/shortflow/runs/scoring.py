@@ -17,7 +17,7 @@ from shortflow.sample import (
     grid_times,
 )
 
-__all__ = ["score", "score_table", "verdict"]
+__all__ = ["grids_of", "score", "score_table", "verdict"]
 
 
 def score(
@@ -49,7 +49,7 @@ def score(
     source, spec = model.run.data.source, model.spec
     _check_scoring(model, steps, n)
     rule, flow = sampler or default_sampler(model.flow), guided(model.flow, guidance, window)
-    grids = _grids(flow, steps, grid, middle)
+    grids = grids_of(flow, steps, grid, middle)
     for times in grids.values():
         rule.check(flow, times)
     train, held_out = (load_data(source, split, resolution=model.run.data.resolution) for split in ("train", "test"))
@@ -86,7 +86,9 @@ def score(
     return {**record, "rows": rows}
 
 
-def _grids(flow: FlowMap, steps: Sequence[int], grid: str | None, middle: float | None) -> dict[int, tuple[float, ...]]:
+def grids_of(
+    flow: FlowMap, steps: Sequence[int], grid: str | None, middle: float | None
+) -> dict[int, tuple[float, ...]]:
     """The grid of each number of steps: two steps have the middle time where one is given, all others `grid`."""
     if middle is not None and 2 not in steps:
         raise SamplerError(f"the middle time {middle:g} is that of 2 steps, which are not among {list(steps)}")
