@@ -101,6 +101,7 @@ def test_anybodys_images_against_a_reference(shortflow: Shortflow, files: Path, 
     ]
     assert lines[2] == f"features:  four, weights {sha256_of(program)[:12]}, images bicubic-antialias to 8"
     assert lines[3] == f"reference: {files}/s.npz, 40 images, sha256 {sha256_of(files / 's.npz')[:12]}"
+    assert lines[4] == f"images:    {files}/pngs (24 of png); uint8, as stored"
     assert lines[-1] == f"→ {files}/pngs.evaluation.json"
     assert found["made"] == {"source": str(files / "pngs"), "formats": {"png": 24}}
     assert (found["resolution"], found["resize"], found["rounding"]) == ([8, 8], None, "uint8, as stored")
@@ -200,6 +201,10 @@ def test_a_run_by_number_of_steps(shortflow: Shortflow, trained: Path, files: Pa
     assert (found["made"]["seed"], found["made"]["images_seen"], found["made"]["guidance"]) == (3, 64, 1.0)
     assert found["rounding"] == "uint8: nearest level, clamped to 0…255"
     assert found["reference"]["source"] == "digits:train"
+    assert (
+        "images:    seed 3, guidance 1, PushForward, grid uniform, fp32; uint8: nearest level, clamped to 0…255"
+        in said.out
+    )
     # The same images, written first and scored as anybody's.
     shortflow("sample", trained, "--n", 30, "--steps", 2, "--seed", 3, "--out", files / "s.npy")
     shortflow("evaluate", files / "s.npy", "--reference", "digits", "--features", program)
@@ -243,6 +248,9 @@ def test_what_does_not_go_together(shortflow: Shortflow, trained: Path, files: P
         4,
     )
     refused("there is no model at nowhere", "evaluate", "nowhere")
+    with pytest.MonkeyPatch.context() as launcher:
+        launcher.setenv("WORLD_SIZE", "2")
+        refused("the shipped classifier are for one process", "evaluate", trained)
     refused("there is no such folder or file", "evaluate", "nowhere.npz", *against)
     refused("there is no such folder or file", "evaluate", pngs, "--reference", "nowhere", "--features", program)
     refused("takes images of 1 channels, got 3", "evaluate", pngs, *against, "--features", "classifier:digits")

@@ -1,5 +1,6 @@
 """`shortflow evaluate` and `shortflow reference`."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -130,6 +131,11 @@ def evaluate(
     is_run = _is_run(target)
     if is_run and reference is None and features in ("auto", "classifier"):
         _check_unused({"--resolution": resolution is not None, "--inception": inception is not None})
+        if os.environ.get("WORLD_SIZE", "1") != "1":
+            raise ConfigError(
+                "scores in the features of the shipped classifier are for one process; start it without a launcher, or "
+                "give --reference or --features"
+            )
         _score(Path(target), numbers(steps, "--steps"), 1000 if n is None else n, settings, out, compile)
         return
     with runs.processes() as world:

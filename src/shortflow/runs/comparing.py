@@ -283,7 +283,7 @@ def _joined(known: Statistics | None, side: Statistics | None) -> Statistics | N
 
 def compared_table(record: Mapping[str, Any]) -> str:
     """The rows of a record as a plain text table, and below it what they were computed with."""
-    features, reference = record["features"], record["reference"]
+    features, reference, made = record["features"], record["reference"], record["made"]
     count = "an unknown number of" if reference["n"] is None else f"{reference['n']:,}"
     published = "published weights" if features["published"] else "weights"
     size = "as they are" if features["resize"] == "none" else f"{features['resize']} to {features['size']}"
@@ -292,8 +292,18 @@ def compared_table(record: Mapping[str, Any]) -> str:
             evaluate.statistics_table(record["rows"]),
             f"features:  {features['name']}, {published} {features['weights'][:12]}, images {size}",
             f"reference: {reference['source']}, {count} images, sha256 {reference['sha256'][:12]}",
+            f"images:    {_made(made)}; {record['rounding']}",
         ]
     )
+
+
+def _made(made: Mapping[str, Any]) -> str:
+    if "formats" in made:
+        kinds = ", ".join(f"{count:,} of {kind}" for kind, count in made["formats"].items())
+        return f"{made['source']} ({kinds})"
+    grid = made["grid"] if made["middle"] is None else f"{made['grid']}, middle {made['middle']:g}"
+    guidance = f"guidance {made['guidance']:g}" + ("" if made["window"] is None else f" within {made['window']}")
+    return f"seed {made['seed']}, {guidance}, {made['sampler']['kind']}, grid {grid}, {made['precision']}"
 
 
 def remarks(record: Mapping[str, Any]) -> list[str]:

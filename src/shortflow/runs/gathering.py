@@ -56,11 +56,14 @@ def processes() -> Iterator[World]:
         yield World(device=device)
         return
     # What is exchanged is that a share is done: chunks of one process may take hours longer than those of another.
-    torch.distributed.init_process_group("gloo", timeout=timedelta(days=7))
+    begun = torch.distributed.is_initialized()
+    if not begun:
+        torch.distributed.init_process_group("gloo", timeout=timedelta(days=7))
     try:
         yield World(rank=rank, size=size, device=device)
     finally:
-        torch.distributed.destroy_process_group()
+        if not begun:
+            torch.distributed.destroy_process_group()
 
 
 def gather(
