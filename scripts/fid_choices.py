@@ -152,7 +152,8 @@ def print_numbers() -> None:
     print("\n| choice | ours | otherwise |\n| --- | ---: | ---: |")
     _print_sums(features, reference)
     ours, again = (
-        float(SplitScores.of(z, 0, len(z)).value()[0]) for z in (logits[order], logits[test.labels.argsort()])
+        float(SplitScores.of(z, torch.arange(len(z)), len(z)).value()[0])
+        for z in (logits[order], logits[test.labels.argsort()])
     )
     print(f"| classifier score: images in random order, sorted by class | {ours:.3f} | {again:.3f} |")
     a, b = features[order][:2000], known[order][:2000]

@@ -247,6 +247,8 @@ def test_what_does_not_go_together(shortflow: Shortflow, trained: Path, files: P
         "--resolution",
         4,
     )
+    message = "--keep: has no meaning for these features, whose sums are kept beside the result"
+    refused(message, "evaluate", pngs, *against, "--keep", files)
     refused("there is no model at nowhere", "evaluate", "nowhere")
     with pytest.MonkeyPatch.context() as launcher:
         launcher.setenv("WORLD_SIZE", "2")
@@ -315,7 +317,9 @@ def test_the_whole_pipeline_with_inception(
         cross = torch.linalg.svdvals(centred[0] @ centred[1].T).sum()
         wanted = shift + centred[0].square().sum() + centred[1].square().sum() - 2 * cross
         assert row[key] == pytest.approx(float(wanted), rel=1e-4)
-    assert row["inception_score"] == pytest.approx(evaluate.SplitScores.of(ours["logits"], 0, 40).value()[0], rel=1e-5)
+    assert row["inception_score"] == pytest.approx(
+        evaluate.SplitScores.of(ours["logits"], evaluate.Plan(n=40, order=1).places(), 40).value()[0], rel=1e-5
+    )
     monkeypatch.setattr(inception, "SHA256", sha256_of(random_weights))
     said = shortflow(*shared)
     assert said.out.splitlines()[0].split()[:2] == ["FID-40", "sFID-40"]

@@ -4,11 +4,12 @@ import importlib.util
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from shortflow.errors import ConfigError
 
@@ -20,12 +21,16 @@ __all__ = [
     "RunPath",
     "Settings",
     "Window",
+    "aligned",
     "count",
+    "duration",
     "import_files",
     "numbers",
+    "optional_value",
     "rank",
     "say",
     "say_error",
+    "size",
     "table",
     "window_of",
 ]
@@ -127,16 +132,52 @@ def say(message: str = "") -> None:
         typer.echo(message)
 
 
-def table(rows: Sequence[Sequence[str]]) -> None:
-    """Rows as aligned columns, never cut: a narrow terminal breaks the lines, a pipe gets them whole."""
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows as lines of aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def table(rows: Sequence[Sequence[str]]) -> None:
+    """Say rows as aligned columns, never cut: a narrow terminal breaks the lines, a pipe gets them whole."""
+    for line in aligned(rows):
+        say(line)
 
 
 def count(number: int, noun: str, plural: str | None = None) -> str:
     """The number with its noun: 1 step, 2 steps."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {plural or noun + 's'}"
+
+
+def duration(seconds: float) -> str:
+    """A time as 0:35, 1:02:03, or 2 d 03:04:05."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours:02d}:{minutes:02d}:{rest:02d}"
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def size(count: int) -> str:
+    """Bytes in MiB or GiB."""
+    return f"{count / 2**20:,.1f} MiB" if count < 2**30 else f"{count / 2**30:,.1f} GiB"
+
+
+def optional_value(option: str, absent: str, fits: Callable[[str], bool]) -> type[TyperCommand]:
+    """The class of a command in which `option` may stand without a value, and then means `absent`.
+
+    What comes after it is its value where it `fits`, and something of its own otherwise.
+    """
+
+    class Optional(TyperCommand):
+        def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+            for i, word in enumerate(args):
+                if word == option and not any(map(fits, args[i + 1 : i + 2])):
+                    args[i] = f"{option}={absent}"
+            return super().parse_args(ctx, args)
+
+    return Optional
 
 
 def numbers(text: str, what: str, kind: type = int) -> list[Any]:

@@ -2,13 +2,14 @@
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from shortflow.cli.common import Bf16, Compile, Guidance, Imports, Window, count, numbers, say, window_of
+from shortflow.cli.progress import progress
 from shortflow.cli.sampling import GammaShare, GridName, SamplerName, loaded
 from shortflow.errors import ConfigError
 
@@ -105,6 +106,15 @@ def evaluate(
         Path | None,
         typer.Option(help="JSON file; by default evaluation.json beside the model, or IMAGES.evaluation.json."),
     ] = None,
+    keep: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="For a run and its shipped classifier: write the samples there, an array for each number of steps, "
+            "and score them from there: if that is interrupted, the same command goes on where it stopped.",
+            show_default=False,
+        ),
+    ] = None,
     bf16: Bf16 = False,
     compile: Compile = False,
     imports: Imports = None,
@@ -136,8 +146,9 @@ def evaluate(
                 "scores in the features of the shipped classifier are for one process; start it without a launcher, or "
                 "give --reference or --features"
             )
-        _score(Path(target), numbers(steps, "--steps"), 1000 if n is None else n, settings, out, compile)
+        _score(Path(target), numbers(steps, "--steps"), 1000 if n is None else n, settings, out, keep, compile)
         return
+    _check_unused({"--keep": keep is not None}, "these features, whose sums are kept beside the result")
     with runs.processes() as world:
         if is_run:
             model = loaded(Path(target), compile, world.device)
@@ -156,7 +167,7 @@ def evaluate(
             source, known = reference.partition(":")[0], reference
         extractor = _extractor(features, source, inception, other_weights, download, world.device)
         path = out or _place(target, extractor.name, is_run)
-        with _going_on(path):
+        with _going_on(path) as reports:
             record = runs.compare(
                 compared,
                 known,
@@ -165,7 +176,7 @@ def evaluate(
                 neighbours=neighbours,
                 out=path,
                 world=world,
-                reports=_reports,
+                reports=reports,
             )
     if record is not None:
         _show(record, path)
@@ -203,10 +214,8 @@ def reference(
         name = "inception" if features == "auto" else features
         extractor = _extractor(name, images.partition(":")[0], inception, other_weights, download, world.device)
         stored = runs.open_images(images, resolution=resolution)
-        with _going_on(out):
-            found = runs.statistics_of(
-                stored, extractor, keep=neighbours, out=out, world=world, report=_reports(images)
-            )
+        with _going_on(out) as reports:
+            found = runs.statistics_of(stored, extractor, keep=neighbours, out=out, world=world, report=reports(images))
     if found is not None:
         say(f"{count(stored.count, 'image')} of {stored.shape[2]}×{stored.shape[1]} pixels, {extractor.name} → {out}")
 
@@ -233,7 +242,8 @@ def _extractor(name: str, source: str, inception: Path | None, other_weights: bo
     if download:
         if name != "inception" or inception is not None:
             raise ConfigError("--download fetches the published Inception weights; leave it out with other ones")
-        download_inception(_reports("bytes of the weights"))
+        with progress("bytes", title="Inception weights") as shown:
+            download_inception(shown)
     return runs.extractor_named(name, source=source, weights=inception, published=not other_weights, device=device)
 
 
@@ -250,12 +260,20 @@ def _place(target: str, features: str, is_run: bool) -> Path:
     return path.with_name(f"{path.name.replace(':', '-')}.evaluation.json")
 
 
-def _score(run: Path, counts: list[int], n: int, settings: dict[str, Any], out: Path | None, compile: bool) -> None:
+def _score(
+    run: Path, counts: list[int], n: int, settings: dict[str, Any], out: Path | None, keep: Path | None, compile: bool
+) -> None:
     from shortflow import runs
     from shortflow.evaluate import write_record
 
     model = loaded(run, compile)
-    record = runs.score(model, counts, n=n, **settings)
+    try:
+        with progress("sampling steps", title="scoring") as shown:
+            record = runs.score(model, counts, n=n, keep=keep, report=shown, **settings)
+    except KeyboardInterrupt:
+        kept = f"the same command goes on with the samples in {keep}"
+        say(f"\nStopped; {'nothing is kept, which --keep FOLDER would change' if keep is None else kept}")
+        raise typer.Exit(130) from None
     path = out or model.path.parent / "evaluation.json"
     write_record(path, record)
     say(runs.score_table(record))
@@ -275,24 +293,18 @@ def _show(record: dict[str, Any], path: Path) -> None:
     say(f"→ {path}")
 
 
-def _reports(what: str) -> Callable[[int, int], None]:
-    """Lines on the way, at the tenths of what takes long."""
-    done = 0
-
-    def report(now: int, total: int) -> None:
-        nonlocal done
-        if total >= 5000 and 10 * now // total > 10 * done // total and now < total:
-            say(f"{what}: {now:,} of {total:,}")
-        done = now
-
-    return report
-
-
 @contextmanager
-def _going_on(path: Path) -> Iterator[None]:
-    """A word on Ctrl-C: finished chunks are kept."""
+def _going_on(path: Path) -> Iterator[Callable[[str], Any]]:
+    """What shows how far each set of images is; and a word on Ctrl-C: finished chunks are kept."""
+    shown = ExitStack()
+
+    def reports(what: str) -> Any:
+        shown.close()  # the bar of the set before
+        return shown.enter_context(progress("images", title=what))
+
     try:
-        yield
+        with shown:
+            yield reports
     except KeyboardInterrupt:
         say(f"\nStopped before {path} was done; the same command goes on from the last finished chunk")
         raise typer.Exit(130) from None

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from shortflow.cli.common import Bf16, Compile, Guidance, Imports, RunPath, Window, count, numbers, say, window_of
+from shortflow.cli.progress import progress
 from shortflow.errors import ConfigError
 
 __all__ = ["GammaShare", "GridName", "SamplerName", "loaded", "sample"]
@@ -120,7 +121,8 @@ def sample(
         what = f"{count(n, 'file')} → {path}/" if single else f"{count(n, 'sample')} → {path}"
         say(what + (f" ({before:,} of them were there)" if before else ""))
     else:
-        pixels, _ = runs.generate(model.flow, model.spec, n, **settings)
+        with progress("samples") as shown:
+            pixels, _ = runs.generate(model.flow, model.spec, n, report=shown, **settings)
         save_png(runs.picture(pixels), path)
         say(f"{count(n, 'sample')}, {count(len(chosen_times) - 1, 'step')} → {path}")
     if bf16:
@@ -143,17 +145,17 @@ def loaded(run: Path, compile: bool, device: str | None = None) -> Any:
 
 @contextmanager
 def _going_on(path: Path, n: int) -> Iterator[Callable[[int, int], None]]:
-    """Lines on the way for many samples, and a word on Ctrl-C: what is written is kept."""
-    done, marks = 0, {round(n * i / 10) for i in range(1, 10)} if n >= 5000 else set()
-
-    def report(now: int, total: int) -> None:
-        nonlocal done
-        if any(done < mark <= now for mark in marks):
-            say(f"{now:,} of {total:,} samples")
-        done = now
-
+    """How far it is, and a word on Ctrl-C: what is written is kept."""
+    done = 0
     try:
-        yield report
+        with progress("samples") as shown:
+
+            def report(now: int, total: int) -> None:
+                nonlocal done
+                done = now
+                shown(now, total)
+
+            yield report
     except KeyboardInterrupt:
         say(f"\nStopped after {done:,} of {n:,} samples → {path}; the same command goes on from there")
         raise typer.Exit(130) from None

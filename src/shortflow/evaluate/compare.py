@@ -95,7 +95,7 @@ def compare_statistics(
         n, name                   the number of images, and what the distance may be called (`distance_name`).
         distance                  Fréchet distance of features.
         spatial_name, spatial_distance      the same of spatial features: sFID.
-        inception_score, inception_score_std    mean and deviation over ten splits, of the classes of these features.
+        inception_score, inception_score_std    mean and deviation over ten random splits.
         kid                       kernel distance of the kept features (unbiased; blocks of 5000).
         precision, recall, density, coverage, k, neighbours_n, neighbours_reference     see `neighbour_scores`.
         fingerprint               SHA-256 of the images.

@@ -4,9 +4,9 @@ IS = mean over splits of exp(mean_i KL(p_i ‖ q)),   p_i: the classes' probabil
                                                         q: their mean in the split
 
 With Σ_i Σ_c p log p and Σ_i p a split is known, so scores are sums that merge: no probabilities are kept. Splits are
-`SPLITS` consecutive parts of the n images in their order, as in ADM (5000 of 50,000); torch-fidelity shuffles first,
-and a folder that is sorted by class has a lower score in its order. Source: Salimans et al. 2016, arXiv:1606.03498,
-section 4.
+`SPLITS` parts of the n images by their numbers. Numbers in a random order, as torch-fidelity has them, give every set a
+score; in the order of the files, as in ADM, a folder that is sorted by class has a lower one. Source: Salimans et al.
+2016, arXiv:1606.03498, section 4.
 """
 
 from collections.abc import Mapping
@@ -38,11 +38,13 @@ class SplitScores:
     mass: Float64[Tensor, "s c"]
 
     @classmethod
-    def of(cls, logits: Float[Tensor, "m c"], first: int, n: int, splits: int = SPLITS) -> "SplitScores":
-        """The sums of images first, first + 1, …, of n in all; split i holds images ⌊i n/s⌋ to ⌊(i + 1) n/s⌋ − 1."""
+    def of(
+        cls, logits: Float[Tensor, "m c"], numbers: Int64[Tensor, "m"], n: int, splits: int = SPLITS
+    ) -> "SplitScores":
+        """The sums of the images of these numbers, of n in all; split i holds numbers ⌊i n/s⌋ to ⌊(i + 1) n/s⌋ − 1."""
         log_p = logits.detach().cpu().double().log_softmax(1)
         ends = torch.tensor([(i + 1) * n // splits for i in range(splits)])
-        split = torch.searchsorted(ends, torch.arange(first, first + len(logits)), right=True)
+        split = torch.searchsorted(ends, numbers, right=True)
         p = log_p.exp()
         return cls(
             count=torch.bincount(split, minlength=splits),

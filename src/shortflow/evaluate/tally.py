@@ -39,7 +39,7 @@ class Plan:
     Attributes:
         n: how many images there are.
         keep: of how many the features are kept, for KID and neighbours: the first in a fixed random order.
-        order: the seed of that order.
+        order: the seed of that order, which the splits of the Inception score are in too.
         spatial: whether spatial features are taken (sFID), where the extractor has them.
 
     Raises:
@@ -209,7 +209,7 @@ class _Part:
         return cls(
             features=Moments.of(found.features),
             spatial=None if spatial is None else Moments.of(spatial),
-            scores=SplitScores.of(found.logits, first, plan.n) if found.logits is not None and enough else None,
+            scores=SplitScores.of(found.logits, here, plan.n) if found.logits is not None and enough else None,
             rows=[found.features[kept]],
             places=[here[kept]],
         )

@@ -26,6 +26,7 @@ from shortflow.sample import (
     interpolate,
     sample,
 )
+from shortflow.typing import Report
 
 __all__ = [
     "Drawn",
@@ -114,12 +115,18 @@ def _decoded(batch: Samples, spec: DataSpec) -> Drawn:
     return Drawn(first=batch.first, pixels=spec.decode(batch.x), labels=label)
 
 
-def generate(flow: FlowMap, spec: DataSpec, n: int, **settings: Any) -> tuple[Pixels, np.ndarray | None]:
+def generate(
+    flow: FlowMap, spec: DataSpec, n: int, *, report: Report | None = None, **settings: Any
+) -> tuple[Pixels, np.ndarray | None]:
     """n decoded samples (uint8 images or points) and their classes (None: unconditional), all of them in memory.
 
-    `settings` are those of `draw`.
+    `settings` are those of `draw`; `report` is called with (samples drawn, n) after every batch.
     """
-    drawn = list(draw(flow, spec, n, **settings))
+    drawn: list[Drawn] = []
+    for part in draw(flow, spec, n, **settings):
+        drawn.append(part)
+        if report is not None:
+            report(part.first + len(part.pixels), n)
     labels = [part.labels for part in drawn if part.labels is not None]
     return np.concatenate([part.pixels for part in drawn]), np.concatenate(labels) if labels else None
 

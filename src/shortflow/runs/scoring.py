@@ -1,7 +1,12 @@
 """The quality of a model by number of steps, next to real data."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from shortflow import evaluate
 from shortflow.config import to_plain
@@ -9,13 +14,15 @@ from shortflow.data import load as load_data
 from shortflow.errors import MetricError, SamplerError
 from shortflow.flowmap import FlowMap
 from shortflow.hub import Model
-from shortflow.runs.sampling import Window, class_labels, draw, generate, guided, steps_named
+from shortflow.runs.sampling import Pixels, Window, class_labels, draw, guided, steps_named
+from shortflow.runs.streaming import BATCH, save_array
 from shortflow.sample import (
     Sampler,
     default_grid,
     default_sampler,
     grid_times,
 )
+from shortflow.typing import Report
 
 __all__ = ["grids_of", "score", "score_table", "verdict"]
 
@@ -32,12 +39,16 @@ def score(
     grid: str | None = None,
     middle: float | None = None,
     bf16: bool = False,
+    keep: Path | None = None,
+    report: Report | None = None,
 ) -> dict[str, Any]:
     """The quality of a model by number of steps, next to held-out real data: the content of evaluation.json.
 
     `sampler` and `grid` are by default those that are usual for the model; `middle` is the middle time of two steps;
     `guidance` and `window` are those of `guided`; `bf16` is that of `draw`. Images are scored as they are drawn, and
-    never held together.
+    never held together; with `keep` they are written to that folder first, an array for each number of steps, so that
+    a scoring that was interrupted goes on with what is there (`save_array`). `report` is called with (steps of samples
+    that are done, in all).
 
     Images of digits, MNIST, Fashion-MNIST and CIFAR-10 are scored in the features of the shipped classifier, points by
     energy distance and sliced Wasserstein distance.
@@ -66,10 +77,11 @@ def score(
         "data": source,
         "precision": "bf16" if bf16 else "fp32",
     }
-    drawing: dict[str, Any] = {"sampler": rule, "seed": seed, "bf16": bf16}
+    drawing: dict[str, Any] = {"sampler": rule, "seed": seed, "bf16": bf16, "guidance": guidance, "window": window}
+    samples = _Samples(model, n, grids, drawing, keep, report)
     if not spec.image:
-        for count, times in grids.items():
-            points, _ = generate(flow, spec, n, times=times, **drawing)
+        for count in grids:
+            points = np.concatenate(list(samples.of(count)))
             rows[steps_named(count)] = evaluate.compare_points(points, held_out.samples[:n])
         rows["real (train)"] = evaluate.compare_points(train.samples[:n], held_out.samples[:n])
         return {**record, "rows": rows}
@@ -77,13 +89,44 @@ def score(
     reference = evaluate.Reference.of(
         train.samples, train.labels, held_out=held_out.samples, held_out_labels=held_out.labels, classifier=classifier
     )
-    for count, times in grids.items():
-        images = (part.pixels for part in draw(flow, spec, n, times=times, **drawing))
+    for count in grids:
         rows[steps_named(count)] = evaluate.evaluate_images(
-            images, class_labels(spec, n), reference=reference, classifier=classifier
+            samples.of(count), class_labels(spec, n), reference=reference, classifier=classifier
         )
     rows["real (held out)"] = evaluate.real_row(reference=reference, classifier=classifier, count=n)
     return {**record, "rows": rows}
+
+
+@dataclass(frozen=True)
+class _Samples:
+    """What is scored: n samples of the model in each number of steps, which have their grid."""
+
+    model: Model
+    n: int
+    grids: Mapping[int, tuple[float, ...]]
+    drawing: Mapping[str, Any]
+    keep: Path | None
+    report: Report | None
+
+    def of(self, count: int) -> Iterator[Pixels]:
+        """Those in `count` steps, batch by batch: from the disk if they are kept, else as they are drawn."""
+        settings = {**self.drawing, "times": self.grids[count]}
+        if self.keep is None:
+            for part in draw(self.model.flow, self.model.spec, self.n, **settings):
+                self._tell(count, part.first + len(part.pixels))
+                yield part.pixels
+            return
+        file = self.keep / f"{steps_named(count).replace(' ', '-')}.npy"
+        save_array(self.model, self.n, file, report=lambda done, _: self._tell(count, done), **settings)
+        self._tell(count, self.n)
+        stored = np.load(file, mmap_mode="r")
+        for first in range(0, self.n, BATCH):
+            yield np.array(stored[first : first + BATCH])
+
+    def _tell(self, count: int, done: int) -> None:
+        if self.report is not None:
+            before = sum(itertools.takewhile(lambda other: other != count, self.grids))
+            self.report(self.n * before + done * count, self.n * sum(self.grids))
 
 
 def grids_of(
