@@ -450,13 +450,13 @@ def test_every_sampler_of_the_exact_flow_scores_like_real_data(sampler: Sampler,
 
 def test_the_middle_time_is_that_of_two_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    generate = runs.generate
+    draw = runs.draw
 
     def spy(flow: FlowMap, spec: DataSpec, n: int, **others: Any) -> Any:
         asked.append(others["times"])
-        return generate(flow, spec, n, **others)
+        return draw(flow, spec, n, **others)
 
-    monkeypatch.setattr(scoring, "generate", spy)
+    monkeypatch.setattr(scoring, "draw", spy)
     runs.score(exact_gaussian(), (1, 2, 3), n=10, grid="karras", middle=0.7)
     assert asked == [(1.0, 0.0), (1.0, 0.7, 0.0), pytest.approx((1.0, (2 / 3) ** 7, (1 / 3) ** 7, 0.0))]
 
@@ -518,7 +518,7 @@ def test_what_cannot_be_scored_is_refused_before_any_sample(
     guided = finished(
         tmp_path / "guided", "esc", "digits", "objective.target.velocity.kappa=0.5", "objective.label_dropout=0.1"
     )
-    monkeypatch.setattr(scoring, "generate", no_samples)
+    monkeypatch.setattr(scoring, "draw", no_samples)
     refuses_to_score(own, r"one is shipped for cifar10, digits, fashion-mnist, mnist only.*evaluate_images")
     refuses_to_score(large, r"makes images of shape \(1, 16, 16\), the classifier for digits takes \(1, 8, 8\)")
     refuses_to_score(digits, "n = 5 samples are too few to score, at least 6", n=5)

@@ -276,6 +276,40 @@ def test_scores_are_taken_batch_by_batch(digits: hub.Model, monkeypatch: pytest.
     assert row["conditional_accuracy"] == wanted["conditional_accuracy"]
 
 
+def test_scoring_goes_on_with_the_samples_that_are_kept(
+    digits: hub.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scores are those of samples that are not kept; of the work, only what is missing is done again."""
+    monkeypatch.setattr(streaming, "BATCH", 256)
+    wanted = runs.score(digits, (1, 2), n=300, seed=3)
+    reported: list[tuple[int, int]] = []
+    with monkeypatch.context() as patched:
+        stopping(patched, 1, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            runs.score(digits, (1, 2), n=300, seed=3, keep=tmp_path, report=lambda *done: reported.append(done))
+    assert reported == [(256, 900)]
+    reported.clear()
+    found = runs.score(digits, (1, 2), n=300, seed=3, keep=tmp_path, report=lambda *done: reported.append(done))
+    assert reported == [(300, 900), (300, 900), (812, 900), (900, 900), (900, 900)]
+    assert [row["fingerprint"] for name, row in found["rows"].items() if "step" in name] == [
+        row["fingerprint"] for name, row in wanted["rows"].items() if "step" in name
+    ]
+    assert found["rows"]["1 step"]["fd"] == pytest.approx(wanted["rows"]["1 step"]["fd"], rel=1e-5)
+    assert {"1-step.npy", "2-steps.npy"} <= set(content(tmp_path))
+    with monkeypatch.context() as patched:
+        patched.setattr(streaming, "draw", lambda *_, **__: pytest.fail("drawn again"))
+        assert runs.score(digits, (1, 2), n=300, seed=3, keep=tmp_path)["rows"] == found["rows"]
+    with pytest.raises(ConfigError, match="made with seed 3, not 4"):
+        runs.score(digits, (1,), n=300, seed=4, keep=tmp_path)
+
+
+def test_scoring_says_how_far_it_is(points: hub.Model, tmp_path: Path) -> None:
+    reported: list[tuple[int, int]] = []
+    plain = runs.score(points, (4, 1), n=300, report=lambda *done: reported.append(done))
+    assert reported == [(1024, 1500), (1200, 1500), (1456, 1500), (1500, 1500)]
+    assert runs.score(points, (4, 1), n=300, keep=tmp_path)["rows"]["1 step"]["n"] == plain["rows"]["1 step"]["n"]
+
+
 # ------------------------------------------------------------------------------------------------------------ bfloat16
 
 
