@@ -147,8 +147,8 @@ def _check_scoring(model: Model, steps: Sequence[int], n: int) -> None:
     if spec.image and source not in evaluate.classifier_names():
         raise MetricError(
             f"{source}: images are scored in the features of a classifier, and one is shipped for "
-            f"{', '.join(evaluate.classifier_names())} only. For other images give --reference or --features (FID), or train "
-            "one (scripts/train_classifiers.py) and call shortflow.evaluate.evaluate_images with it"
+            f"{', '.join(evaluate.classifier_names())} only. For other images give --reference or --features (FID), or "
+            "train one (scripts/train_classifiers.py) and call shortflow.evaluate.evaluate_images with it"
         )
     if spec.image:
         wanted = evaluate.load_classifier(source).network.shape
