@@ -94,8 +94,8 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_command_argument_and_option_is_explained() -> None:
     group: Any = typer.main.get_command(app)
-    commands = ["train", "encode", "sample", "evaluate", "status", "recipes", "show", "cost", "demo", "import"]
-    assert list(group.commands) == commands
+    commands = ["train", "encode", "sample", "evaluate", "reference", "status", "recipes", "show", "cost", "demo"]
+    assert list(group.commands) == [*commands, "import"]
     explained = 0
     for name, command in group.commands.items():
         assert command.help, name
@@ -109,7 +109,8 @@ def test_every_command_argument_and_option_is_explained() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["", "train", "encode", "sample", "evaluate", "status", "recipes", "show", "cost", "demo", "import"]
+    "command",
+    ["", "train", "encode", "sample", "evaluate", "reference", "status", "recipes", "show", "cost", "demo", "import"],
 )
 def test_help_ends_well_and_names_every_option(command: str, shortflow: Shortflow) -> None:
     said = shortflow(*command.split(), "--help")
@@ -397,7 +398,7 @@ def test_a_network_can_be_compiled_for_sampling(
 def test_class_names_are_no_paths(trained: Path, tmp_path: Path, shortflow: Shortflow, monkeypatch: Any) -> None:
     model = hub.load(trained)
     object.__setattr__(model.spec, "classes", ("../../evil", "a b", *"23456789"))
-    monkeypatch.setattr(hub, "load", lambda _: model)
+    monkeypatch.setattr(hub, "load", lambda *_: model)
     shortflow("sample", trained, "-n", 2, "--single", "--out", tmp_path / "in" / "single")
     assert sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*.png")) == [
         "in/single/000000-_evil.png",

@@ -20,6 +20,7 @@ from autoencoders import saved
 from shortflow import hub, runs
 from shortflow.cli import main
 from shortflow.config import override, recipe_named
+from shortflow.data import DataSpec
 from shortflow.data.encoders import load_autoencoder
 from shortflow.data.latents import open_latents
 from shortflow.errors import CheckpointError, ConfigError, MetricError
@@ -145,7 +146,7 @@ def test_the_units_of_the_decoder_are_those_of_the_encoder(folder: Path) -> None
     """Network units and back: the autoencoder sees the latents that it made."""
     found = open_latents(folder / "latents")
     for sigma_data in (None, 0.5):
-        spec = hub.DataSpec.fit(found, sigma_data)
+        spec = DataSpec.fit(found, sigma_data)
         z = found.take(np.arange(8))
         np.testing.assert_allclose(spec.decode(spec.encode(z)), z, rtol=1e-5, atol=1e-5)
 

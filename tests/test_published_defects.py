@@ -70,13 +70,13 @@ def command(*arguments: object) -> None:
 
 
 def sample_command(model: hub.Model, guidance: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
-    monkeypatch.setattr(hub, "load", lambda _: model)
+    monkeypatch.setattr(hub, "load", lambda *_: model)
     command("sample", "model", "-n", 4, "--guidance", guidance, "--out", tmp_path / "s.png")
     return np.asarray(Image.open(tmp_path / "s.png"))
 
 
 def evaluate_command(model: hub.Model, guidance: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
-    monkeypatch.setattr(hub, "load", lambda _: model)
+    monkeypatch.setattr(hub, "load", lambda *_: model)
     command("evaluate", "model", "--steps", 1, "-n", 20, "--guidance", guidance, "--out", tmp_path / "e.json")
     return scores(json.loads((tmp_path / "e.json").read_text()))
 

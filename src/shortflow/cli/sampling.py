@@ -1,4 +1,4 @@
-"""`shortflow sample` and `shortflow evaluate`."""
+"""`shortflow sample`."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,7 +23,7 @@ from shortflow.cli.common import (
 from shortflow.cli.progress import progress
 from shortflow.errors import ConfigError
 
-__all__ = ["evaluate", "sample"]
+__all__ = ["GammaShare", "GridName", "SamplerName", "loaded", "sample"]
 
 SamplerName = Annotated[
     str,
@@ -99,7 +99,7 @@ def sample(
     _check_sample(interpolate, single, any(given.values()) or rule is not None or bf16 or compile, out)
     if interpolate and n % 8:
         raise ConfigError(f"--interpolate draws rows of 8 samples; give --n as a multiple of 8, not {n}")
-    model = _loaded(run, compile)
+    model = loaded(run, compile)
     chosen = _classes(classes, model.spec.classes)
     path = out or Path("samples" if single else "samples.png")
     found = runs.decoding(model.spec, model.run.data.encoder, encoder, say=say)
@@ -158,10 +158,11 @@ def sample(
         say(f"bf16: the first {count(checked, 'sample')} differ from fp32 by {apart:.2%} of their deviation")
 
 
-def _loaded(run: Path, compile: bool) -> Any:
+def loaded(run: Path, compile: bool, device: str | None = None) -> Any:
+    """The model at `run`, its network compiled where that is asked for."""
     from shortflow import hub
 
-    model = hub.load(run)
+    model = hub.load(run, device)
     if compile:
         from shortflow.nn.compiling import compile_network
 
@@ -228,67 +229,3 @@ def _classes(text: str | None, names: tuple[str, ...]) -> list[int] | None:
     if not chosen:
         raise ConfigError(f"--class {text!r} names no class; leave it out for all in turn")
     return chosen
-
-
-def evaluate(
-    run: RunPath,
-    steps: Annotated[str, typer.Option(help="Numbers of steps, with commas.")] = "1,2,4,8",
-    n: Annotated[
-        int, typer.Option("--n", "-n", help="Samples per number of steps. Scores are only comparable at equal n.")
-    ] = 1000,
-    seed: Annotated[int, typer.Option(help="Seed of the samples.")] = 0,
-    guidance: Guidance = 1.0,
-    window: Window = None,
-    sampler: SamplerName = "auto",
-    gamma: GammaShare = None,
-    grid: GridName = "auto",
-    middle: Annotated[
-        float | None, typer.Option(metavar="T", help="The time in the middle of two steps, instead of --grid's.")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="JSON file; by default evaluation.json beside the model.")] = None,
-    keep: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="Write the samples there, an array for each number of steps, and score them from there: if that is "
-            "interrupted, the same command goes on where it stopped.",
-            show_default=False,
-        ),
-    ] = None,
-    bf16: Bf16 = False,
-    compile: Compile = False,
-    imports: Imports = None,
-) -> None:
-    """Score a model by number of steps, next to real data.
-
-    The real data are held out; read the scores against theirs. Prints a table and writes evaluation.json, in which
-    sampler and grid are named.
-    """
-    from shortflow import runs
-    from shortflow.evaluate import write_record
-
-    counts = numbers(steps, "--steps")
-    rule, kind, acting = runs.sampler_named(sampler, gamma), runs.grid_named(grid), window_of(window)
-    model = _loaded(run, compile)
-    settings: dict[str, Any] = {
-        "seed": seed,
-        "guidance": guidance,
-        "window": acting,
-        "sampler": rule,
-        "grid": kind,
-        "middle": middle,
-        "bf16": bf16,
-    }
-    try:
-        with progress("sampling steps", title="scoring") as shown:
-            record = runs.score(model, counts, n=n, keep=keep, report=shown, **settings)
-    except KeyboardInterrupt:
-        kept = f"the same command goes on with the samples in {keep}"
-        say(f"\nStopped; {'nothing is kept, which --keep FOLDER would change' if keep is None else kept}")
-        raise typer.Exit(130) from None
-    path = out or model.path.parent / "evaluation.json"
-    write_record(path, record)
-    say(runs.score_table(record))
-    for line in runs.verdict(record):
-        say(line)
-    say(f"→ {path}")

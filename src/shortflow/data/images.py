@@ -13,9 +13,9 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from io import BytesIO
+from io import BufferedIOBase
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, TypeVar, cast
 
 import numpy as np
 from jaxtyping import UInt8
@@ -290,12 +290,12 @@ def _decode(folder: Path, paths: list[Path], read: Callable[[Path], T], report: 
         )
 
 
-def read_image(file: Path | BytesIO, resolution: int | None) -> Pixels:
-    """The image in a file, upright, opaque and in 8 bits, grey or RGB, after `center_crop`.
+def read_image(file: Path | BufferedIOBase, resolution: int | None = None) -> Pixels:
+    """The image in a file, upright, opaque and in 8 bits: grey (h, w) or RGB (h, w, 3), after `center_crop`.
 
     Raises almost anything where it is damaged.
     """
-    with Image.open(file) as opened:
+    with Image.open(cast(IO[bytes], file)) as opened:
         image = _flatten(opened)
     return np.asarray(image if resolution is None else center_crop(image, resolution))
 

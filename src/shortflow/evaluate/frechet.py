@@ -20,7 +20,25 @@ from torch import Tensor
 
 from shortflow.errors import MetricError
 
-__all__ = ["Moments", "frechet_distance"]
+__all__ = ["Gaussian", "Moments", "frechet_distance"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Gaussian:
+    """Mean and covariance of a feature set whose images are not at hand, as statistics files have them.
+
+    Attributes:
+        mean: μ, of shape (d,), float64.
+        cov: Σ, of shape (d, d), float64.
+    """
+
+    mean: Float64[Tensor, "d"]
+    cov: Float64[Tensor, "d d"]
+
+    @property
+    def trace(self) -> float:
+        """tr Σ."""
+        return float(torch.diagonal(self.cov).sum())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +130,7 @@ class Moments:
         return cls.from_tensors(tensors)
 
 
-def _same_dimension(a: Moments, b: Moments) -> None:
+def _same_dimension(a: Moments | Gaussian, b: Moments | Gaussian) -> None:
     if a.mean.shape != b.mean.shape:
         raise MetricError(
             f"moments of {a.mean.shape[0]} and {b.mean.shape[0]} dimensions do not go together; "
@@ -120,7 +138,7 @@ def _same_dimension(a: Moments, b: Moments) -> None:
         )
 
 
-def frechet_distance(a: Moments, b: Moments) -> float:
+def frechet_distance(a: Moments | Gaussian, b: Moments | Gaussian) -> float:
     """FD(a, b) ≥ 0, in squared feature units. Symmetric up to rounding.
 
     Two symmetric eigenproblems in float64, so no complex numbers appear and singular covariances (fewer samples

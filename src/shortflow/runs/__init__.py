@@ -1,9 +1,21 @@
 """Whole runs: configure, train, sample and score, as functions. The command line is a thin shell around them."""
 
+from shortflow.data.stored import open_images
+from shortflow.runs.comparing import (
+    Compared,
+    compare,
+    compared_table,
+    drawn_images,
+    extractor_named,
+    remarks,
+    statistics_of,
+    training_images,
+)
 from shortflow.runs.configuring import configure, notes, open_run
 from shortflow.runs.decoding import Decoding, decoding, save_latents
 from shortflow.runs.encoding import encode, rescaled
 from shortflow.runs.feeds import Images, Stored
+from shortflow.runs.gathering import World, gather, processes
 from shortflow.runs.planning import Plan, plan
 from shortflow.runs.running import training
 from shortflow.runs.sampling import (
@@ -24,6 +36,7 @@ from shortflow.runs.storing import Encoded, EncodeSettings
 from shortflow.runs.streaming import save_array, save_folder
 
 __all__ = [
+    "Compared",
     "Decoding",
     "Drawn",
     "EncodeSettings",
@@ -31,21 +44,30 @@ __all__ = [
     "Images",
     "Plan",
     "Stored",
+    "World",
     "bf16_difference",
     "class_labels",
+    "compare",
+    "compared_table",
     "comparison_picture",
     "configure",
     "decoding",
     "draw",
+    "drawn_images",
     "encode",
+    "extractor_named",
+    "gather",
     "generate",
     "grid_named",
     "guided",
     "interpolation",
     "notes",
+    "open_images",
     "open_run",
     "picture",
     "plan",
+    "processes",
+    "remarks",
     "rescaled",
     "sampler_named",
     "save_array",
@@ -53,6 +75,8 @@ __all__ = [
     "save_latents",
     "score",
     "score_table",
+    "statistics_of",
     "training",
+    "training_images",
     "verdict",
 ]

@@ -24,7 +24,7 @@ from shortflow.sample import (
 )
 from shortflow.typing import Report
 
-__all__ = ["score", "score_table", "verdict"]
+__all__ = ["grids_of", "score", "score_table", "verdict"]
 
 
 def score(
@@ -60,7 +60,7 @@ def score(
     source, spec = model.run.data.source, model.spec
     _check_scoring(model, steps, n)
     rule, flow = sampler or default_sampler(model.flow), guided(model.flow, guidance, window)
-    grids = _grids(flow, steps, grid, middle)
+    grids = grids_of(flow, steps, grid, middle)
     for times in grids.values():
         rule.check(flow, times)
     train, held_out = (load_data(source, split, resolution=model.run.data.resolution) for split in ("train", "test"))
@@ -129,7 +129,9 @@ class _Samples:
             self.report(self.n * before + done * count, self.n * sum(self.grids))
 
 
-def _grids(flow: FlowMap, steps: Sequence[int], grid: str | None, middle: float | None) -> dict[int, tuple[float, ...]]:
+def grids_of(
+    flow: FlowMap, steps: Sequence[int], grid: str | None, middle: float | None
+) -> dict[int, tuple[float, ...]]:
     """The grid of each number of steps: two steps have the middle time where one is given, all others `grid`."""
     if middle is not None and 2 not in steps:
         raise SamplerError(f"the middle time {middle:g} is that of 2 steps, which are not among {list(steps)}")
@@ -145,13 +147,14 @@ def _check_scoring(model: Model, steps: Sequence[int], n: int) -> None:
     if spec.kind == "latents":
         raise MetricError(
             f"{source}: this model makes latents, and images are scored in the features of a classifier; draw and "
-            "decode them (shortflow sample RUN --encoder FOLDER --n 50000 --out samples.npy), and score the images"
+            "decode them (shortflow sample RUN --encoder FOLDER --n 50000 --out samples.npy), and score the images "
+            "(shortflow evaluate samples.npy --reference STATS|IMAGES)"
         )
     if spec.image and source not in evaluate.classifier_names():
         raise MetricError(
             f"{source}: images are scored in the features of a classifier, and one is shipped for "
-            f"{', '.join(evaluate.classifier_names())} only. For other images train one "
-            "(scripts/train_classifiers.py) and call shortflow.evaluate.evaluate_images with it"
+            f"{', '.join(evaluate.classifier_names())} only. For other images give --reference or --features (FID), or "
+            "train one (scripts/train_classifiers.py) and call shortflow.evaluate.evaluate_images with it"
         )
     if spec.image:
         wanted = evaluate.load_classifier(source).network.shape

@@ -1,0 +1,312 @@
+"""`shortflow evaluate` and `shortflow reference`."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from shortflow.cli.common import Bf16, Compile, Guidance, Imports, Window, count, numbers, say, window_of
+from shortflow.cli.progress import progress
+from shortflow.cli.sampling import GammaShare, GridName, SamplerName, loaded
+from shortflow.errors import ConfigError
+
+__all__ = ["evaluate", "reference"]
+
+FeaturesName = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="inception (FID); classifier (the one shipped for the data), classifier:NAME; FILE.pt2, a program of "
+        "features; or auto: the classifier for a run without --reference, otherwise inception.",
+    ),
+]
+InceptionFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Weights of the FID Inception-v3, pt_inception-2015-12-05-6726825d.pth; by default what the environment "
+        "variable SHORTFLOW_INCEPTION names, or what --download has fetched.",
+        show_default=False,
+    ),
+]
+OtherWeights = Annotated[
+    bool,
+    typer.Option(
+        "--other-weights", help="Take Inception weights other than the published ones; the result is not FID."
+    ),
+]
+Download = Annotated[
+    bool,
+    typer.Option("--download", help="Fetch the published Inception weights (91 MiB) if they are not there; only then."),
+]
+Resolution = Annotated[
+    int | None,
+    typer.Option(
+        metavar="PIXELS",
+        help="Crop and scale images of both sides to this first; by default they must have one size.",
+        show_default=False,
+    ),
+]
+Keep = Annotated[
+    int,
+    typer.Option(
+        metavar="N", help="Features of each side that KID, precision and recall are taken of, at most; 0 for none."
+    ),
+]
+
+
+def evaluate(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN|IMAGES",
+            help="A run directory or a model.safetensors file; or anybody's images: a folder, .zip, .npz or .npy.",
+            show_default=False,
+        ),
+    ],
+    steps: Annotated[str, typer.Option(help="Numbers of steps, with commas.")] = "1,2,4,8",
+    n: Annotated[
+        int | None,
+        typer.Option(
+            "--n",
+            "-n",
+            help="Samples per number of steps, by default 1000, or 50000 with --reference or --features. Scores are "
+            "only comparable at equal n.",
+            show_default=False,
+        ),
+    ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            metavar="STATS|IMAGES",
+            help="What to compare with: statistics (.npz with mu and sigma), or images, as a path or a data set's name "
+            "(cifar10, cifar10:test). For a run by default the images it was trained on.",
+            show_default=False,
+        ),
+    ] = None,
+    features: FeaturesName = "auto",
+    inception: InceptionFile = None,
+    other_weights: OtherWeights = False,
+    download: Download = False,
+    resolution: Resolution = None,
+    neighbours: Keep = 10_000,
+    seed: Annotated[int, typer.Option(help="Seed of the samples.")] = 0,
+    guidance: Guidance = 1.0,
+    window: Window = None,
+    sampler: SamplerName = "auto",
+    gamma: GammaShare = None,
+    grid: GridName = "auto",
+    middle: Annotated[
+        float | None, typer.Option(metavar="T", help="The time in the middle of two steps, instead of --grid's.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="JSON file; by default evaluation.json beside the model, or IMAGES.evaluation.json."),
+    ] = None,
+    keep: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="For a run and its shipped classifier: write the samples there, an array for each number of steps, "
+            "and score them from there: if that is interrupted, the same command goes on where it stopped.",
+            show_default=False,
+        ),
+    ] = None,
+    bf16: Bf16 = False,
+    compile: Compile = False,
+    imports: Imports = None,
+) -> None:
+    """Score a model, or anybody's images, beside real data.
+
+    A run is scored by number of steps, in the features of the classifier that is shipped for its data, next to held-out
+    images; with --reference or --features in those of Inception (FID, sFID, Inception score, KID, precision and recall)
+    or of a network of yours. Every choice that a figure depends on is written to the JSON file beside it. Interrupted,
+    the same command goes on where it stopped; under torchrun, several processes share the work and give the same
+    figures.
+    """
+    from shortflow import runs
+
+    rule, kind, acting = runs.sampler_named(sampler, gamma), runs.grid_named(grid), window_of(window)
+    settings: dict[str, Any] = {
+        "seed": seed,
+        "guidance": guidance,
+        "window": acting,
+        "sampler": rule,
+        "grid": kind,
+        "middle": middle,
+        "bf16": bf16,
+    }
+    is_run = _is_run(target)
+    if is_run and reference is None and features in ("auto", "classifier"):
+        _check_unused({"--resolution": resolution is not None, "--inception": inception is not None})
+        if os.environ.get("WORLD_SIZE", "1") != "1":
+            raise ConfigError(
+                "scores in the features of the shipped classifier are for one process; start it without a launcher, or "
+                "give --reference or --features"
+            )
+        _score(Path(target), numbers(steps, "--steps"), 1000 if n is None else n, settings, out, keep, compile)
+        return
+    _check_unused({"--keep": keep is not None}, "these features, whose sums are kept beside the result")
+    with runs.processes() as world:
+        if is_run:
+            model = loaded(Path(target), compile, world.device)
+            counts, number = numbers(steps, "--steps"), 50_000 if n is None else n
+            compared = runs.drawn_images(model, counts, number, resolution=resolution, **settings)
+            source, known = model.run.data.source, reference or runs.training_images(model, resolution)
+        else:
+            made = {"--n": n is not None, "--compile": compile, "--bf16": bf16, "--sampler": rule is not None}
+            _check_unused(made | {"--guidance": guidance != 1, "--window": acting is not None}, "images that are there")
+            if reference is None:
+                raise ConfigError(
+                    f"{target}: say what to compare these images with: --reference STATS.npz, or --reference IMAGES"
+                )
+            images = runs.open_images(target, resolution=resolution)
+            compared = runs.Compared(images={Path(target).name or target: images})
+            source, known = reference.partition(":")[0], reference
+        extractor = _extractor(features, source, inception, other_weights, download, world.device)
+        path = out or _place(target, extractor.name, is_run)
+        with _going_on(path) as reports:
+            record = runs.compare(
+                compared,
+                known,
+                extractor,
+                resolution=resolution,
+                neighbours=neighbours,
+                out=path,
+                world=world,
+                reports=reports,
+            )
+    if record is not None:
+        _show(record, path)
+
+
+def reference(
+    images: Annotated[
+        str,
+        typer.Argument(
+            metavar="IMAGES",
+            help="A folder, .zip, .npz or .npy of images, or a data set's name (cifar10, cifar10:test).",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[Path, typer.Option(metavar="NAME.npz", help="Where the statistics go.", show_default=False)],
+    features: FeaturesName = "inception",
+    inception: InceptionFile = None,
+    other_weights: OtherWeights = False,
+    download: Download = False,
+    resolution: Resolution = None,
+    neighbours: Keep = 10_000,
+) -> None:
+    """Make statistics of images, to compare others with.
+
+    That is done by evaluate --reference. The file holds mu and sigma (and mu_s and sigma_s), as other projects read
+    them, some features for KID, precision and recall, and what made them. Interrupted, the same command goes on; under
+    torchrun, processes share the work.
+    """
+    from shortflow import runs
+
+    if out.suffix != ".npz":
+        raise ConfigError(f"--out {out}: statistics are .npz files; give a name that ends so")
+    if out.exists():
+        raise ConfigError(f"{out} is there already; give another name, or remove it")
+    with runs.processes() as world:
+        name = "inception" if features == "auto" else features
+        extractor = _extractor(name, images.partition(":")[0], inception, other_weights, download, world.device)
+        stored = runs.open_images(images, resolution=resolution)
+        with _going_on(out) as reports:
+            found = runs.statistics_of(stored, extractor, keep=neighbours, out=out, world=world, report=reports(images))
+    if found is not None:
+        say(f"{count(stored.count, 'image')} of {stored.shape[2]}×{stored.shape[1]} pixels, {extractor.name} → {out}")
+
+
+# -------------------------------------------------------------------------------------------------------------- helpers
+
+
+def _is_run(target: str) -> bool:
+    """Whether a run is meant: one that is there, or anything that is no image file, folder or data set."""
+    from shortflow.data import names
+
+    path = Path(target).expanduser()
+    if path.is_dir():
+        return (path / "model.safetensors").is_file() or (path / "run.yaml").is_file()
+    return target.partition(":")[0] not in names() and path.suffix.lower() not in (".zip", ".npz", ".npy")
+
+
+def _extractor(name: str, source: str, inception: Path | None, other_weights: bool, download: bool, device: str) -> Any:
+    from shortflow import runs
+    from shortflow.evaluate import download_inception
+
+    name = "inception" if name == "auto" else name
+    _check_unused({"--inception": inception is not None and name != "inception"}, f"--features {name}")
+    if download:
+        if name != "inception" or inception is not None:
+            raise ConfigError("--download fetches the published Inception weights; leave it out with other ones")
+        with progress("bytes", title="Inception weights") as shown:
+            download_inception(shown)
+    return runs.extractor_named(name, source=source, weights=inception, published=not other_weights, device=device)
+
+
+def _check_unused(given: dict[str, bool], what: str = "the features of the shipped classifier") -> None:
+    options = [option for option, is_given in given.items() if is_given]
+    if options:
+        raise ConfigError(f"{', '.join(options)}: has no meaning for {what}; leave it out")
+
+
+def _place(target: str, features: str, is_run: bool) -> Path:
+    path = Path(target).expanduser()
+    if is_run:
+        return (path if path.is_dir() else path.parent) / f"evaluation-{features}.json"
+    return path.with_name(f"{path.name.replace(':', '-')}.evaluation.json")
+
+
+def _score(
+    run: Path, counts: list[int], n: int, settings: dict[str, Any], out: Path | None, keep: Path | None, compile: bool
+) -> None:
+    from shortflow import runs
+    from shortflow.evaluate import write_record
+
+    model = loaded(run, compile)
+    try:
+        with progress("sampling steps", title="scoring") as shown:
+            record = runs.score(model, counts, n=n, keep=keep, report=shown, **settings)
+    except KeyboardInterrupt:
+        kept = f"the same command goes on with the samples in {keep}"
+        say(f"\nStopped; {'nothing is kept, which --keep FOLDER would change' if keep is None else kept}")
+        raise typer.Exit(130) from None
+    path = out or model.path.parent / "evaluation.json"
+    write_record(path, record)
+    say(runs.score_table(record))
+    for line in runs.verdict(record):
+        say(line)
+    say(f"→ {path}")
+
+
+def _show(record: dict[str, Any], path: Path) -> None:
+    from shortflow import runs
+    from shortflow.evaluate import write_record
+
+    write_record(path, record)
+    say(runs.compared_table(record))
+    for line in runs.remarks(record):
+        say(f"Note: {line}.")
+    say(f"→ {path}")
+
+
+@contextmanager
+def _going_on(path: Path) -> Iterator[Callable[[str], Any]]:
+    """What shows how far each set of images is; and a word on Ctrl-C: finished chunks are kept."""
+    shown = ExitStack()
+
+    def reports(what: str) -> Any:
+        shown.close()  # the bar of the set before
+        return shown.enter_context(progress("images", title=what))
+
+    try:
+        with shown:
+            yield reports
+    except KeyboardInterrupt:
+        say(f"\nStopped before {path} was done; the same command goes on from the last finished chunk")
+        raise typer.Exit(130) from None

@@ -1,0 +1,338 @@
+"""FID and its kin of a trained model, or of anybody's images, against a reference; the record has every choice."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from shortflow import evaluate
+from shortflow.config import to_plain
+from shortflow.data import images as data_images
+from shortflow.data import load as load_data
+from shortflow.data.stored import Stored, of_dataset, open_images
+from shortflow.errors import MetricError
+from shortflow.evaluate import Extractor, Plan, Statistics
+from shortflow.evaluate.reference import REFERENCE_ORDER, SAMPLE_ORDER
+from shortflow.hub import Model, fingerprint
+from shortflow.runs.gathering import World, done_with, gather
+from shortflow.runs.sampling import Window, draw, guided, steps_named
+from shortflow.runs.scoring import grids_of
+from shortflow.runs.streaming import BATCH
+from shortflow.sample import Sampler, default_grid, default_sampler
+from shortflow.typing import Report
+
+__all__ = [
+    "Compared",
+    "compare",
+    "compared_table",
+    "drawn_images",
+    "extractor_named",
+    "remarks",
+    "statistics_of",
+    "training_images",
+]
+
+# Given (what is being done, Report or None): who shows it, and how.
+Reports = Callable[[str], Report | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """What is scored: sets of images by the names of their rows, and the settings that made them."""
+
+    images: Mapping[str, Stored]
+    made: Mapping[str, Any] = field(default_factory=dict)
+
+
+def extractor_named(
+    name: str,
+    *,
+    source: str | None = None,
+    weights: Path | None = None,
+    published: bool = True,
+    device: str = "cpu",
+) -> Extractor:
+    """The features by the name that a command line gives them.
+
+    Args:
+        name: "inception"; "classifier", the one shipped for the data `source`; "classifier:NAME"; or a .pt2 file.
+        weights, published: as for `load_inception`.
+
+    Raises:
+        MetricError: if there are none of that name, or their weights are not there.
+    """
+    if name == "inception":
+        return evaluate.load_inception(weights, device=device, published=published)
+    kind, _, data = name.partition(":")
+    if kind == "classifier":
+        return evaluate.classifier_features(evaluate.load_classifier(data or source or "", device))
+    if name.endswith(".pt2"):
+        return evaluate.load_program(name, device=device)
+    raise MetricError(
+        f"there are no features {name!r}; give inception, classifier, classifier:NAME ("
+        f"{', '.join(evaluate.classifier_names())}), or a file of shortflow.evaluate.save_program, NAME.pt2"
+    )
+
+
+def drawn_images(
+    model: Model,
+    steps: Sequence[int],
+    n: int,
+    *,
+    seed: int = 0,
+    guidance: float = 1.0,
+    window: Window = None,
+    sampler: Sampler | None = None,
+    grid: str | None = None,
+    middle: float | None = None,
+    bf16: bool = False,
+    resolution: int | None = None,
+) -> Compared:
+    """n images of a model in each number of steps, drawn when they are read, and never held together.
+
+    Settings are those of `score`.
+
+    Raises:
+        MetricError: if the model makes points or latents.
+        SamplerError: if it cannot be sampled so.
+    """
+    if model.spec.kind == "latents":
+        raise MetricError(
+            "features are those of images, and this model makes latents; draw and decode them (shortflow sample RUN "
+            "--encoder FOLDER --n 50000 --out samples.npy), and score samples.npy in place of the run"
+        )
+    if not model.spec.image:
+        raise MetricError("features are those of images, and this model makes points; leave out --features")
+    rule, flow = sampler or default_sampler(model.flow), guided(model.flow, guidance, window)
+    grids = grids_of(flow, steps, grid, middle)
+    for times in grids.values():
+        rule.check(flow, times)
+    made = {
+        "model": str(model.path),
+        "sha256": fingerprint(model.path),
+        "images_seen": model.images,
+        "seed": seed,
+        "guidance": guidance,
+        "window": None if window is None else list(window),
+        "sampler": to_plain(rule),
+        "grid": grid or default_grid(flow),
+        "middle": middle,
+        "precision": "bf16" if bf16 else "fp32",
+        "batch": BATCH,
+        "compiled": getattr(model.flow.network, "_compiled_call_impl", None) is not None,
+    }
+    drawing: dict[str, Any] = {"sampler": rule, "seed": seed, "bf16": bf16, "guidance": guidance, "window": window}
+    rows = {
+        steps_named(count): _drawn(model, n, {**drawing, "times": times}, f"{made} {times}", resolution)
+        for count, times in grids.items()
+    }
+    return Compared(images=rows, made=made)
+
+
+def _drawn(model: Model, n: int, settings: Mapping[str, Any], identity: str, resolution: int | None) -> Stored:
+    c, h, w = model.spec.shape
+
+    def read(first: int, last: int) -> Any:
+        for part in draw(model.flow, model.spec, last, first=first, batch_size=BATCH, **settings):
+            pixels = np.asarray(part.pixels)
+            yield pixels if resolution is None else data_images.resize(pixels, resolution)
+
+    return Stored(
+        source=str(model.path),
+        count=n,
+        shape=(c, h, w) if resolution is None else (c, resolution, resolution),
+        formats={"drawn": n},
+        identity=identity,
+        resolution=resolution,
+        read=read,
+    )
+
+
+def training_images(model: Model, resolution: int | None = None) -> Stored:
+    """The images that a model was trained on.
+
+    Raises:
+        DataError: if they are not there.
+    """
+    side = resolution if resolution is not None else model.run.data.resolution
+    return of_dataset(load_data(model.run.data.source, "train", resolution=side))
+
+
+def statistics_of(
+    images: Stored,
+    extractor: Extractor,
+    *,
+    keep: int = 10_000,
+    out: Path | None = None,
+    world: World | None = None,
+    report: Report | None = None,
+) -> Statistics | None:
+    """The statistics of all images, as a reference, written to `out`; None in processes other than the first.
+
+    Arguments are those of `Plan` and `gather`.
+    """
+    plan = Plan(n=images.count, keep=keep, order=REFERENCE_ORDER)
+    tally = gather(images, extractor, plan, beside=out, world=world, report=report)
+    if tally is None:
+        return None
+    found = Statistics.of(tally, extractor, images.source)
+    if out is not None:
+        found.save(out)
+        done_with(out, images, extractor, plan)
+    return found
+
+
+def compare(
+    compared: Compared,
+    reference: str | Path | Stored,
+    extractor: Extractor,
+    *,
+    resolution: int | None = None,
+    neighbours: int = 10_000,
+    k: int = 3,
+    out: Path | None = None,
+    world: World | None = None,
+    reports: Reports = lambda what: None,
+) -> dict[str, Any] | None:
+    """The record of every set of images against the reference; None in processes other than the first.
+
+    Args:
+        reference: statistics (.npz with mu and sigma), or images as for `open_images`, which are then seen first.
+        resolution: what both sides are brought to; it must have been given for `compared` too.
+        neighbours, k: features of each side that KID, precision and recall are taken of, at most, and the k-th
+            neighbour.
+        out: the file that the record is for; the parts of the work are kept beside it until all is done.
+
+    Raises:
+        MetricError: if reference and images cannot be compared, before any image is seen.
+        DataError: if there are no such images.
+    """
+    world = world or World()
+    sets = list(compared.images.values())
+    known, images = _opened(reference, resolution)
+    said = known or _expected(images, extractor)
+    for each in sets:
+        if each.count < 2:
+            raise MetricError(f"{each.source}: {each.count} image is too few; a covariance needs 2, a figure thousands")
+        evaluate.check_comparable(said, extractor, (each.shape[1], each.shape[2]))
+    spatial = said.spatial is not None or known is None
+    kept: list[tuple[Stored, Plan]] = []
+
+    def statistics(what: str, images: Stored, order: int, spatial: bool) -> Statistics | None:
+        plan = Plan(n=images.count, keep=neighbours, order=order, spatial=spatial)
+        kept.append((images, plan))
+        tally = gather(images, extractor, plan, beside=out, world=world, report=reports(what))
+        return None if tally is None else Statistics.of(tally, extractor, images.source)
+
+    # Where the statistics came with images (ADM), those give the features of the reference.
+    side = None if images is None else statistics("reference", images, REFERENCE_ORDER, spatial)
+    base = _joined(known, side)
+    found = {label: statistics(label, each, SAMPLE_ORDER, spatial) for label, each in compared.images.items()}
+    if world.rank > 0 or base is None:
+        return None
+    rows = {
+        label: evaluate.compare_statistics(each, base, k=k, neighbours=neighbours, device=extractor.device)
+        for label, each in found.items()
+        if each is not None
+    }
+    if out is not None:
+        for each, plan in kept:
+            done_with(out, each, extractor, plan)
+    return {
+        "made": dict(compared.made) or {"source": sets[0].source, "formats": sets[0].formats},
+        "resolution": [sets[0].shape[1], sets[0].shape[2]],
+        "resize": None if resolution is None else f"center_crop to {resolution}",
+        "rounding": "uint8: nearest level, clamped to 0…255" if compared.made else "uint8, as stored",
+        "features": extractor.record() | {"origin": dict(extractor.origin)},
+        "reference": base.record() | {"formats": {} if images is None else images.formats},
+        "torch": torch.__version__,
+        "rows": rows,
+    }
+
+
+def _opened(reference: str | Path | Stored, resolution: int | None) -> tuple[Statistics | None, Stored | None]:
+    """The statistics in a file, if it is one; and the images of the reference, if there are any."""
+    if isinstance(reference, Stored):
+        return None, reference
+    path = Path(reference).expanduser()
+    pickled = path.suffix in (".pkl", ".pickle")  # which the reader refuses, in words
+    if not pickled and not (path.suffix == ".npz" and evaluate.holds_statistics(path)):
+        return None, open_images(reference, resolution=resolution)
+    known = evaluate.read_statistics(path)
+    if known.rows is not None or not evaluate.holds_images(path):
+        return known, None
+    images = open_images(path)
+    return replace(known, resolution=known.resolution or (images.shape[1], images.shape[2])), images
+
+
+def _expected(images: Stored | None, extractor: Extractor) -> Statistics:
+    """What the statistics of images will say of themselves."""
+    assert images is not None
+    empty = torch.zeros(extractor.dimension, dtype=torch.float64)
+    return Statistics(
+        features=evaluate.Gaussian(mean=empty, cov=torch.diag(empty)),
+        resolution=(images.shape[1], images.shape[2]),
+        extractor=extractor.record(),
+        source=images.source,
+    )
+
+
+def _joined(known: Statistics | None, side: Statistics | None) -> Statistics | None:
+    if known is None or side is None:
+        return known or side
+    return replace(known, rows=side.rows)
+
+
+def compared_table(record: Mapping[str, Any]) -> str:
+    """The rows of a record as a plain text table, and below it what they were computed with."""
+    features, reference, made = record["features"], record["reference"], record["made"]
+    count = "an unknown number of" if reference["n"] is None else f"{reference['n']:,}"
+    published = "published weights" if features["published"] else "weights"
+    size = "as they are" if features["resize"] == "none" else f"{features['resize']} to {features['size']}"
+    return "\n".join(
+        [
+            evaluate.statistics_table(record["rows"]),
+            f"features:  {features['name']}, {published} {features['weights'][:12]}, images {size}",
+            f"reference: {reference['source']}, {count} images, sha256 {reference['sha256'][:12]}",
+            f"images:    {_made(made)}; {record['rounding']}",
+        ]
+    )
+
+
+def _made(made: Mapping[str, Any]) -> str:
+    if "formats" in made:
+        kinds = ", ".join(f"{count:,} of {kind}" for kind, count in made["formats"].items())
+        return f"{made['source']} ({kinds})"
+    grid = made["grid"] if made["middle"] is None else f"{made['grid']}, middle {made['middle']:g}"
+    guidance = f"guidance {made['guidance']:g}" + ("" if made["window"] is None else f" within {made['window']}")
+    return f"seed {made['seed']}, {guidance}, {made['sampler']['kind']}, grid {grid}, {made['precision']}"
+
+
+def remarks(record: Mapping[str, Any]) -> list[str]:
+    """What a reader of the figures must know, in words; empty if nothing."""
+    found = []
+    dimension, rows = record["features"]["dimension"], record["rows"]
+    few = {row["n"] for row in rows.values() if row["n"] is not None and row["n"] <= dimension}
+    if few:
+        found.append(
+            f"{min(few):,} images are no more than the {dimension:,} features: their covariance is singular, and the "
+            "distance is mostly bias; compare at equal N only"
+        )
+    lossy = {
+        side: sorted(set(formats) & {"jpeg", "webp", "jp2"})
+        for side, formats in (
+            ("images", record["made"].get("formats", {})),
+            ("reference", record["reference"]["formats"]),
+        )
+    }
+    found += [
+        f"the {side} are {'/'.join(kinds)} files: lossy compression moves distances"
+        for side, kinds in lossy.items()
+        if kinds
+    ]
+    if not record["features"]["published"] and record["features"]["name"].startswith("inception"):
+        found.append("these are not the published Inception weights: nothing here is FID")
+    return found

@@ -1,0 +1,326 @@
+"""`shortflow evaluate` and `shortflow reference` as their user sees them, on runs and on anybody's images."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import inceptions
+from extractors import pictures
+from shortflow import evaluate, runs
+from shortflow.cli import main
+from shortflow.data import load
+from shortflow.evaluate import inception, save_program
+from shortflow.evaluate.tally import Tally
+from shortflow.files import sha256_of
+
+TINY = ("network={kind: SiTConfig, size: tiny, depth: 1, width: 16, heads: 2}", "train.preview_every=0")
+
+
+class Said(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Shortflow = Callable[..., Said]
+
+
+@pytest.fixture
+def shortflow(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Shortflow:
+    """Run a command in this process, on a machine without weights."""
+    monkeypatch.delenv("SHORTFLOW_INCEPTION", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def run(*arguments: object) -> Said:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        return Said(int(caught.value.code or 0), out, err)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("evaluating") / "run"
+    for _ in runs.training(*runs.configure("esc", settings=[*TINY, "images=64", "batch=32"]), directory):
+        pass
+    return directory
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    path = tmp_path_factory.mktemp("program") / "four.pt2"
+    save_program(path, network, name="four", size=8)
+    return path
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """pngs/, jpegs/, samples.npz (ADM's), real.npz and digits.npz (statistics and images), wide.npy."""
+    for name, ending, seed in (("pngs", "png", 1), ("jpegs", "jpg", 2)):
+        (tmp_path / name).mkdir()
+        for k, image in enumerate(pictures(24, seed=seed)):
+            Image.fromarray(image.transpose(1, 2, 0)).save(tmp_path / name / f"{k:03d}.{ending}")
+    np.savez(tmp_path / "samples.npz", pictures(40).transpose(0, 2, 3, 1))
+    np.save(tmp_path / "wide.npy", pictures(30, side=16))
+    return tmp_path
+
+
+def record(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text())
+
+
+# --------------------------------------------------------------------------------------------------------------- images
+
+
+def test_anybodys_images_against_a_reference(shortflow: Shortflow, files: Path, program: Path) -> None:
+    said = shortflow("reference", files / "samples.npz", "--features", program, "--out", files / "s.npz")
+    assert (said.code, said.err) == (0, "")
+    assert said.out == f"40 images of 8×8 pixels, four → {files}/s.npz\n"
+    said = shortflow("evaluate", files / "pngs", "--reference", files / "s.npz", "--features", program)
+    assert (said.code, said.err) == (0, "")
+    lines, found = said.out.splitlines(), record(files / "pngs.evaluation.json")
+    row = found["rows"]["pngs"]
+    assert lines[0].split() == ["FD-24", "precision", "recall", "KID", "N"]
+    assert lines[1].split() == [
+        "pngs",
+        *(f"{row[k]:.4f}" for k in ("distance", "precision", "recall")),
+        f"{row['kid']:.6f}",
+        "24",
+    ]
+    assert lines[2] == f"features:  four, weights {sha256_of(program)[:12]}, images bicubic-antialias to 8"
+    assert lines[3] == f"reference: {files}/s.npz, 40 images, sha256 {sha256_of(files / 's.npz')[:12]}"
+    assert lines[4] == f"images:    {files}/pngs (24 of png); uint8, as stored"
+    assert lines[-1] == f"→ {files}/pngs.evaluation.json"
+    assert found["made"] == {"source": str(files / "pngs"), "formats": {"png": 24}}
+    assert (found["resolution"], found["resize"], found["rounding"]) == ([8, 8], None, "uint8, as stored")
+    assert found["features"]["weights"] == sha256_of(program)
+    assert sorted(path.name for path in files.iterdir() if path.name.startswith(".")) == []  # no chunks are left
+
+    # The same from the reference's images, by hand, and from Python.
+    said = shortflow("evaluate", files / "pngs", "--reference", files / "samples.npz", "--features", program)
+    assert record(files / "pngs.evaluation.json")["rows"]["pngs"]["distance"] == pytest.approx(
+        row["distance"], rel=1e-9
+    )
+    extractor = evaluate.load_program(program)
+    a, b = (evaluate.Moments.of(extractor.run(pictures(n, seed=seed)).features) for n, seed in ((24, 1), (40, 0)))
+    assert row["distance"] == pytest.approx(evaluate.frechet_distance(a, b), rel=1e-9)
+
+
+def test_remarks_say_what_a_figure_does_not(shortflow: Shortflow, files: Path, program: Path) -> None:
+    shared = ("--features", program, "--reference", files / "samples.npz")
+    said = shortflow("evaluate", files / "jpegs", *shared)
+    assert "Note: the images are jpeg files: lossy compression moves distances." in said.out
+    np.savez(files / "few.npz", pictures(4))
+    said = shortflow("evaluate", files / "few.npz", *shared)
+    assert "Note: 4 images are no more than the 4 features: their covariance is singular" in said.out
+    assert record(files / "few.npz.evaluation.json")["rows"]["few.npz"]["recall"] is not None
+
+
+def test_another_resolution_needs_a_word(shortflow: Shortflow, files: Path, program: Path) -> None:
+    shared = ("evaluate", files / "wide.npy", "--reference", files / "samples.npz", "--features", program)
+    said = shortflow(*shared)
+    assert said.code == 2
+    assert "samples.npz is of images of 8×8 pixels, these have 16×16, and a resize moves every distance" in said.err
+    assert "--resolution 8 crops and scales what has another size" in said.err
+    said = shortflow(*shared, "--resolution", 8)
+    assert said.code == 0
+    found = record(files / "wide.npy.evaluation.json")
+    assert (found["resolution"], found["resize"]) == ([8, 8], "center_crop to 8")
+
+
+def test_an_interrupted_evaluation_goes_on(
+    shortflow: Shortflow, files: Path, program: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = ("evaluate", files / "pngs", "--reference", files / "samples.npz", "--features", program)
+    real, done = Tally.of, []
+
+    def of(batches: Any, extractor: Any, plan: Any, first: int, last: int) -> Tally:
+        if plan.n == 24:
+            raise KeyboardInterrupt
+        done.append(plan.n)
+        return real(batches, extractor, plan, first, last)
+
+    monkeypatch.setattr(Tally, "of", of)
+    said = shortflow(*shared)
+    assert said.code == 130
+    assert said.out.endswith("the same command goes on from the last finished chunk\n")
+    monkeypatch.setattr(Tally, "of", lambda *arguments: done.append(arguments[2].n) or real(*arguments))
+    assert shortflow(*shared).code == 0
+    assert done == [40, 24]  # the reference was not seen again
+
+
+def test_classifier_features_of_images(shortflow: Shortflow, tmp_path: Path) -> None:
+    np.save(tmp_path / "d.npy", load("digits", "test").samples)
+    said = shortflow("evaluate", tmp_path / "d.npy", "--reference", "digits", "--features", "classifier")
+    assert said.code == 0, said.err
+    found = record(tmp_path / "d.npy.evaluation.json")
+    assert found["rows"]["d.npy"]["distance"] == pytest.approx(0.312, abs=0.002)  # the floor of docs/evaluation.md
+    assert found["features"]["name"] == "classifier-digits"
+    assert found["reference"]["n"] == 1297
+
+
+def test_adm_reference_files_give_statistics_and_images(
+    shortflow: Shortflow, files: Path, program: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """mu and sigma for the distance, arr_0 for precision and recall; they say nothing of what made them."""
+    arrays = {"mu": np.zeros(4), "sigma": np.eye(4), "arr_0": pictures(30, seed=5).transpose(0, 2, 3, 1)}
+    np.savez(files / "adm.npz", **arrays)
+    shared = ("evaluate", files / "samples.npz", "--reference", files / "adm.npz", "--features", program)
+    said = shortflow(*shared)
+    assert said.code == 2
+    assert "does not say what made it and is taken for statistics of the published Inception weights" in said.err
+    monkeypatch.setattr(evaluate, "check_comparable", lambda *arguments: None)
+    assert shortflow(*shared).code == 0
+    row = record(files / "samples.npz.evaluation.json")["rows"]["samples.npz"]
+    seen = evaluate.load_program(program).run(pictures(40)).features
+    wanted = evaluate.Gaussian(mean=torch.zeros(4).double(), cov=torch.eye(4).double())
+    assert row["distance"] == pytest.approx(evaluate.frechet_distance(evaluate.Moments.of(seen), wanted), rel=1e-9)
+    assert (row["neighbours_n"], row["neighbours_reference"]) == (40, 30)
+
+
+# ----------------------------------------------------------------------------------------------------------------- runs
+
+
+def test_a_run_by_number_of_steps(shortflow: Shortflow, trained: Path, files: Path, program: Path) -> None:
+    said = shortflow("evaluate", trained, "--features", program, "--steps", "1,2", "-n", 30, "--seed", 3)
+    assert (said.code, said.err) == (0, "")
+    found = record(trained / "evaluation-four.json")
+    assert list(found["rows"]) == ["1 step", "2 steps"]
+    assert (found["made"]["seed"], found["made"]["images_seen"], found["made"]["guidance"]) == (3, 64, 1.0)
+    assert found["rounding"] == "uint8: nearest level, clamped to 0…255"
+    assert found["reference"]["source"] == "digits:train"
+    assert (
+        "images:    seed 3, guidance 1, PushForward, grid uniform, fp32; uint8: nearest level, clamped to 0…255"
+        in said.out
+    )
+    # The same images, written first and scored as anybody's.
+    shortflow("sample", trained, "--n", 30, "--steps", 2, "--seed", 3, "--out", files / "s.npy")
+    shortflow("evaluate", files / "s.npy", "--reference", "digits", "--features", program)
+    again = record(files / "s.npy.evaluation.json")["rows"]["s.npy"]
+    assert again == found["rows"]["2 steps"]
+
+
+# ------------------------------------------------------------------------------------------------------------- refusals
+
+
+def test_what_does_not_go_together(shortflow: Shortflow, trained: Path, files: Path, program: Path) -> None:
+    def refused(message: str, *arguments: object) -> None:
+        said = shortflow(*arguments)
+        assert (said.code, said.out) == (2, "")
+        assert message in said.err
+
+    pngs, against = files / "pngs", ("--reference", files / "samples.npz")
+    refused("say what to compare these images with: --reference STATS.npz", "evaluate", pngs)
+    refused("Inception-v3: no weights were given. Fetch https://", "evaluate", pngs, *against)
+    refused("there is no file nowhere.pth", "evaluate", pngs, *against, "--inception", "nowhere.pth")
+    refused(
+        "there are no features 'dino'; give inception, classifier", "evaluate", pngs, *against, "--features", "dino"
+    )
+    refused(
+        "--n, --guidance: has no meaning for images that are there",
+        "evaluate",
+        pngs,
+        *against,
+        "-n",
+        5,
+        "--guidance",
+        2,
+    )
+    given = ("--features", "classifier:digits", "--inception", "x.pth")
+    refused("--inception: has no meaning for --features classifier:digits", "evaluate", pngs, *against, *given)
+    refused(
+        "--resolution: has no meaning for the features of the shipped classifier",
+        "evaluate",
+        trained,
+        "--resolution",
+        4,
+    )
+    message = "--keep: has no meaning for these features, whose sums are kept beside the result"
+    refused(message, "evaluate", pngs, *against, "--keep", files)
+    refused("there is no model at nowhere", "evaluate", "nowhere")
+    with pytest.MonkeyPatch.context() as launcher:
+        launcher.setenv("WORLD_SIZE", "2")
+        refused("the shipped classifier are for one process", "evaluate", trained)
+    refused("there is no such folder or file", "evaluate", "nowhere.npz", *against)
+    refused("there is no such folder or file", "evaluate", pngs, "--reference", "nowhere", "--features", program)
+    refused("takes images of 1 channels, got 3", "evaluate", pngs, *against, "--features", "classifier:digits")
+    refused("no classifier is shipped for", "evaluate", pngs, *against, "--features", "classifier")
+    refused("pickled statistics are not opened", "evaluate", pngs, "--reference", "edm2.pkl", "--features", program)
+    refused("give a name that ends so", "reference", pngs, "--out", files / "s.npy")
+    refused("is there already; give another name", "reference", pngs, "--out", files / "samples.npz")
+
+
+def test_a_download_only_when_asked(shortflow: Shortflow, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fetched(*arguments: object, **options: object) -> None:
+        raise OSError("no network here")
+
+    monkeypatch.setattr(inception.urllib.request, "urlopen", fetched)
+    shared = ("reference", files / "pngs", "--out", files / "s.npz")
+    assert "no weights were given" in shortflow(*shared).err
+    said = shortflow(*shared, "--download")
+    assert said.code == 2
+    assert "could not be fetched: https://github.com/mseitzer/" in said.err
+    assert "(no network here)" in said.err
+
+
+# ------------------------------------------------------------------------------------------------------------ inception
+
+
+@pytest.fixture(scope="module")
+def random_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return inceptions.write(tmp_path_factory.mktemp("inception") / "random.pth")
+
+
+def test_a_reference_by_inception(shortflow: Shortflow, files: Path, random_weights: Path) -> None:
+    np.save(files / "three.npy", pictures(3))
+    shared = ("reference", files / "three.npy", "--inception", random_weights, "--out", files / "s.npz")
+    said = shortflow(*shared)
+    assert f"SHA-256 {sha256_of(random_weights)}, but that of the published" in said.err
+    assert shortflow(*shared, "--other-weights").code == 0
+    found = evaluate.read_statistics(files / "s.npz")
+    assert (found.features.mean.shape, found.spatial.mean.shape, found.rows.shape) == ((2048,), (2023,), (3, 2048))
+    wanted = inceptions.activations(torch.load(random_weights, weights_only=True), pictures(3))
+    torch.testing.assert_close(found.features.mean, wanted["features"].double().mean(0), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.spatial.mean, wanted["spatial"].double().mean(0), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_whole_pipeline_with_inception(
+    shortflow: Shortflow, files: Path, random_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All figures with random weights; the name FID is theirs only while they pass for the published ones."""
+    shared = ("evaluate", files / "samples.npz", "--reference", files / "pngs", "--inception", random_weights)
+    said = shortflow(*shared, "--other-weights")
+    assert said.code == 0, said.err
+    assert said.out.splitlines()[0].split() == ["FD-40", "sFD-40", "IS", "precision", "recall", "KID", "N"]
+    assert "Note: these are not the published Inception weights: nothing here is FID." in said.out
+    row = record(files / "samples.npz.evaluation.json")["rows"]["samples.npz"]
+    weights = torch.load(random_weights, weights_only=True)
+    ours, theirs = (inceptions.activations(weights, pictures(n, seed=seed)) for n, seed in ((40, 0), (24, 1)))
+    for name, key in (("features", "distance"), ("spatial", "spatial_distance")):
+        # tr (Σ_a^½ Σ_b Σ_a^½)^½ is the sum of the singular values of A Bᵀ for Σ_a = AᵀA, Σ_b = BᵀB.
+        a, b = (side[name].double() for side in (ours, theirs))
+        centred = [(x - x.mean(0)) / (len(x) - 1) ** 0.5 for x in (a, b)]
+        shift = (a.mean(0) - b.mean(0)).square().sum()
+        cross = torch.linalg.svdvals(centred[0] @ centred[1].T).sum()
+        wanted = shift + centred[0].square().sum() + centred[1].square().sum() - 2 * cross
+        assert row[key] == pytest.approx(float(wanted), rel=1e-4)
+    assert row["inception_score"] == pytest.approx(
+        evaluate.SplitScores.of(ours["logits"], evaluate.Plan(n=40, order=1).places(), 40).value()[0], rel=1e-5
+    )
+    monkeypatch.setattr(inception, "SHA256", sha256_of(random_weights))
+    said = shortflow(*shared)
+    assert said.out.splitlines()[0].split()[:2] == ["FID-40", "sFID-40"]
+    assert "published weights" in said.out
