@@ -217,17 +217,22 @@ def test_a_dry_run_says_what_would_be(shortflow: Callable[..., Said], tmp_path: 
     found = runs.plan(run, dataset, out)
     assert lines[0].startswith("esc on mixture (")
     assert lines[0].endswith(f"8 steps of 64 → {out}")
-    rows = {line.split()[0]: line.split(maxsplit=1)[1] for line in lines[1:8]}
-    assert list(rows) == ["network", "data", "budget", "batch", "processes", "states", "disk"]
+    rows = {line.split()[0]: line.split(maxsplit=1)[1] for line in lines[1:10]}
+    assert list(rows) == ["network", "data", "budget", "batch", "processes", "memory", "work", "states", "disk"]
     assert rows["network"].endswith(f": {found.parameters:,} parameters")
     assert rows["data"] == f"mixture, {len(dataset):,} of shape 2"
     assert rows["budget"] == f"512 images, {512 / len(dataset):.1f} times the data"
     assert rows["batch"] == "64 in 2 parts of 32 rows, fp32"
     assert rows["processes"] == "1, the first on cpu"
+    held = f"{found.estimate.held / 2**20:.1f} MiB for weights, gradient, moments and averages; "
+    assert rows["memory"].startswith(held)
+    assert rows["work"].startswith(f"{found.estimate.step:.2f} F a step, ")
     assert rows["states"] == f"{found.state / 2**20:.1f} MiB each, every 4 steps, the newest 2 kept"
     assert rows["disk"].startswith(f"up to {found.disk / 2**20:,.1f} MiB for states and models; ")
-    notes = [line.removeprefix("note: ") for line in lines[8:-1]]
+    notes = [line.removeprefix("note: ") for line in lines[10:-1]]
     assert notes == list(found.notes)
+    departs = "esc has 512 for train.batch (64 here) and 1,024,000 for train.images (512 here) on data like this; "
+    assert any(note.startswith(departs) for note in notes)
     assert lines[-1] == "Nothing was trained, and nothing written: this was --dry-run."
 
 

@@ -11,6 +11,7 @@ from shortflow.errors import CheckpointError, ConfigError, ShortflowError
 from shortflow.hub import check, outline
 from shortflow.pairs import Pairs
 from shortflow.presets import preset, settled
+from shortflow.recipes import RECIPES
 from shortflow.references import check_references
 from shortflow.train.trackers import missing_curves
 from shortflow.typing import Report
@@ -125,8 +126,21 @@ def notes(run: RunConfig, dataset: Dataset) -> list[str]:
         remarks.insert(
             0, f"{dataset.name} has no classes: guidance, label dropout and class-consistent batches are off"
         )
+    remarks += _departures(run, dataset)
     curves = missing_curves(run.train.trackers)
     return remarks if curves is None else [*remarks, curves]
+
+
+def _departures(run: RunConfig, dataset: Dataset) -> list[str]:
+    """A remark where batch or budget are not those that the recipe has on such data."""
+    if run.recipe.name not in RECIPES:
+        return []
+    usual = preset(recipe_named(run.recipe.name), run.data, dataset).train
+    pairs = {name: (getattr(run.train, name), getattr(usual, name)) for name in ("batch", "images")}
+    apart = [f"{wants:,} for train.{name} ({has:,} here)" for name, (has, wants) in pairs.items() if has != wants]
+    if not apart:
+        return []
+    return [f"{run.recipe.name} has {' and '.join(apart)} on data like this; figures that are told of it are those"]
 
 
 def open_run(directory: Path, report: Report | None = None) -> tuple[RunConfig, Dataset]:
