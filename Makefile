@@ -18,11 +18,11 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)  ## train ESC on handwritten digits, then show one-step samples and their figures
 	$(BIN)/shortflow demo --out $(OUT)
 
-# Checking the types of every call takes as long as the tests: the files that call everything do.
+# Checking the types of every call takes as long as the tests: the files that call everything do, and run only so.
 TYPED := tests/test_package.py tests/test_every_recipe.py tests/test_objective.py tests/test_nn_sit.py
 
 test: $(READY)  ## the test suite
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto $(addprefix --ignore=,$(TYPED))
 	$(BIN)/python -m pytest -n auto --types $(TYPED)
 
 slow: $(READY)  ## the long checks: training to convergence, every recipe

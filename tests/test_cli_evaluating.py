@@ -283,6 +283,7 @@ def random_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return inceptions.write(tmp_path_factory.mktemp("inception") / "random.pth")
 
 
+@pytest.mark.slow
 def test_a_reference_by_inception(shortflow: Shortflow, files: Path, random_weights: Path) -> None:
     np.save(files / "three.npy", pictures(3))
     shared = ("reference", files / "three.npy", "--inception", random_weights, "--out", files / "s.npz")

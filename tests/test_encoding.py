@@ -249,6 +249,7 @@ def command(source: Path, folder: str, out: Path) -> list[str]:
     return [sys.executable, "-m", "shortflow", "encode", str(source), *words]
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_costs_the_shard_that_it_was_at(
     photos: Path, small: Autoencoder, tmp_path: Path
 ) -> None:
@@ -263,6 +264,7 @@ def test_a_process_that_is_killed_costs_the_shard_that_it_was_at(
     assert content_of(tmp_path / "again") == content_of(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_bytes_of_one(photos: Path, small: Autoencoder, tmp_path: Path) -> None:
     made(photos, small, tmp_path / "one")
     with socket.socket() as free:

@@ -89,6 +89,7 @@ def test_pools_at_the_edges(block: str, weights: inceptions.Weights) -> None:
         torch.testing.assert_close(part(ramp.expand(1, channels, 6, 6))[0, -pooled:], wanted, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_grey_images_are_repeated_and_one_image_does_not_depend_on_the_others(extractor: Extractor) -> None:
     images = np.random.default_rng(1).integers(0, 256, (2, 1, 32, 32), dtype=np.uint8)
     both = extractor.run(np.repeat(images, 3, axis=1))
@@ -98,6 +99,7 @@ def test_grey_images_are_repeated_and_one_image_does_not_depend_on_the_others(ex
 # ------------------------------------------------------------------------------------------------------------ the files
 
 
+@pytest.mark.slow
 def test_one_set_of_weights_is_known_in_any_file(
     extractor: Extractor, weights: inceptions.Weights, tmp_path: Path
 ) -> None:
@@ -112,6 +114,7 @@ def test_one_set_of_weights_is_known_in_any_file(
     assert different.weights != extractor.weights
 
 
+@pytest.mark.slow
 def test_only_the_published_file_is_taken_unless_told(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         MetricError, match=rf"SHA-256 {sha256_of(file)}, but .* is {inception.SHA256}; .*--other-weights"
@@ -141,6 +144,7 @@ class Payload:
         return os.mkdir, ("executed",)
 
 
+@pytest.mark.slow
 def test_damaged_and_foreign_files(
     weights: inceptions.Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -48,7 +48,7 @@ def test_it_is_the_resize_stated_pixel_by_pixel(h: int, w: int, size: int, seed:
     np.testing.assert_array_equal(out.numpy(), inceptions.resize(images, size))
 
 
-@pytest.mark.parametrize("side", [32, 256, 512])
+@pytest.mark.parametrize("side", [32, 256, pytest.param(512, marks=pytest.mark.slow)])
 def test_to_299_pixels(side: int) -> None:
     images = np.random.default_rng(side).integers(0, 256, (1, 1, side, side), dtype=np.uint8)
     np.testing.assert_array_equal(

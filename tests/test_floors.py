@@ -131,7 +131,12 @@ ABOVE: dict[str, Callable[[Rows], float]] = {
 """What is above the floor, and why."""
 
 
-@pytest.mark.parametrize("name", NAMES)
+QUICK = ("esc", "shortcut", "imm", "ct")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
+)
 def test_no_pass_beyond_what_the_formula_needs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe, draws = recipe_named(name), []
     original = Objective.draw

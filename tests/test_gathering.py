@@ -166,6 +166,7 @@ def launched(world: int, *arguments: object) -> list[str]:
     return said
 
 
+@pytest.mark.slow
 def test_two_processes_of_a_launcher_write_the_record_of_one(tmp_path: Path) -> None:
     np.savez(tmp_path / "samples.npz", np.random.default_rng(0).integers(0, 256, (2100, 8, 8), dtype=np.uint8))
     shared = ("--reference", "digits:all", "--features", "classifier:digits", "--neighbours", 300)

@@ -55,7 +55,7 @@ def test_published_settings_of_esc() -> None:
 @pytest.mark.parametrize(("size", "giga", "millions"), [("S", 6.06, 33), ("B", 23.01, 130), ("XL", 118.64, 675)])
 def test_a_pass_has_the_operations_of_the_published_networks(size: str, giga: float, millions: int) -> None:
     """DiT, table 4 (arXiv 2212.09748): billions of multiplications of a pass at patch 2, millions of parameters."""
-    found = estimate(RunConfig(recipe=shortcut(), network=SiTConfig(size=size, patch=2)), LATENTS)
+    found = estimate(RunConfig(recipe=shortcut(), network=SiTConfig(size=size, patch=2)), LATENTS, step=3.5)
     assert found.forward == pytest.approx(2e9 * giga, rel=0.01)
     assert found.parameters == pytest.approx(1e6 * millions, rel=0.02)
 
@@ -67,15 +67,15 @@ def test_hours_and_memory_by_hand() -> None:
     assert found.operations == found.forward * found.step * 1000
     assert found.hours(peak=1e9, share=0.5) == pytest.approx(found.operations / 0.5e9 / 3600)
     assert found.held == 4 * found.parameters * 5  # weights, gradient, two moments, the average
-    teacher = estimate(replace(run, recipe=shortcut()), LATENTS)
+    teacher = estimate(replace(run, recipe=shortcut()), LATENTS, step=3.5)
     assert teacher.held == 4 * teacher.parameters * 6
-    stages = estimate(replace(run, recipe=progressive_distillation()), LATENTS)
+    stages = estimate(replace(run, recipe=progressive_distillation()), LATENTS, step=5.5)
     assert stages.held == 4 * stages.parameters * 7
 
 
 def test_what_is_kept_grows_with_depth_alone() -> None:
     def kept(depth: int) -> int:
-        return estimate(RunConfig(recipe=esc(), network=SiTConfig(size="tiny", depth=depth)), LATENTS).kept
+        return estimate(RunConfig(recipe=esc(), network=SiTConfig(size="tiny", depth=depth)), LATENTS, step=4.4).kept
 
     two, four, six = kept(2), kept(4), kept(6)
     assert six - four == four - two > 0

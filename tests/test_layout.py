@@ -198,7 +198,7 @@ print(torch._dynamo.utils.counters["stats"]["unique_graphs"], apart)
 
 
 @pytest.mark.parametrize(
-    "name", ["esc", *(pytest.param(name, marks=pytest.mark.slow) for name in ("flow-matching", "imf"))]
+    "name", [pytest.param(name, marks=pytest.mark.slow) for name in ("esc", "flow-matching", "imf")]
 )
 def test_the_loss_is_one_graph_that_all_draws_share(name: str) -> None:
     """Without a break; in a process of its own, because functions that check their types cannot be compiled."""
