@@ -5,6 +5,8 @@ import torch
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
+from commands import Said, Shortflow
+
 # How long a case takes says more about what else the machine does than about the library.
 settings.register_profile("shared machine", deadline=None)
 settings.load_profile("shared machine")
@@ -35,3 +37,18 @@ def generator() -> torch.Generator:
 def fixed_seed() -> None:
     """A test that draws without a generator draws the same numbers every time."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def shortflow(capsys: pytest.CaptureFixture[str]) -> Shortflow:
+    """Run a command in this process: exit code, standard output and error. Captured output is no terminal."""
+    from shortflow.cli import main  # not before the types of the library are checked, if they are
+
+    def run(*arguments: object) -> Said:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        return Said(int(caught.value.code or 0), out, err)
+
+    return run

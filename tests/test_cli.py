@@ -8,9 +8,8 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,8 +17,9 @@ import torch
 import typer
 from PIL import Image
 
+from commands import Shortflow
 from shortflow import hub, runs
-from shortflow.cli import app, main
+from shortflow.cli import app
 from shortflow.config import difference, difference_in_words, load_run, recipe_named, to_yaml
 from shortflow.cost import known_costs
 from shortflow.guidance import guide
@@ -30,29 +30,6 @@ from shortflow.sample import Euler, Gamma, Heun, Restart, Sampler
 from shortflow.train.weights import save_weights
 
 TINY = ("--set", "network={kind: SiTConfig, size: tiny, depth: 1, width: 16, heads: 2}", "--set", "preview_every=0")
-
-
-class Said(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Shortflow = Callable[..., Said]
-
-
-@pytest.fixture
-def shortflow(capsys: pytest.CaptureFixture[str]) -> Shortflow:
-    """Run a command in this process: exit code, standard output and error. Captured output is no terminal."""
-
-    def run(*arguments: object) -> Said:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            main([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        return Said(int(caught.value.code or 0), out, err)
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,8 @@
 """`shortflow evaluate` and `shortflow reference` as their user sees them, on runs and on anybody's images."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +11,9 @@ from PIL import Image
 from torch import nn
 
 import inceptions
+from commands import Shortflow
 from extractors import pictures
 from shortflow import evaluate, runs
-from shortflow.cli import main
 from shortflow.data import load
 from shortflow.evaluate import inception, save_program
 from shortflow.evaluate.tally import Tally
@@ -23,29 +22,11 @@ from shortflow.files import sha256_of
 TINY = ("network={kind: SiTConfig, size: tiny, depth: 1, width: 16, heads: 2}", "train.preview_every=0")
 
 
-class Said(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Shortflow = Callable[..., Said]
-
-
-@pytest.fixture
-def shortflow(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Shortflow:
-    """Run a command in this process, on a machine without weights."""
+@pytest.fixture(autouse=True)
+def without_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A machine without weights."""
     monkeypatch.delenv("SHORTFLOW_INCEPTION", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-    def run(*arguments: object) -> Said:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            main([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        return Said(int(caught.value.code or 0), out, err)
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,9 @@ import re
 import shutil
 import warnings
 import zipfile
-from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,23 +36,6 @@ TINY = [
     "train.preview_every=4",
 ]
 SETTINGS = [word for setting in TINY for word in ("--set", setting)]
-
-
-class Said(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def shortflow(capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
-    def run(*arguments: object) -> Said:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            main([str(argument) for argument in arguments])
-        return Said(int(caught.value.code or 0), *capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -6,12 +6,12 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
+from commands import Shortflow
 from shortflow import hub, runs
-from shortflow.cli import main
 from shortflow.errors import CheckpointError, ConfigError, ShortflowError
 from shortflow.lock import RunLock
 from shortflow.nn.configs import parameter_count
@@ -185,29 +185,11 @@ def test_too_little_space_is_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 # --------------------------------------------------------------------------------------------------------- command line
 
 
-class Said(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def shortflow(capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
-    def run(*arguments: object) -> Said:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            main([str(argument) for argument in arguments])
-        out, err = capsys.readouterr()
-        return Said(int(caught.value.code or 0), out, err)
-
-    return run
-
-
 def given(*settings: str) -> list[str]:
     return [word for setting in (*SMALL, *settings) for word in ("--set", setting)]
 
 
-def test_a_dry_run_says_what_would_be(shortflow: Callable[..., Said], tmp_path: Path) -> None:
+def test_a_dry_run_says_what_would_be(shortflow: Shortflow, tmp_path: Path) -> None:
     out = tmp_path / "run"
     said = shortflow("train", "esc", "--data", "mixture", *given("parts=2"), "--out", out, "--dry-run")
     assert (said.code, said.err) == (0, "")
@@ -236,7 +218,7 @@ def test_a_dry_run_says_what_would_be(shortflow: Callable[..., Said], tmp_path: 
     assert lines[-1] == "Nothing was trained, and nothing written: this was --dry-run."
 
 
-def test_a_dry_run_of_a_run_that_goes_on(shortflow: Callable[..., Said], begun: Path) -> None:
+def test_a_dry_run_of_a_run_that_goes_on(shortflow: Shortflow, begun: Path) -> None:
     said = shortflow("train", "--resume", "--out", begun, "--dry-run")
     assert said.code == 0
     assert said.out.splitlines()[1].split() == ["goes", "on", "after", "step", "4"]
@@ -256,7 +238,7 @@ def test_a_dry_run_of_a_run_that_goes_on(shortflow: Callable[..., Said], begun: 
     ],
 )
 def test_what_is_wrong_ends_with_two(
-    arguments: tuple[str, ...], message: str, shortflow: Callable[..., Said], tmp_path: Path
+    arguments: tuple[str, ...], message: str, shortflow: Shortflow, tmp_path: Path
 ) -> None:
     said = shortflow("train", *arguments, "--out", tmp_path / "run", "--dry-run")
     assert (said.code, said.out) == (2, "")

@@ -28,8 +28,9 @@ from shortflow.streams import Streams
 from shortflow.targets import TwoStep
 from shortflow.times import GridPairs
 from shortflow.train import Average, StepRecord, TrainSettings, TrainStep, train
+from shortflow.train.engine import Engine
 from shortflow.train.log import StatsLog, summary
-from shortflow.train.loop import learning_rate
+from shortflow.train.loop import build_optimizer, learning_rate
 from shortflow.train.record import BINS, Numbers
 from shortflow.typing import Batch, Progress
 
@@ -491,3 +492,14 @@ def test_a_snapshot_is_renewed_at_the_end_of_each_stage_with_the_running_average
     for step, source in {1: 0, 2: 0, 3: 3, 4: 3, 5: 3, 6: 6, 7: 6, 8: 6, 9: 6}.items():  # the last stage has no end
         assert torch.equal(teacher[step], running[source]), step
     assert len({tuple(value.tolist()) for value in running}) == 10
+
+
+def test_an_engine_steps_with_the_optimizer_that_it_is_given() -> None:
+    """Also with another one for a module that it knows already."""
+    recipe, engine = flow_matching(), Engine()
+    step = TrainStep(tiny.flow_map(recipe), recipe.objective)
+    for _ in range(2):
+        adamw, before = build_optimizer(step, FAST), weights(step.flow)
+        list(train(step, tiny.settings(2), FAST, tiny.batches(recipe), engine=engine, adamw=adamw))
+        assert not same(weights(step.flow), before)
+        assert adamw.state_dict()["state"]

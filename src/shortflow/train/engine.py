@@ -65,7 +65,7 @@ class Engine:
         self.main = self._accelerator.is_main_process
         self.sharded = sharded and self.world > 1
         # What hosts tell one another must not wait for devices.
-        self._prepared: dict[int, tuple[nn.Module, torch.optim.Optimizer]] = {}
+        self._prepared: dict[int, tuple[Any, Any]] = {}
         self._hosts: Any = dist.new_group(backend="gloo") if self.world > 1 else None
 
     @property
@@ -79,18 +79,16 @@ class Engine:
 
     def prepare(self, step: TrainStep, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
         """The step module and the optimiser, wrapped for the processes at hand; the same each time."""
-        if id(step) not in self._prepared:
-            self._prepared[id(step)] = self._wrapped(step, optimizer)
-        return self._prepared[id(step)]
+        return (step, optimizer) if self.sharded else (self._once(step), self._once(optimizer))
 
-    def _wrapped(self, step: TrainStep, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
-        if self.sharded:
-            return step, optimizer
-        with (
-            warnings.catch_warnings()
-        ):  # newer versions of torch have another name for it, which older ones do not know
-            warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
-            return self._accelerator.prepare(step, optimizer)
+    def _once(self, part: T) -> T:
+        """What accelerate makes of a part: a second wrapper would exchange its gradients twice."""
+        if id(part) not in self._prepared:
+            with warnings.catch_warnings():
+                # Newer versions of torch have another name for it, which older ones do not know.
+                warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
+                self._prepared[id(part)] = part, self._accelerator.prepare(part)  # held, so that its id stays its own
+        return self._prepared[id(part)][1]
 
     def backward(self, loss: Tensor) -> None:
         self._accelerator.backward(loss)
