@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import processes
 from shortflow.errors import CheckpointError, ShortflowError
@@ -107,6 +108,12 @@ def test_two_processes_train_what_one_does(alone: Path, tmp_path: Path) -> None:
     """A batch of two parts, one for each process, or both added up by one."""
     assert launched(2, tmp_path) == ""  # and nobody complains
     check_same(tmp_path, alone)
+    for recipe in RECIPES:  # one of them has told the tracker
+        files = list((tmp_path / recipe / "tensorboard").iterdir())
+        assert len(files) == 1
+        events = EventAccumulator(str(files[0]))
+        events.Reload()
+        assert [event.step for event in events.Scalars("loss")] == [4, 8, 10]
 
 
 @pytest.mark.slow

@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 import shutil
+import signal
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -23,6 +25,7 @@ from shortflow.streams import Streams
 from shortflow.train import StepRecord, TrainSettings, TrainStep, fit, train
 from shortflow.train.engine import Engine
 from shortflow.train.failures import NotFinite, Skips, load_draws
+from shortflow.train.fit import Interrupted
 from shortflow.train.log import spikes, summary
 from shortflow.train.loop import build_optimizer
 from shortflow.train.record import CELLS, Measured, Numbers
@@ -136,7 +139,13 @@ def test_skips_are_no_negative_number() -> None:
 
 
 def run(
-    directory: Path, recipe: Recipe, batch_of: Callable[[int], Batch], *, resume: bool = False, **settings: Any
+    directory: Path,
+    recipe: Recipe,
+    batch_of: Callable[[int], Batch],
+    *,
+    resume: bool = False,
+    engine: Engine | None = None,
+    **settings: Any,
 ) -> Iterator[StepRecord]:
     shared: dict[str, Any] = {"save_every": 5, **settings}
     return fit(
@@ -148,6 +157,7 @@ def run(
         optimizer=FAST,
         metadata={},
         resume=resume,
+        engine=engine,
     )
 
 
@@ -286,6 +296,17 @@ def test_a_setback_and_skips_are_parts_of_the_state(tmp_path: Path) -> None:
     (cut / "model.safetensors").unlink()
     with pytest.raises(NotFinite, match=r"at step 16, and 2 of the 100 .* went back from step 9 to step 5 already"):
         list(run(cut, recipe, broken(recipe, lambda k: k in (16,)), resume=True, **bad))
+
+
+def test_steps_that_a_device_has_skipped_unread_are_parts_of_the_state_that_a_signal_saves(tmp_path: Path) -> None:
+    recipe = shortcut()
+    records = run(tmp_path, recipe, broken(recipe, lambda k: k in (4, 7)), engine=Device(), log_every=20, save_every=20)
+    with pytest.raises(Interrupted):
+        for record in records:
+            if record.step == 8:
+                os.kill(os.getpid(), signal.SIGTERM)
+    state = json.loads((tmp_path / "state" / "00000008" / "state.json").read_text())
+    assert state["skipped"] == [4, 7]
 
 
 # ------------------------------------------------------------------------------------------------ derivatives by cell

@@ -68,6 +68,10 @@ class Skips:
         self.steps = [*(each for each in self.steps if each > step - WITHIN), step]
         return len(self.steps) > self.allowed
 
+    def with_those(self, records: Sequence[Mapping[str, Any]]) -> list[int]:
+        """The steps, and those among the records (as JSON values) that nobody has counted yet."""
+        return sorted({*self.steps, *(each["step"] for each in records if None in (each["loss"], each["grad_norm"]))})
+
 
 def what_is_not_finite(loss: float, norm: float) -> tuple[str, float]:
     """The quantity that is not, by name, and its value."""

@@ -208,7 +208,8 @@ class _Watch:
         skips = Skips(allowed=settings.skips, steps=list(left.skipped))
 
         def save(step: int) -> None:
-            now = Left(step=step, pending=log.pending, best=best, skipped=skips.steps, setback=left.setback)
+            pending = log.pending  # which reads the steps that are still on the device
+            now = Left(step=step, pending=pending, best=best, skipped=skips.with_those(pending), setback=left.setback)
             if self.engine.main or self.engine.sharded:
                 self.run.save(now, write=self.engine.main)
             self.engine.wait()  # nobody goes on before the state is there
