@@ -211,8 +211,23 @@ def _rmatmul(a: Operand, b: Operand) -> Any:
 
 def product_rate(a: Operand, b: Operand) -> Tensor:
     """da b + a db."""
-    parts = [torch.matmul(a.tangent, cast(b, a.tangent))] if isinstance(a, Dual) else []
-    return total(parts + ([torch.matmul(cast(a, b.tangent), b.tangent)] if isinstance(b, Dual) else []))
+    moved = torch.matmul(a.tangent, cast(b, a.tangent)) if isinstance(a, Dual) else None
+    if not isinstance(b, Dual):
+        assert moved is not None  # one of them has a tangent
+        return moved
+    return plus_product(moved, cast(a, b.tangent), b.tangent)
+
+
+def plus_product(x: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
+    """x + a b, for an x that nobody else holds; it may be overwritten, so that no sum of two large products is made."""
+    if x is None:
+        return torch.matmul(a, b)
+    alike = x.ndim > 2 and a.shape[:-2] == b.shape[:-2] == x.shape[:-2] and a.dtype == b.dtype == x.dtype
+    if not alike or torch.is_autocast_enabled(x.device.type):
+        return x + torch.matmul(a, b)
+    flat, left, right = x.flatten(0, -3), a.flatten(0, -3), b.flatten(0, -3)
+    owned = None if torch.is_grad_enabled() or torch.compiler.is_compiling() else flat
+    return torch.baddbmm(flat, left, right, out=owned).view(x.shape)
 
 
 @rule("addmm baddbmm")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from shortflow.dual.arithmetic import aten, cast, rated, total
+from shortflow.dual.arithmetic import aten, cast, plus_product, rated
 from shortflow.dual.pairs import Dual, NoRule, rule, values
 from shortflow.dual.reductions import softmax_rate
 
@@ -142,19 +142,20 @@ def _attention(
 
     def tangent() -> Tensor:
         like = next(x for x in (q, k, v) if isinstance(x, Dual)).tangent
-        queries, keys, contents = cast(q, like), cast(k, like), cast(v, like)
+        queries, keys, contents = cast(q, like), cast(k, like).contiguous(), cast(v, like)
         factor = queries.shape[-1] ** -0.5 if scale is None else scale
-        scores = _masked((queries * factor) @ keys.mT, attn_mask, is_causal)
-        weights = torch.softmax(scores, -1)
-        parts = []
+        scaled = (queries * factor).contiguous()  # both are in two products
+        weights = torch.softmax(_masked(scaled @ keys.mT, attn_mask, is_causal), -1)
+        moved = None
         if isinstance(q, Dual) or isinstance(k, Dual):
-            rates = [(q.tangent * factor) @ keys.mT] if isinstance(q, Dual) else []
-            rates += [(queries * factor) @ k.tangent.mT] if isinstance(k, Dual) else []
-            rate = total(rates)
-            parts.append(softmax_rate(rate.to(weights.dtype), weights, -1).to(like.dtype) @ contents)
+            rate = (q.tangent * factor) @ keys.mT if isinstance(q, Dual) else None
+            rate = plus_product(rate, scaled, k.tangent.mT) if isinstance(k, Dual) else rate
+            assert rate is not None
+            moved = softmax_rate(rate.to(weights.dtype), weights, -1).to(like.dtype) @ contents
         if isinstance(v, Dual):
-            parts.append(weights.to(like.dtype) @ v.tangent)
-        return total(parts)
+            moved = plus_product(moved, weights.to(like.dtype), v.tangent)
+        assert moved is not None  # torch calls no rule without a dual
+        return moved
 
     return value, tangent
 
