@@ -125,7 +125,7 @@ class FlowMap(nn.Module):
 
     @property
     def condition_shape(self) -> tuple[int, ...] | None:
-        """Shape of a row's condition where that is no class: (d,) of a vector, (n, d) of a sequence of up to n tokens."""
+        """Shape of a condition that is no class: (d,) of a vector, (n, d) of a sequence of at most n; else None."""
         return getattr(self.network, "condition_shape", None)
 
     @property
@@ -135,7 +135,7 @@ class FlowMap(nn.Module):
 
     @property
     def null_label(self) -> int | float | None:
-        """What stands for no condition: the number after the last class; NaN for vectors and sequences; None: nothing."""
+        """What stands for no condition: the number after the last class, NaN for others; None where nothing does."""
         return getattr(self.network, "null_label", None)
 
     def predict(self, x_t: State, t: Time, r: Time, label: Label = None, guidance: Guidance = None) -> State:

@@ -42,8 +42,8 @@ class Pool:
 
 
 def identities(label: Condition) -> Int[Tensor, "b"]:
-    """A number for each row that is the same where conditions are equal: the class, or a sum of 64 bits over the numbers
-    of a vector or a sequence, in float32. Different ones share it with a probability of 2⁻⁶⁴."""
+    """A number for each row that is the same where conditions are equal: the class, or a sum of 64 bits over the
+    numbers of a vector or a sequence, in float32. Different ones share it with a probability of 2⁻⁶⁴."""
     if not label.is_floating_point():
         return label
     numbers = label.flatten(1).float().nan_to_num(nan=torch.finfo(torch.float32).max) + 0.0  # −0 is 0

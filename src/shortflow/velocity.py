@@ -114,8 +114,8 @@ class PlugIn(Velocity):
     which biases a conditional network towards the unconditional velocity unless the batch holds a single class.
 
     Of vectors and sequences in place of classes, images share a condition where it is equal in every number. Where all
-    of them differ, each is the only image of its condition, and the velocity is v_c but on rows that are told none; "none"
-    is refused, because no batch holds a single condition.
+    of them differ, each is the only image of its condition, and the velocity is v_c but on rows that are told none;
+    "none" is refused, because no batch holds a single condition.
 
     images: whose images the velocity is made of: those of this process's batch, or of "all" processes, whose batches
     are joined for it (with one process the same). All processes must then ask as often: with targets that ask only
@@ -135,8 +135,8 @@ class PlugIn(Velocity):
         """Raise `IncompatibleParts` for a mask that has no meaning where conditions are vectors or sequences."""
         if self.mask == "none":
             raise IncompatibleParts(
-                "PlugIn: with mask = 'none' images of other conditions count, which biases a network that is told vectors "
-                "or sequences towards none of them; set the mask to 'label'"
+                "PlugIn: with mask = 'none' images of other conditions count, which biases a network that is told "
+                "vectors or sequences towards none of them; set the mask to 'label'"
             )
 
     def __call__(self, teacher: FlowMap, draw: Draw) -> State:

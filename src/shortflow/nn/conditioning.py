@@ -26,11 +26,10 @@ from shortflow.nn.embeddings import (
     SequenceEmbedding,
     TimeEmbedding,
     VectorEmbedding,
-    described,
     full_precision,
     precise_linear,
 )
-from shortflow.typing import Condition
+from shortflow.typing import Condition, condition_words
 
 __all__ = ["ConditionedNetwork"]
 
@@ -64,7 +63,8 @@ class ConditionedNetwork(nn.Module, ABC):
         null_label: what stands for none: index of the "no class" row (= num_classes), NaN for conditions; or None.
 
     Raises:
-        ShortflowError: for a negative number of classes, a null class without classes, or a condition that is impossible
+        ShortflowError: for a negative number of classes, a null class without classes, or a condition that is
+            impossible
             or that this network does not take.
     """
 
@@ -278,11 +278,9 @@ class ConditionedNetwork(nn.Module, ABC):
         if label is not None:
             return label
         if self.null_label is None:
-            told = (
-                f"has {self.num_classes} classes and no null class"
-                if self.condition_shape is None
-                else f"is told {described(self.condition_shape)} for each row, and has nothing that stands for none"
-            )
+            told = f"has {self.num_classes} classes and no null class"
+            if self.condition_shape is not None:
+                told = f"is told {condition_words(self.condition_shape)} and has nothing that stands for none"
             raise ShortflowError(f"the network {told}: pass label=, or build the network with null_class=True")
         # Made of a number, not of `time`: that may be a pair of a value and its tangent, which this has none of.
         kind = torch.long if self.condition_shape is None else torch.float32
@@ -302,6 +300,6 @@ class ConditionedNetwork(nn.Module, ABC):
             )
         if len(condition) == 2 and not self.sequences:
             raise ShortflowError(
-                f"a {type(self).__name__} is told one vector, and the condition is {described(tuple(condition))}; use a "
-                "SiT, whose tokens attend to it, or make one vector of the sequence"
+                f"a {type(self).__name__} is told a vector, and the condition is {condition_words(tuple(condition))}: "
+                "use a SiT, whose tokens attend to it, or make one vector of the sequence"
             )

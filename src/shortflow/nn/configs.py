@@ -59,8 +59,8 @@ class NetworkConfig(ABC):
             num_classes, null_class: number of classes (0: unconditional), and whether a row for "no class" is added.
             second_time, guidance: whether the network takes them.
             log_variance, velocity_head: whether it has these heads.
-            condition: shape of the vector (d,) or sequence (n, d) that it is told in place of a class. Passed only where
-                the data have such conditions, so that a network for none need not have the argument.
+            condition: shape of the vector (d,) or sequence (n, d) that it is told in place of a class. Passed
+                only where the data have such conditions, so that a network for none need not have the argument.
 
         Raises:
             ShortflowError: if it cannot be built so, with the remedy.

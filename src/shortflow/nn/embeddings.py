@@ -21,6 +21,7 @@ from torch._C._functorch import is_batchedtensor
 from torch.nn import functional as F
 
 from shortflow.errors import ShortflowError
+from shortflow.typing import condition_words
 
 __all__ = [
     "GuidanceEmbedding",
@@ -29,7 +30,6 @@ __all__ = [
     "Spectrum",
     "TimeEmbedding",
     "VectorEmbedding",
-    "described",
     "full_precision",
     "position_embedding",
     "precise_linear",
@@ -171,8 +171,8 @@ class LabelEmbedding(nn.Module):
     def forward(self, label: Int[Tensor, "b"]) -> Float[Tensor, "b d"]:
         if label.is_floating_point() or label.ndim != 1:
             raise ShortflowError(
-                f"the network is told one of {self.num_classes} classes, as an integer for each row, got {label.dtype} of "
-                f"shape {tuple(label.shape)}; for vectors and sequences build it with condition="
+                f"the network is told one of {self.num_classes} classes, as an integer for each row, got "
+                f"{label.dtype} of shape {tuple(label.shape)}; for vectors and sequences build it with condition="
             )
         if _readable(label):
             low, high = int(label.min()), int(label.max())
@@ -211,7 +211,7 @@ class _ConditionEmbedding(nn.Module):
         fits = label.ndim == 1 + len(self.shape) and label.shape[-1] == self.shape[-1]
         if not label.is_floating_point() or not fits or not (vector or 1 <= label.shape[1] <= self.shape[0]):
             raise ShortflowError(
-                f"the network is told {described(self.shape)} for each row, got {label.dtype} of shape "
+                f"the network is told {condition_words(self.shape)} for each row, got {label.dtype} of shape "
                 f"{tuple(label.shape)}"
             )
         there = ~label.isnan().any(-1)
@@ -233,8 +233,8 @@ class VectorEmbedding(_ConditionEmbedding):
     """A vector of `width` numbers for each vector of d numbers: Linear(SiLU(Linear(y))), or a learned one for NaN.
 
     Raises:
-        ShortflowError: if the vectors are of another length, or (where that can be seen for free) one is NaN and nothing
-            stands for it. Where it cannot, the result is NaN.
+        ShortflowError: if the vectors are of another length, or (where that can be seen for free) one is NaN and
+            nothing stands for it. Where it cannot, the result is NaN.
     """
 
     def forward(self, label: Float[Tensor, "b features"]) -> Float[Tensor, "b width"]:
@@ -247,12 +247,12 @@ class VectorEmbedding(_ConditionEmbedding):
 class SequenceEmbedding(_ConditionEmbedding):
     """(tokens of `width` numbers, which of them are there) for sequences of up to n tokens of d numbers.
 
-    Token i becomes Linear(SiLU(Linear(y_i))) + p_i with a learned vector p_i of its place. Tokens of NaNs are not there;
-    where all of a row's are, a learned one stands in place of the first.
+    Token i becomes Linear(SiLU(Linear(y_i))) + p_i with a learned vector p_i of its place. Tokens of NaNs are not
+    there; where all of a row's are, a learned one stands in place of the first.
 
     Raises:
-        ShortflowError: if there are more tokens, or of other length, or (where that can be seen for free) a row has none
-            and nothing stands for it.
+        ShortflowError: if there are more tokens, or of other length, or (where that can be seen for free) a row has
+            none and nothing stands for it.
     """
 
     def __init__(self, shape: tuple[int, ...], width: int, null: bool) -> None:
@@ -268,13 +268,6 @@ class SequenceEmbedding(_ConditionEmbedding):
             return tokens, there
         place = ~there.any(1, keepdim=True) & (torch.arange(label.shape[1], device=label.device) == 0)
         return torch.where(place[..., None], self.null.weight, tokens), there | place
-
-
-def described(shape: tuple[int, ...]) -> str:
-    """A condition of this shape in words."""
-    if len(shape) == 1:
-        return f"a vector of {shape[0]} number{'s' if shape[0] > 1 else ''}"
-    return f"a sequence of up to {shape[0]} vectors of {shape[1]} number{'s' if shape[1] > 1 else ''}"
 
 
 def _readable(value: Tensor) -> bool:

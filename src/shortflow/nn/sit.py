@@ -140,7 +140,7 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """One transformer block with six-way adaptive normalisation, which attends to other tokens as well if `sequences`."""
+    """One transformer block with six-way adaptive normalisation; with `sequences` it attends to other tokens, too."""
 
     def __init__(
         self,
