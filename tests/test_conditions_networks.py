@@ -59,7 +59,7 @@ def told(shape: tuple[int, ...], rows: int = 4) -> Tensor:
     return label
 
 
-# ------------------------------------------------------------------------------------------------------- what is computed
+# ----------------------------------------------------------------------------------------------------- what is computed
 
 
 def test_a_vector_is_added_to_the_conditioning_and_none_has_a_row_of_its_own() -> None:
@@ -103,7 +103,7 @@ def test_cross_attention_is_a_softmax_over_the_tokens_that_are_there() -> None:
 
 @kinds
 def test_what_is_padding_changes_nothing_and_everything_else_does(kind: str, shape: tuple[int, ...]) -> None:
-    network, label = build(kind, shape), told(shape)
+    network, label = build(kind, shape).requires_grad_(False), told(shape)
     at = inputs(kind)
     plain = network(*at, label)
     assert bool(plain.isfinite().all())
@@ -134,13 +134,10 @@ def test_class_conditional_weights_are_what_they_were() -> None:
     network = SiT(shape=(2, 4, 6), patch=2, width=16, depth=2, heads=2, num_classes=3, null_class=True)
     names = list(network.state_dict())
     assert not any("cross" in name or "null" in name for name in names)
-    table = network.y_embedder.embedding_table.weight  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
+    table = network.y_embedder.embedding_table.weight  # pyright: ignore
     assert network.null_label == 3
-    golden = GOLDEN
+    golden = torch.tensor([0.007869482040405273, -0.10559055954217911], dtype=torch.float64)
     close(torch.stack([table[0, 0], network.blocks[1].mlp.fc2.weight[0, 0]]).double(), golden, 1e-6)  # pyright: ignore
-
-
-GOLDEN = torch.tensor([0.0, 0.0], dtype=torch.float64)
 
 
 # ---------------------------------------------------------------------------------------------------------- derivatives
@@ -162,7 +159,7 @@ def test_the_dual_pass_is_jvp_and_central_differences(kind: str, shape: tuple[in
     h = 1e-6
     ahead, behind = (function(x + s * way[0], time + s * way[1]) for s in (h, -h))
     torch.testing.assert_close((ahead - behind) / (2 * h), rate, rtol=1e-6, atol=1e-6)
-    assert float(rate.abs().max()) > 0.1
+    assert float(rate.detach().abs().max()) > 0.1
 
 
 def test_a_derivative_along_the_path_computes_nothing_for_the_tokens() -> None:
@@ -198,11 +195,11 @@ def test_checkpointed_blocks_have_the_same_gradients(kind: str, shape: tuple[int
         found.append([weight.grad.clone() for weight in network.parameters() if weight.grad is not None])
     for one, two in zip(*found, strict=True):
         assert torch.equal(one, two)
-    none = network.y_embedder.null.weight.grad
-    assert float(none.abs().max()) > 0
+    none = network.y_embedder.null.weight
+    assert float(none.grad.abs().max()) > 0
     network.zero_grad()
     network(*at, told(shape)[[0, 0, 0, 0]]).square().mean().backward()
-    assert torch.equal(none, torch.zeros_like(none)) or float(none.abs().max()) == 0  # and a gradient where none is told
+    assert torch.equal(none.grad, torch.zeros_like(none))  # processes that exchange gradients wait for all of them
 
 
 def test_a_compiled_network_is_the_plain_one() -> None:
@@ -214,10 +211,10 @@ def test_a_compiled_network_is_the_plain_one() -> None:
         plain = network(x, t, t, label)
         compile_network(network, backend="aot_eager")
         torch.testing.assert_close(network(x, t, t, label), plain, rtol=1e-4, atol=1e-5)
-    assert not network._compiled_call_impl.failed  # pyright: ignore[reportFunctionMemberAccess, reportOptionalMemberAccess]
+    assert not network._compiled_call_impl.failed  # pyright: ignore
 
 
-# ------------------------------------------------------------------------------------------------------------- flow maps
+# ------------------------------------------------------------------------------------------------------------ flow maps
 
 
 @kinds
@@ -260,7 +257,7 @@ def test_rows_of_equal_conditions_have_one_number() -> None:
     assert len(set(identities(many).tolist())) == len(many.unique(dim=0))
 
 
-# -------------------------------------------------------------------------------------------------------------- refusals
+# ------------------------------------------------------------------------------------------------------------- refusals
 
 
 @pytest.mark.parametrize(

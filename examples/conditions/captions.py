@@ -2,13 +2,13 @@
 
     python examples/conditions/captions.py
 
-What a text-to-image model needs, on the built-in digits: images beside each other in a folder, a sequence of vectors for
-each (`write_conditions`), a network that attends to them, samples in one step. The words' vectors here are random ones.
-With real captions put a text encoder in the place of `encode`, once, before training: anything that gives each caption a
-sequence of vectors, of any length up to a highest one.
+What a text-to-image model needs, on the built-in digits: images side by side in a folder, a sequence of vectors for
+each (`write_conditions`), a network that attends to them, samples in one step. The vectors of the words are random ones
+here. With real captions put a text encoder in the place of `encode`, once, before training: anything that makes a
+sequence of vectors of a caption, of any length up to a highest one.
 
-Ten of the hundred numbers of two digits are left out of training. What is printed says whether the model obeys: the share
-of digits that a classifier reads off the samples as asked for, for captions of the training data and for those never seen.
+Ten of the hundred numbers of two digits are left out of training. What is printed says whether the model obeys: the
+share of digits that a classifier reads off the samples as asked for, by captions of the training data and by others.
 """
 
 import argparse
@@ -20,6 +20,7 @@ import torch
 import shortflow as sf
 from shortflow.data import load, write_conditions
 from shortflow.evaluate import load_classifier
+from shortflow.hub import Model
 from shortflow.pictures import image_grid, save_png
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -59,16 +60,19 @@ def make_folder(folder: Path, n: int) -> None:
     write_conditions(folder, names, *encode(captions))
 
 
-def obeyed(model, captions: list[str], seed: int) -> tuple[float, np.ndarray]:
-    """(share of the digits that are as asked for, the images) of one-step samples, one for each caption."""
+def samples(model: Model, captions: list[str], seed: int) -> np.ndarray:
+    """One image (1, 16, 16) for each caption, in one step."""
     vectors, mask = encode(captions)
     vectors[~mask] = np.nan  # words that are not there
-    pixels, _ = sf.generate(model.flow, model.spec, len(captions), condition=torch.from_numpy(vectors), seed=seed)
-    classifier = load_classifier("digits")
-    digits = [(k, place, word) for k, caption in enumerate(captions) for place, word in enumerate(caption.split())]
-    cut = np.stack([pixels[k, :, 4:12, 8 * place : 8 * place + 8] for k, place, _ in digits])
-    read = classifier.logits(cut).argmax(1).tolist()
-    return float(np.mean([WORDS[digit] == word for digit, (_, _, word) in zip(read, digits, strict=True)])), pixels
+    return sf.generate(model.flow, model.spec, len(captions), condition=torch.from_numpy(vectors), seed=seed)[0]
+
+
+def obeyed(pixels: np.ndarray, captions: list[str]) -> float:
+    """The share of the digits of the captions that a classifier reads off the images."""
+    asked = [(k, place, word) for k, caption in enumerate(captions) for place, word in enumerate(caption.split())]
+    cut = np.stack([pixels[k, :, 4:12, 8 * place : 8 * place + 8] for k, place, _ in asked])
+    read = load_classifier("digits").logits(cut).argmax(1).tolist()
+    return float(np.mean([WORDS[digit] == word for digit, (_, _, word) in zip(read, asked, strict=True)]))
 
 
 def main() -> None:
@@ -88,10 +92,15 @@ def main() -> None:
             print(f"step {record.step}: velocity error {record.logs['diagonal_error']:.3f}", flush=True)
     model = sf.load(given.out / "run")
     known = [f"{a} {b}" for a in WORDS for b in WORDS if f"{a} {b}" not in LEFT_OUT]
-    for what, captions in (("of one word", [*WORDS] * 10), ("seen", known), ("never seen", [*LEFT_OUT] * 10)):
-        share, pixels = obeyed(model, captions, seed=1)
-        print(f"captions {what}: {share:.1%} of the digits are as asked for, in one step")
+    print("digits that are as asked for, in one step:")
+    for what, captions in (("one word", [*WORDS] * 10), ("two words", known), ("never seen", [*LEFT_OUT] * 10)):
+        pixels = samples(model, captions, seed=1)
+        print(f"  {what:12s}{obeyed(pixels, captions):7.1%}")
         save_png(image_grid(pixels[:100], 10), given.out / f"{what.replace(' ', '-')}.png")
+    test, rng = load("digits", "test"), np.random.default_rng(2)
+    assert test.labels is not None
+    real = np.stack([draw_number(caption, np.asarray(test.samples), test.labels, rng)[None] for caption in known])
+    print(f"  {'real images':12s}{obeyed(real, known):7.1%}   (what the classifier makes of held-out digits)")
 
 
 if __name__ == "__main__":
