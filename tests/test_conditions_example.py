@@ -3,7 +3,6 @@
 import importlib.util
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -17,13 +16,13 @@ EXAMPLE = ROOT / "examples" / "conditions" / "captions.py"
 
 
 @pytest.fixture(scope="module")
-def captions() -> Iterator[ModuleType]:
+def captions() -> ModuleType:
     spec = importlib.util.spec_from_file_location("captions", EXAMPLE)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    yield module
+    return module
 
 
 def test_what_is_left_out_is_in_no_caption_of_the_folder(captions: ModuleType, tmp_path: Path) -> None:

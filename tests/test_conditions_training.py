@@ -20,10 +20,12 @@ from shortflow.recipe import Recipe
 from shortflow.recipes import esc, meanflow
 from shortflow.streams import Streams
 from shortflow.train import TrainStep
+from shortflow.train.compiling import compile_step
 from shortflow.train.failures import NotFinite, load_draws, save_failure
 from shortflow.typing import Batch, Progress
 from shortflow.velocity import Conditional, PlugIn, Reference
 from steps import close, gradient, mlp, needed, randomize
+from test_layout import fixed
 
 PATH = Linear()
 VECTORS = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.5, 0.5]])
@@ -164,3 +166,22 @@ def test_every_weight_has_a_gradient_in_every_step() -> None:
     grads = torch.autograd.grad(loss, list(flow.parameters()), allow_unused=True)
     assert all(each is not None for each in grads)
     assert float(gradient(recipe.objective.evaluate(flow, flow, draw).loss.mean(), flow).abs().max()) > 0
+
+
+@pytest.mark.slow
+def test_the_whole_step_is_one_graph_for_all_draws() -> None:
+    """NaN, which stands for none in the draw, is a constant that a compiler must not take for a new one each time."""
+    recipe = fixed(esc())
+    step = TrainStep(recipe.flow_map(network(recipe).float()), recipe.objective)
+    compile_step(step, backend="eager")
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    for k in range(4):
+        given = Batch(x=torch.randn(8, 3), label=VECTORS[CLASS])
+        draw = step.draw(given, Streams(seed=k), Progress(images=500, total=1000))
+        loss, _ = step(draw)
+        plain = recipe.objective.evaluate(step.flow, step.flow, draw).loss.mean()
+        torch.testing.assert_close(loss, plain, rtol=1e-4, atol=1e-5)
+    assert not step.evaluate.failed  # pyright: ignore[reportFunctionMemberAccess]
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    torch._dynamo.reset()

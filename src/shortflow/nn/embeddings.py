@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 from torch._C._functorch import is_batchedtensor
 from torch.nn import functional as F
@@ -168,7 +168,8 @@ class LabelEmbedding(nn.Module):
         self.num_classes, self.null = num_classes, null
         self.embedding_table = nn.Embedding(num_classes + int(null), width)
 
-    def forward(self, label: Int[Tensor, "b"]) -> Float[Tensor, "b d"]:
+    # Wide on purpose, here and below: what does not fit is told in words.
+    def forward(self, label: Shaped[Tensor, "b ..."]) -> Float[Tensor, "b d"]:
         if label.is_floating_point() or label.ndim != 1:
             raise ShortflowError(
                 f"the network is told one of {self.num_classes} classes, as an integer for each row, got "
@@ -237,7 +238,7 @@ class VectorEmbedding(_ConditionEmbedding):
             nothing stands for it. Where it cannot, the result is NaN.
     """
 
-    def forward(self, label: Float[Tensor, "b features"]) -> Float[Tensor, "b width"]:
+    def forward(self, label: Shaped[Tensor, "b ..."]) -> Float[Tensor, "b width"]:
         there = self._there(label)[:, None]
         if self.null is None:
             return self._embedded(label)
@@ -260,7 +261,7 @@ class SequenceEmbedding(_ConditionEmbedding):
         self.positions = nn.Embedding(shape[0], width)
 
     def forward(
-        self, label: Float[Tensor, "b tokens features"]
+        self, label: Shaped[Tensor, "b ..."]
     ) -> tuple[Float[Tensor, "b tokens width"], Bool[Tensor, "b tokens"]]:
         there = self._there(label)
         tokens = self._embedded(torch.where(there[..., None], label, 0.0)) + self.positions.weight[: label.shape[1]]
