@@ -19,7 +19,7 @@ from shortflow.errors import DataError
 
 __all__ = ["Stacked", "npy_header", "open_array"]
 
-_TYPES = {"U8": "u1", "I8": "i1", "I32": "<i4", "I64": "<i8", "F16": "<f2", "F32": "<f4", "F64": "<f8"}
+_TYPES = {"BOOL": "?", "U8": "u1", "I8": "i1", "I32": "<i4", "I64": "<i8", "F16": "<f2", "F32": "<f4", "F64": "<f8"}
 _LONGEST = 100_000_000  # bytes of a safetensors header, as in the format's own reader
 _REMEDY = "write or fetch the file again"
 

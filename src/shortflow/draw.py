@@ -3,13 +3,13 @@
 from dataclasses import dataclass, field, replace
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from shortflow.errors import IncompatibleParts
 from shortflow.flowmap import FlowMap
 from shortflow.rows import Chosen, Rows, chosen, count
-from shortflow.typing import Progress, Times
+from shortflow.typing import Condition, Progress, Times, expand
 
 __all__ = ["Draw", "References", "Seen"]
 
@@ -49,9 +49,9 @@ class Draw:
     Attributes:
         x, eps, x_t: data, noise and the point x_t = α_t x + σ_t ε, all of shape (b, ...).
         times: (t, s, r) of each row.
-        label: the class of each row before label dropout, or None.
-        dropped: rows whose class is hidden from the network in every pass of the step.
-        null_label: index of the "no class" row of the label table; None if there is none.
+        label: the class or other condition of each row before label dropout, or None.
+        dropped: rows whose condition is hidden from the network in every pass of the step.
+        null_label: what stands for no condition, see `FlowMap.null_label`; None if nothing does.
         coin: uniform numbers in [0, 1); a `Mixture` takes the plug-in velocity where coin < probability.
         guidance: (ω, low, high) of each row for networks that are told their guidance: the scale, and the window of t
             in which it acts; None for all others.
@@ -69,11 +69,11 @@ class Draw:
     eps: Float[Tensor, "b ..."]
     x_t: Float[Tensor, "b ..."]
     times: Times
-    label: Int[Tensor, "b"] | None
+    label: Condition | None
     dropped: Bool[Tensor, "b"]
     coin: Float[Tensor, "b"]
     guidance: Float[Tensor, "b 3"] | None = None
-    null_label: int | None = None
+    null_label: int | float | None = None
     dropout_seed: int | Int[Tensor, ""] = 0
     progress: Progress = Progress()
     references: References = field(default_factory=References)
@@ -82,14 +82,18 @@ class Draw:
     counted: bool = True
 
     @property
-    def condition(self) -> Int[Tensor, "b"] | None:
-        """The class the network is told: `label`, with the null class on dropped rows."""
-        if self.label is None or self.null_label is None:
-            return self.label
-        return torch.where(self.dropped, torch.full_like(self.label, self.null_label), self.label)
+    def condition(self) -> Condition | None:
+        """What the network is told: `label`, hidden on dropped rows."""
+        return self._hidden(self.null_label)
 
-    def inputs(self, rows: Rows) -> tuple[Int[Tensor, "k"] | None, Float[Tensor, "k 3"] | None]:
-        """(class, guidance) that the network is told on the chosen rows."""
+    def _hidden(self, null: int | float | None) -> Condition | None:
+        """The conditions, with `null` on dropped rows."""
+        if self.label is None or null is None:
+            return self.label
+        return torch.where(expand(self.dropped, self.label), torch.full_like(self.label, null), self.label)
+
+    def inputs(self, rows: Rows) -> tuple[Shaped[Tensor, "k ..."] | None, Float[Tensor, "k 3"] | None]:
+        """(condition, guidance) that the network is told on the chosen rows."""
         label, guidance = self.condition, self.guidance
         return None if label is None else label[rows], None if guidance is None else guidance[rows]
 
@@ -128,13 +132,9 @@ class Draw:
             raise IncompatibleParts("this objective guides by a weaker model, and none was given; pass --weak RUN")
         return self.references.weak
 
-    def told(self, frozen: FlowMap) -> Int[Tensor, "b"] | None:
-        """The class that a frozen model is told: `label`, with its own null class on dropped rows where it has one."""
-        if self.label is None or frozen.num_classes == 0:
-            return None
-        if frozen.null_label is None:
-            return self.label
-        return torch.where(self.dropped, torch.full_like(self.label, frozen.null_label), self.label)
+    def told(self, frozen: FlowMap) -> Condition | None:
+        """What a frozen model is told: `label`, hidden in its own way on dropped rows where it has one."""
+        return self._hidden(frozen.null_label) if frozen.conditional else None
 
     def seeing(self, rows: Rows, output: Float[Tensor, "k ..."], head: Float[Tensor, "k ..."] | None = None) -> "Draw":
         """The draw with outputs of the chosen rows that are known already, see `Seen`."""

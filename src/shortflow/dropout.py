@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-__all__ = ["Dropout", "drops", "no_dropout", "same_dropout", "shared_dropout"]
+__all__ = ["Dropout", "drops", "mixed_64", "no_dropout", "same_dropout", "shared_dropout"]
 
 
 class _Masks:
@@ -30,7 +30,7 @@ class _Masks:
 
     def next(self, shape: torch.Size, keep: float, device: torch.device) -> Tensor:
         self.counter = self.counter + _GOLDEN
-        low, high = _words(_mixed_64(self.counter))
+        low, high = _words(mixed_64(self.counter))
         rows = self.rows if isinstance(self.rows, Tensor) else torch.arange(self.batch, device=device)
         rows = rows[self.rows] if isinstance(self.rows, slice) else rows
         low, high = low.to(device, non_blocking=True), high.to(device, non_blocking=True)
@@ -46,7 +46,7 @@ class _Masks:
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64
 
 
-def _mixed_64(x: Int[Tensor, ""]) -> Int[Tensor, ""]:
+def mixed_64(x: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
     """The output function of SplitMix64 (Steele et al. 2014), a permutation of the 64-bit integers."""
     x = (x ^ _shifted(x, 30, 64)) * (0xBF58476D1CE4E5B9 - 2**64)
     x = (x ^ _shifted(x, 27, 64)) * (0x94D049BB133111EB - 2**64)

@@ -65,7 +65,7 @@ def estimate(run: RunConfig, spec: DataSpec, step: float | None = None) -> Estim
     with torch.device("meta"):
         flow = build_flow(run, spec)
         x, t = torch.empty(1, *spec.shape), torch.empty(1)
-        label = torch.zeros(1, dtype=torch.long) if spec.classes else None
+        label = spec.blank(1)
         with torch.no_grad(), Counter() as counter:
             flow.predict(x, t, t, label)
         kept: dict[Any, int] = {}

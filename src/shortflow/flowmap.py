@@ -13,7 +13,7 @@ import math
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from shortflow.conditionings import (
@@ -43,7 +43,7 @@ from shortflow.parameterizations import (
 )
 from shortflow.paths import Path
 from shortflow.tangent import Derivative, DualPass, differentiated
-from shortflow.typing import expand
+from shortflow.typing import Condition, expand
 
 __all__ = [
     "EDM",
@@ -71,7 +71,7 @@ __all__ = [
 
 Time = Float[Tensor, "b"]
 State = Float[Tensor, "b ..."]
-Label = Int[Tensor, "b"] | None
+Label = Condition | None
 Guidance = Float[Tensor, "b 3"] | None  # (ω, low, high) of each row, for networks that are told their guidance
 
 
@@ -124,7 +124,18 @@ class FlowMap(nn.Module):
         return int(getattr(self.network, "num_classes", 0))
 
     @property
-    def null_label(self) -> int | None:
+    def condition_shape(self) -> tuple[int, ...] | None:
+        """Shape of a condition that is no class: (d,) of a vector, (n, d) of a sequence of at most n; else None."""
+        return getattr(self.network, "condition_shape", None)
+
+    @property
+    def conditional(self) -> bool:
+        """Whether the network is told a class or another condition."""
+        return self.num_classes > 0 or self.condition_shape is not None
+
+    @property
+    def null_label(self) -> int | float | None:
+        """What stands for no condition: the number after the last class, NaN for others; None where nothing does."""
         return getattr(self.network, "null_label", None)
 
     def predict(self, x_t: State, t: Time, r: Time, label: Label = None, guidance: Guidance = None) -> State:

@@ -12,7 +12,7 @@ from abc import abstractmethod
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from shortflow.draw import Draw
@@ -20,7 +20,7 @@ from shortflow.dropout import drops, no_dropout
 from shortflow.errors import IncompatibleParts, SamplerError, ShortflowError
 from shortflow.flowmap import FlowMap
 from shortflow.rows import Rows, assembled, count, put, within
-from shortflow.typing import Times, expand
+from shortflow.typing import Condition, Times, expand
 from shortflow.velocity import Conditional, Own, Velocity, check_window
 
 __all__ = [
@@ -40,7 +40,7 @@ State = Float[Tensor, "b ..."]
 
 
 def guided_output(
-    flow: FlowMap, x_t: State, t: Time, r: Time, label: Int[Tensor, "b"], scale: Float[Tensor, "b"] | float
+    flow: FlowMap, x_t: State, t: Time, r: Time, label: Condition, scale: Float[Tensor, "b"] | float
 ) -> State:
     """F_∅ + w (F_c − F_∅) from one pass over both branches; `scale` w may differ by row."""
     null = torch.full_like(label, null_of(flow))
@@ -50,15 +50,16 @@ def guided_output(
     return unconditional + weight * (conditional - unconditional)
 
 
-def null_of(flow: FlowMap) -> int:
-    """The label for no class.
+def null_of(flow: FlowMap) -> int | float:
+    """What stands for no condition.
 
     Raises:
-        IncompatibleParts: if the network has none.
+        IncompatibleParts: if the network has no such thing.
     """
     if flow.null_label is None:
         raise IncompatibleParts(
-            "guidance needs a network with a null class; train with label_dropout > 0 (it hides the class on some rows)"
+            "guidance needs a network with a null class; train with label_dropout > 0 (it hides the class, or the "
+            "vector or sequence in its place, on some rows)"
         )
     return flow.null_label
 
@@ -406,7 +407,7 @@ class GuidedFlowMap(FlowMap):
         x_t: State,
         t: Time,
         r: Time,
-        label: Int[Tensor, "b"] | None = None,
+        label: Condition | None = None,
         guidance: Float[Tensor, "b 3"] | None = None,
     ) -> State:
         if label is None:

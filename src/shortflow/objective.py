@@ -145,7 +145,7 @@ class Objective:
         path: Path,
         streams: Streams,
         progress: Progress = Progress(),
-        null_label: int | None = None,
+        null_label: int | float | None = None,
         references: References = References(),
     ) -> Draw:
         """Every random number of one step: hidden labels, times, noise and coins, each from its own stream.

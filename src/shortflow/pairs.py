@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from shortflow.data import Shuffled
+from shortflow.data import Conditions, Shuffled
 from shortflow.errors import CheckpointError, SamplerError, ShortflowError
 from shortflow.files import atomic_path
 from shortflow.flowmap import FlowMap
@@ -29,7 +29,7 @@ from shortflow.sample import PushForward, grid_times, noise
 from shortflow.streams import Streams
 from shortflow.typing import Batch, Report
 
-__all__ = ["PairMaker", "Pairs", "check_pairs", "pair_labels"]
+__all__ = ["PairMaker", "Pairs", "check_pairs", "pair_conditions", "pair_labels"]
 
 FORMAT = 1
 BATCH = 256  # pairs a pass; a shard's bits depend on it
@@ -77,6 +77,13 @@ def pair_labels(labels: Int[np.ndarray, "n"] | None, count: int, seed: int) -> I
     return None if labels is None else labels[Shuffled(n=len(labels), batch_size=count, seed=seed).indices(0)]
 
 
+def pair_conditions(conditions: Conditions | None, count: int, seed: int) -> Conditions | None:
+    """The vectors or sequences of the pairs, in the order of `pair_labels`."""
+    if conditions is None:
+        return None
+    return conditions.subset(Shuffled(n=len(conditions), batch_size=count, seed=seed).indices(0))
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PairMaker:
     """The pairs of one teacher in one directory.
@@ -87,7 +94,7 @@ class PairMaker:
         identity: the SHA-256 of the teacher's file.
         shape: of one sample.
         settings, seed: what the pairs are a function of.
-        labels: class of each pair; None: unconditional.
+        labels: class of each pair; conditions: its vector or sequence. None: there are none.
         scale, shift: the teacher's data are scale · x + shift.
     """
 
@@ -98,6 +105,7 @@ class PairMaker:
     settings: Pairs = Pairs()
     seed: int = 0
     labels: Int[np.ndarray, "n"] | None = None
+    conditions: Conditions | None = None
     scale: float = 1.0
     shift: float = 0.0
     _shards: dict[int, dict[str, Tensor]] = field(init=False, repr=False, default_factory=dict)
@@ -188,7 +196,9 @@ class PairMaker:
         like = next(flow.parameters(), torch.empty(0))
         start = eps.to(like.device, torch.promote_types(torch.float32, like.dtype))
         label = None if self.labels is None else torch.from_numpy(self.labels[first : first + count])
-        told = label if label is None or flow.num_classes == 0 else label.to(like.device)
+        if self.conditions is not None:
+            label = torch.from_numpy(self.conditions.take(np.arange(first, first + count)))
+        told = label.to(like.device) if label is not None and flow.conditional else None
         y = PushForward().run(flow, start, grid_times(flow, self.settings.steps), told)
         made = {"eps": eps[0], "x": ((y - self.shift) / self.scale).to("cpu", store)}
         return made if label is None else {**made, "label": label}

@@ -19,10 +19,11 @@ import torch.distributed as dist
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+from shortflow.dropout import mixed_64
 from shortflow.paths import Path
-from shortflow.typing import expand
+from shortflow.typing import Condition, expand
 
-__all__ = ["Pool", "plug_in_velocity", "plug_in_weights", "pooled"]
+__all__ = ["Pool", "identities", "plug_in_velocity", "plug_in_weights", "pooled"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,13 +32,23 @@ class Pool:
 
     Attributes:
         x: all images, of which the batch is a part.
-        label: their classes.
+        label: their classes, or `identities` of other conditions.
         first: the place of the batch's first image among them.
     """
 
     x: Float[Tensor, "n ..."]
     label: Int[Tensor, "n"] | None
     first: int
+
+
+def identities(label: Condition) -> Int[Tensor, "b"]:
+    """A number for each row that is the same where conditions are equal: the class, or a sum of 64 bits over the
+    numbers of a vector or a sequence, in float32. Different ones share it with a probability of 2⁻⁶⁴."""
+    if not label.is_floating_point():
+        return label
+    numbers = label.flatten(1).float().nan_to_num(nan=torch.finfo(torch.float32).max) + 0.0  # −0 is 0
+    place = mixed_64(torch.arange(1, numbers.shape[1] + 1, device=label.device))
+    return mixed_64(mixed_64(numbers.contiguous().view(torch.int32).long() + place)).sum(1)
 
 
 def pooled(x: Float[Tensor, "b ..."], label: Int[Tensor, "b"] | None) -> Pool | None:

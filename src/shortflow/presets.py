@@ -172,7 +172,7 @@ def preset(recipe: Recipe, data: DataConfig, dataset: Dataset) -> RunConfig:
             *(_LOW_DIMENSION.get(recipe.name, ()) if dataset.kind == "points" else ()),
         ],
     )
-    if dataset.labels is None:
+    if not dataset.conditional:
         run = RunConfig(recipe=run.recipe.unconditional(), network=run.network, data=data, train=run.train)
     return run
 

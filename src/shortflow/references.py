@@ -15,9 +15,10 @@ from shortflow.draw import References
 from shortflow.errors import CheckpointError, ConfigError, ShortflowError
 from shortflow.flowmap import FlowMap
 from shortflow.hub import Model
-from shortflow.pairs import PairMaker, Pairs, check_pairs, pair_labels
+from shortflow.pairs import PairMaker, Pairs, check_pairs, pair_conditions, pair_labels
 from shortflow.reframe import reframe
 from shortflow.transplant import check_start, start_from
+from shortflow.typing import condition_words
 
 __all__ = ["Loaded", "carried", "check_references", "describe", "load_references", "pair_maker", "start", "units"]
 
@@ -106,10 +107,8 @@ def _check_frozen(role: str, path: str, model: Model, run: RunConfig, spec: Data
         )
     _check_latents(role, path, there, run, spec)
     # A weaker model may be one without classes: the difference to it is guidance towards the class.
-    if not _same_classes(model, spec) and not (role == "weak" and not there.classes):
-        raise ConfigError(
-            f"{role} {path} knows {_named(there.classes)}, the data of this run have {_named(spec.classes)}; {remedy}"
-        )
+    if not _same_classes(model, spec) and not (role == "weak" and not there.conditional):
+        raise ConfigError(f"{role} {path} knows {_named(there)}, the data of this run have {_named(spec)}; {remedy}")
     follows = {name for velocity in objective.target.velocities() for name in velocity.follows}
     if role in follows and model.flow.ends == "zero":
         raise ConfigError(
@@ -148,8 +147,8 @@ def _check_source(path: str, model: Model, run: RunConfig, spec: DataSpec) -> No
     there = model.spec
     if there.shape != spec.shape or not _same_classes(model, spec) or there.image != spec.image:
         raise ConfigError(
-            f"init_from {path} was trained on {there.name} (shape {there.shape}, {_named(there.classes)}), this run is "
-            f"on {spec.name} (shape {spec.shape}, {_named(spec.classes)}); start from a model of data like these"
+            f"init_from {path} was trained on {there.name} (shape {there.shape}, {_named(there)}), this run is "
+            f"on {spec.name} (shape {spec.shape}, {_named(spec)}); start from a model of data like these"
         )
     _check_latents("init_from", path, there, run, spec)
     if (there.shift, there.scale) != (spec.shift, spec.scale):
@@ -167,6 +166,8 @@ def _check_source(path: str, model: Model, run: RunConfig, spec: DataSpec) -> No
 def _same_classes(model: Model, spec: DataSpec) -> bool:
     """Whether the classes are the same; those of imported weights have no names, only a number and the usual order."""
     known = model.imported is None
+    if model.spec.condition != spec.condition:
+        return False
     return model.spec.classes == spec.classes if known else model.spec.num_classes == spec.num_classes
 
 
@@ -192,7 +193,10 @@ def _numbers(values: tuple[float, ...]) -> str:
     return ",".join(map(repr, values[:1] if len(set(values)) == 1 else values))
 
 
-def _named(classes: tuple[str, ...]) -> str:
+def _named(spec: DataSpec) -> str:
+    classes = spec.classes
+    if spec.condition is not None:
+        return condition_words(spec.condition)
     if not classes:
         return "no classes"
     return f"{len(classes)} classes ({', '.join(classes[:3])}{', …' if len(classes) > 3 else ''})"
@@ -261,6 +265,7 @@ def pair_maker(run: RunConfig, spec: DataSpec, dataset: Dataset, loaded: Loaded,
         settings=settings,
         seed=run.train.seed,
         labels=pair_labels(dataset.labels, settings.count, run.train.seed),
+        conditions=pair_conditions(dataset.conditions, settings.count, run.train.seed),
         scale=scale,
         shift=shift,
     )

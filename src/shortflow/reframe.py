@@ -13,19 +13,19 @@ import math
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from shortflow.errors import IncompatibleParts
 from shortflow.flowmap import FlowMap, Transfer
 from shortflow.paths import Cosine, Linear, Path, VarianceExploding
-from shortflow.typing import expand
+from shortflow.typing import Condition, expand
 
 __all__ = ["ReframedFlowMap", "equal_ratio_time", "reframe"]
 
 Time = Float[Tensor, "b"]
 State = Float[Tensor, "b ..."]
-Label = Int[Tensor, "b"] | None
+Label = Condition | None
 Guidance = Float[Tensor, "b 3"] | None
 
 HALVINGS = 60  # of [0, 1]: more than the digits of float64

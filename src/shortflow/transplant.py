@@ -6,7 +6,7 @@ What both networks have is copied. What only the new one has starts without effe
                             output is the old output F(x, t): X_{t,r} is one DDIM step along the old velocity
     velocity head           a copy of the layers that make the output: the old velocity, too
     log-variance            zero
-    "no class"              the mean of the rows of all classes
+    "no class"              the mean of the rows of all classes; of other conditions, what the new network starts with
 
 The old model must speak of the same thing: the same path, the same first time, an output that stands for the velocity
 in the same units. Names of weights are those of `shortflow.nn`; networks of one's own take part by the same prefixes.
@@ -21,12 +21,13 @@ from torch import Tensor, nn
 
 from shortflow.errors import IncompatibleParts
 from shortflow.flowmap import FlowMap
+from shortflow.typing import condition_words
 
 __all__ = ["check_start", "start_from"]
 
 INPUTS = {"r_embedder": "a second time", "g_embedder": "guidance as an input"}
 HEADS = ("logvar", "velocity_")
-TABLE = "y_embedder.embedding_table.weight"
+TABLE, NONE = "y_embedder.embedding_table.weight", "y_embedder.null.weight"
 
 
 def start_from(flow: FlowMap, source: FlowMap) -> None:
@@ -74,6 +75,14 @@ def check_start(flow: FlowMap, source: FlowMap) -> None:
             f"the old model knows {source.num_classes or 'no'} classes, the new one {flow.num_classes or 'none'}; "
             "start from a model of the same data"
         )
+    if flow.condition_shape != source.condition_shape:
+        has, wants = (
+            "no conditions but classes" if each.condition_shape is None else condition_words(each.condition_shape)
+            for each in (source, flow)
+        )
+        raise IncompatibleParts(
+            f"the old model is told {has}, the new one {wants}; start from a model of the same data"
+        )
     _check_weights(flow, source)
 
 
@@ -117,11 +126,13 @@ def _check_weights(flow: FlowMap, source: FlowMap) -> None:
     faults = []
     for name, value in new.items():
         if name not in old:
-            if not name.startswith((*INPUTS, *HEADS)):
+            if not name.startswith((*INPUTS, *HEADS, NONE)):  # what stands for none may come or go
                 faults.append(f"{name} is not in the old one")
         elif value.shape[name == TABLE :] != old[name].shape[name == TABLE :]:  # the row "no class" may come or go
             faults.append(f"{name} has the shape {tuple(old[name].shape)} in the old one, not {tuple(value.shape)}")
-    faults += [f"{name} is not in the new one" for name in old if name not in new and not name.startswith(HEADS)]
+    faults += [
+        f"{name} is not in the new one" for name in old if name not in new and not name.startswith((*HEADS, NONE))
+    ]
     if faults:
         more = f", and {len(faults) - 3} more" if len(faults) > 3 else ""
         raise IncompatibleParts(
@@ -187,6 +198,8 @@ def _try(flow: FlowMap, source: FlowMap) -> None:
     def velocity(model: FlowMap) -> Tensor:
         like = next(model.parameters())
         label = torch.arange(4, device=like.device) % model.num_classes if model.num_classes else None
+        if model.condition_shape is not None:
+            label = torch.randn(4, *model.condition_shape, generator=torch.Generator().manual_seed(1)).to(like)
         training = [module for module in model.modules() if module.training]
         try:
             return model.eval().velocity(x.to(like), t.to(like), label).cpu()

@@ -12,10 +12,25 @@ from typing import NamedTuple
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-__all__ = ["Batch", "LossTerms", "Progress", "Report", "Times", "expand"]
+__all__ = ["Batch", "Condition", "LossTerms", "Progress", "Report", "Times", "condition_words", "expand"]
+
+Condition = Int[Tensor, "b"] | Float[Tensor, "b features"] | Float[Tensor, "b tokens features"]
+"""What the network is told of each row beside times and guidance: a class number, a vector, or a sequence of tokens.
+
+What is not there is NaN: a vector, or all tokens of a sequence, where the condition is hidden (label dropout, the
+branch of guidance without a condition), and the tokens that pad a shorter sequence. So a condition is one tensor, which
+can be indexed, joined, moved and saved like any other. Of classes "none" is a number, see `FlowMap.null_label`.
+"""
 
 Report = Callable[[int, int], None]
 """How far a long operation is: (done, in all)."""
+
+
+def condition_words(shape: tuple[int, ...]) -> str:
+    """A condition of this shape in words."""
+    if len(shape) == 1:
+        return f"a vector of {shape[0]} number{'s' if shape[0] > 1 else ''}"
+    return f"a sequence of up to {shape[0]} vectors of {shape[1]} number{'s' if shape[1] > 1 else ''}"
 
 
 def expand(value: Float[Tensor, "b"] | Bool[Tensor, "b"], like: Tensor) -> Tensor:
@@ -63,13 +78,13 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Data points in the units the network sees, with their class (None: unconditional).
+    """Data points in the units the network sees, with their class or other condition (None: unconditional).
 
     `eps` is the noise that belongs to each point where the two are coupled (reflow); None: fresh noise is drawn.
     """
 
     x: Float[Tensor, "b ..."]
-    label: Int[Tensor, "b"] | None = None
+    label: Condition | None = None
     eps: Float[Tensor, "b ..."] | None = None
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from shortflow.draw import Draw
@@ -20,7 +20,7 @@ from shortflow.dropout import no_dropout, shared_dropout
 from shortflow.errors import IncompatibleParts, ShortflowError
 from shortflow.flowmap import FlowMap
 from shortflow.paths import Path
-from shortflow.plugin import plug_in_velocity, plug_in_weights, pooled
+from shortflow.plugin import identities, plug_in_velocity, plug_in_weights, pooled
 from shortflow.rows import Chosen, Rows, indices, within
 
 __all__ = [
@@ -113,6 +113,10 @@ class PlugIn(Velocity):
     unbiased for the conditional and for the unconditional velocity. "none": all images always (the published code),
     which biases a conditional network towards the unconditional velocity unless the batch holds a single class.
 
+    Of vectors and sequences in place of classes, images share a condition where it is equal in every number. Where all
+    of them differ, each is the only image of its condition, and the velocity is v_c but on rows that are told none;
+    "none" is refused, because no batch holds a single condition.
+
     images: whose images the velocity is made of: those of this process's batch, or of "all" processes, whose batches
     are joined for it (with one process the same). All processes must then ask as often: with targets that ask only
     where some rows jump, draw an exact number of these.
@@ -127,6 +131,14 @@ class PlugIn(Velocity):
         if self.mask not in ("label", "none"):
             raise ShortflowError(f"PlugIn: mask must be 'label' or 'none', got {self.mask!r}")
 
+    def check_conditions(self) -> None:
+        """Raise `IncompatibleParts` for a mask that has no meaning where conditions are vectors or sequences."""
+        if self.mask == "none":
+            raise IncompatibleParts(
+                "PlugIn: with mask = 'none' images of other conditions count, which biases a network that is told "
+                "vectors or sequences towards none of them; set the mask to 'label'"
+            )
+
     def __call__(self, teacher: FlowMap, draw: Draw) -> State:
         return self.at(teacher.path, draw, None)
 
@@ -135,11 +147,14 @@ class PlugIn(Velocity):
 
     def at(self, path: Path, draw: Draw, rows: Rows | None) -> Float[Tensor, "k ..."]:
         """The plug-in velocity of the chosen rows only."""
-        pool = pooled(draw.x, draw.label) if self.images == "all" else None
-        label, allowed = draw.label if pool is None else pool.label, None
-        if self.mask == "label" and draw.label is not None:
+        if draw.label is not None and draw.label.is_floating_point():
+            self.check_conditions()
+        own = None if draw.label is None or self.mask == "none" else identities(draw.label)
+        pool = pooled(draw.x, own) if self.images == "all" else None
+        label, allowed = own if pool is None else pool.label, None
+        if own is not None:
             asked = draw.everything if rows is None else rows
-            allowed = (draw.label[asked][:, None] == label) | draw.dropped[asked][:, None]
+            allowed = (own[asked][:, None] == label) | draw.dropped[asked][:, None]
         index = (
             None
             if rows is None or (isinstance(rows, slice) and rows == draw.everything)
@@ -229,7 +244,7 @@ class Reference(FieldVelocity):
             v = frozen.velocity(x, t, label)
             if self.guidance != 1 and label is not None:
                 some = draw.chosen((t >= self.window[0]) & (t <= self.window[1]) & ~draw.dropped[rows])
-                v = self._guided(frozen, v, x, t, some)
+                v = self._guided(frozen, v, x, t, label, some)
             if self.autoguidance != 1:
                 weak = draw.weak
                 told = draw.told(weak)
@@ -243,6 +258,7 @@ class Reference(FieldVelocity):
         v: Float[Tensor, "k ..."],
         x: Float[Tensor, "k ..."],
         t: Float[Tensor, "k"],
+        label: Shaped[Tensor, "k ..."],
         some: Chosen,
     ) -> Float[Tensor, "k ..."]:
         """v with guidance on some of the rows."""
@@ -254,6 +270,5 @@ class Reference(FieldVelocity):
             )
         if len(some) == 0:
             return v
-        label = torch.full((len(some),), null, dtype=torch.long, device=x.device)
-        free = frozen.velocity(x[some.places], t[some.places], label)
+        free = frozen.velocity(x[some.places], t[some.places], torch.full_like(label[some.places], null))
         return some.put(v, free + self.guidance * (v[some.places] - free))

@@ -63,6 +63,14 @@ def sample(
     classes: Annotated[
         str | None, typer.Option("--class", help="Class names or indices, with commas; by default all in turn.")
     ] = None,
+    condition: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="For models that are told vectors or sequences: a .npy or .safetensors file of them, used in turn.",
+            show_default=False,
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Sample k is a function of (seed, k), for any --n.")] = 0,
     guidance: Guidance = 1.0,
     window: Window = None,
@@ -100,7 +108,7 @@ def sample(
     if interpolate and n % 8:
         raise ConfigError(f"--interpolate draws rows of 8 samples; give --n as a multiple of 8, not {n}")
     model = loaded(run, compile)
-    chosen = _classes(classes, model.spec.classes)
+    chosen, told = _classes(classes, model.spec), _conditions(condition, model.spec)
     path = out or Path("samples" if single else "samples.png")
     found = runs.decoding(model.spec, model.run.data.encoder, encoder, say=say)
     if found.note is not None:
@@ -113,6 +121,7 @@ def sample(
             rows=max(1, n // 8),
             steps=steps,
             classes=chosen,
+            condition=told,
             seed=seed,
             guidance=guidance,
             window=acting,
@@ -132,6 +141,7 @@ def sample(
         "times": chosen_times,
         "sampler": rule,
         "classes": chosen,
+        "condition": told,
         "seed": seed,
         "guidance": guidance,
         "window": acting,
@@ -209,11 +219,41 @@ def _check_sample(interpolate: bool, single: bool, sampled_otherwise: bool, out:
         raise ConfigError(f"--out {out}: pictures are PNG files; give a name that ends in .png{array} (or --single)")
 
 
-def _classes(text: str | None, names: tuple[str, ...]) -> list[int] | None:
+def _conditions(path: Path | None, spec: Any) -> Any:
+    """The conditions in a file, as the model takes them; None for models of classes and unconditional ones."""
+    import numpy as np
+    import torch
+
+    from shortflow.data import open_conditions
+    from shortflow.typing import condition_words
+
+    if spec.condition is None:
+        if path is not None:
+            raise ConfigError(f"--condition {path}: this model is told {spec.told}; leave it out")
+        return None
+    words = condition_words(spec.condition)
+    if path is None:
+        raise ConfigError(
+            f"this model is told {words} for each sample; give them with --condition FILE.npy (or .safetensors), whose "
+            "rows are used in turn"
+        )
+    found = open_conditions(path)
+    longer = len(found.shape) == 2 and len(spec.condition) == 2 and found.shape[0] > spec.condition[0]
+    if longer or len(found.shape) != len(spec.condition) or found.shape[-1] != spec.condition[-1]:
+        raise ConfigError(
+            f"--condition {path}: it holds {condition_words(found.shape)}, and this model is told {words}"
+        )
+    return torch.from_numpy(found.take(np.arange(len(found))))
+
+
+def _classes(text: str | None, spec: Any) -> list[int] | None:
     from shortflow.config import nearest
 
+    names = spec.classes
     if text is None:
         return None
+    if spec.condition is not None:
+        raise ConfigError(f"--class {text}: this model is told {spec.told}; give them with --condition FILE")
     if not names:
         raise ConfigError(f"--class {text}: this model is unconditional, it has no classes")
     chosen = []

@@ -115,7 +115,11 @@ def train(
 
 def _introduced(run: Any, dataset: Any, out: Path) -> str:
     """What is trained on what, in a line."""
+    from shortflow.typing import condition_words
+
     kind = count(dataset.num_classes, "class", "classes") if dataset.num_classes else "unconditional"
+    if dataset.conditions is not None:
+        kind = f"told {condition_words(dataset.conditions.shape)}"
     return (
         f"{run.recipe.name} on {dataset.name} ({len(dataset):,} samples, {kind}): "
         f"{count(run.train.steps, 'step')} of {run.train.batch} → {out}"

@@ -4,8 +4,9 @@
                                           x = (z − shift_c)·scale_c for channel c of a latent z (`LatentSpec`),
                                           x = the point itself otherwise.
 
-`Dataset` owns the stored values (uint8 images, float32 points, or the moments of latents) and their classes. `DataSpec`
-owns the map and its inverse; it is written into a checkpoint, so that samples can be decoded without the data.
+`Dataset` owns the stored values (uint8 images, float32 points, or the moments of latents) and their classes, or other
+conditions (`shortflow.data.conditions`). `DataSpec` owns the map and its inverse; it is written into a checkpoint, so
+that samples can be decoded without the data.
 """
 
 import hashlib
@@ -20,8 +21,10 @@ from jaxtyping import Bool, Float, Float32, Int, Shaped, UInt8
 from torch import Tensor
 
 from shortflow.arrays import Stacked
+from shortflow.data.conditions import Conditions
 from shortflow.data.latentspec import LatentSpec
 from shortflow.errors import DataError
+from shortflow.typing import Condition, condition_words
 
 __all__ = ["DataSpec", "Dataset", "Kind"]
 
@@ -44,9 +47,10 @@ class Dataset:
         split: "train", "test", "all" or the name of a folder's own split.
         latent: what the latents are; None for images and points.
         measured: mean and standard deviation of the latents, a number for each channel of z; of latents only.
+        conditions: a vector or a sequence for each sample, in place of labels; None: there are none.
 
     Raises:
-        DataError: if there is no sample, or samples, labels and classes do not belong together.
+        DataError: if there is no sample, or samples, labels, classes and conditions do not belong together.
     """
 
     name: str
@@ -57,6 +61,7 @@ class Dataset:
     split: str = "train"
     latent: LatentSpec | None = None
     measured: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    conditions: Conditions | None = None
 
     def __post_init__(self) -> None:
         if self.latent is None:
@@ -65,6 +70,12 @@ class Dataset:
             self._check_latents(self.latent)
         if self.samples.size == 0:
             raise DataError(f"{self.name}: no samples, got an array of shape {self.samples.shape}")
+        if self.conditions is not None and len(self.conditions) != len(self.samples):
+            raise DataError(
+                f"{self.name}: {len(self.conditions)} conditions for {len(self.samples)} samples; give each one"
+            )
+        if self.conditions is not None and (self.labels is not None or self.classes):
+            raise DataError(f"{self.name}: samples have classes or other conditions, not both; leave one of them out")
         if (self.labels is None) != (not self.classes):
             raise DataError(f"{self.name}: labels and classes go together; give both, or neither (unconditional)")
         if self.labels is None:
@@ -119,8 +130,19 @@ class Dataset:
         return len(self.classes)
 
     @property
+    def conditional(self) -> bool:
+        """Whether samples have classes or other conditions."""
+        return self.labels is not None or self.conditions is not None
+
+    @property
     def is_image(self) -> bool:
         return self.samples.dtype == np.uint8
+
+    def told(self, rows: Int[np.ndarray, "k"]) -> Condition | None:
+        """The classes or other conditions of the samples at `rows`; None: unconditional."""
+        if self.conditions is not None:
+            return torch.from_numpy(self.conditions.take(rows))
+        return None if self.labels is None else torch.from_numpy(self.labels[rows])
 
     def take(
         self,
@@ -148,16 +170,26 @@ class Dataset:
 
     def subset(self, rows: Int[np.ndarray, "k"] | Bool[np.ndarray, "n"] | slice) -> "Dataset":
         """The samples at `rows` (indices, a mask or a slice), with the same classes, also those left without one."""
-        return replace(self, samples=self.samples[rows], labels=None if self.labels is None else self.labels[rows])
+        return replace(
+            self,
+            samples=self.samples[rows],
+            labels=None if self.labels is None else self.labels[rows],
+            conditions=None if self.conditions is None else self.conditions.subset(rows),
+        )
 
     def fingerprint(self) -> str:
-        """The SHA-256 (hex) of samples and labels, their types and shapes; not of the names. Order counts."""
+        """The SHA-256 (hex) of samples, labels and conditions, types and shapes; not of the names. Order counts."""
         digest = hashlib.sha256()
         for array in (self.samples, self.labels):
             if array is not None:
                 digest.update(f"{array.dtype.newbyteorder('<').str}{array.shape}".encode())
                 for part in array.parts if isinstance(array, Stacked) else (array,):
                     digest.update(np.ascontiguousarray(part, dtype=part.dtype.newbyteorder("<")).data)
+        if self.conditions is not None:
+            digest.update(f"conditions{(len(self), *self.conditions.shape)}".encode())
+            rows = max(1, _AT_ONCE // math.prod(self.conditions.shape))
+            for first in range(0, len(self), rows):
+                digest.update(self.conditions.take(np.arange(first, min(first + rows, len(self)))).data)
         return digest.hexdigest()
 
 
@@ -172,6 +204,8 @@ class DataSpec:
         shift, scale: network units are (x − shift)·scale, with x ∈ [−1, 1] for images and in natural units for latents.
         image: whether stored samples are uint8 images.
         latent: the autoencoder of latents and their natural units; None for images and points.
+        condition: shape of what samples are told by in place of a class, (d,) of a vector, (n, d) of a sequence of
+            up to n tokens; None: classes, or unconditional.
 
     Raises:
         DataError: if the scale is not positive and finite, or the shift not finite, or the parts contradict each other.
@@ -184,8 +218,16 @@ class DataSpec:
     scale: float = 1.0
     image: bool = True
     latent: LatentSpec | None = None
+    condition: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        if self.condition is not None and (
+            self.classes or len(self.condition) not in (1, 2) or min(self.condition) < 1
+        ):
+            raise DataError(
+                f"{self.name}: a condition is a vector (d,) or a sequence (n, d) in place of classes, got "
+                f"{self.condition} and {len(self.classes)} classes"
+            )
         if not (self.scale > 0 and math.isfinite(self.scale) and math.isfinite(self.shift)):
             raise DataError(
                 f"{self.name}: scale must be positive and finite and shift finite, "
@@ -227,6 +269,7 @@ class DataSpec:
             scale=scale,
             image=dataset.is_image,
             latent=dataset.latent,
+            condition=None if dataset.conditions is None else dataset.conditions.shape,
         )
 
     @property
@@ -238,6 +281,24 @@ class DataSpec:
     def num_classes(self) -> int:
         """The number of classes; 0: unconditional."""
         return len(self.classes)
+
+    @property
+    def conditional(self) -> bool:
+        """Whether there are classes or other conditions."""
+        return bool(self.classes) or self.condition is not None
+
+    @property
+    def told(self) -> str:
+        """What a network is told of each sample, in words."""
+        if self.condition is not None:
+            return condition_words(self.condition)
+        return f"one of {self.num_classes} classes" if self.classes else "nothing (unconditional)"
+
+    def blank(self, n: int) -> Condition | None:
+        """Some condition of n samples, where any will do; None: unconditional."""
+        if self.condition is not None:
+            return torch.zeros(n, *self.condition)
+        return torch.zeros(n, dtype=torch.long) if self.classes else None
 
     def encode(self, samples: UInt8[np.ndarray, "n c h w"] | Float32[np.ndarray, "n ..."]) -> Float32[Tensor, "n ..."]:
         """Stored samples in network units, float32. Of latents, the samples are those that `Dataset.take` gives.
@@ -280,7 +341,7 @@ class DataSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """The spec as plain JSON values."""
-        values = {
+        values: dict[str, Any] = {
             "name": self.name,
             "shape": list(self.shape),
             "classes": list(self.classes),
@@ -288,7 +349,8 @@ class DataSpec:
             "scale": self.scale,
             "image": self.image,
         }
-        return values if self.latent is None else {**values, "latent": self.latent.to_dict()}
+        values |= {} if self.latent is None else {"latent": self.latent.to_dict()}
+        return values if self.condition is None else {**values, "condition": list(self.condition)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "DataSpec":
@@ -298,8 +360,9 @@ class DataSpec:
             DataError: if keys are missing or unknown.
         """
         known = {"name", "shape", "classes", "shift", "scale", "image"}
-        if set(values) - {"latent"} != known:
-            missing, unknown = sorted(known - set(values)), sorted(set(values) - known - {"latent"})
+        optional = {"latent", "condition"}
+        if set(values) - optional != known:
+            missing, unknown = sorted(known - set(values)), sorted(set(values) - known - optional)
             raise DataError(f"data spec: missing keys {missing}, unknown keys {unknown}; expected {sorted(known)}")
         return cls(
             name=str(values["name"]),
@@ -309,6 +372,7 @@ class DataSpec:
             scale=float(values["scale"]),
             image=bool(values["image"]),
             latent=LatentSpec.from_dict(values["latent"]) if "latent" in values else None,
+            condition=tuple(int(side) for side in values["condition"]) if "condition" in values else None,
         )
 
 

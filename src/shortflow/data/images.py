@@ -22,12 +22,22 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
 from shortflow.arrays import npy_header, open_array
+from shortflow.data.conditions import CONDITION_FILES, Conditions, load_conditions
 from shortflow.data.dataset import Dataset
 from shortflow.errors import DataError
 from shortflow.files import atomic_path
 from shortflow.typing import Report
 
-__all__ = ["EXTENSIONS", "cache_folder", "center_crop", "listed", "load_folder", "read_image", "resize"]
+__all__ = [
+    "EXTENSIONS",
+    "cache_folder",
+    "center_crop",
+    "conditions_of",
+    "listed",
+    "load_folder",
+    "read_image",
+    "resize",
+]
 
 T = TypeVar("T")
 Pixels = UInt8[np.ndarray, "h w"] | UInt8[np.ndarray, "h w 3"]
@@ -64,14 +74,31 @@ def load_folder(
         what = "is a file, not a folder" if folder.exists() else "there is no such folder"
         raise DataError(f"{folder}: {what}; give the path of a folder of images")
     paths, names, classes = listed(folder, split)
-    index = {name: k for k, name in enumerate(classes)}
+    index, conditions = {name: k for k, name in enumerate(classes)}, conditions_of(folder, paths, split)
     return Dataset(
         name=folder.resolve().name,
         samples=_pixels(folder, paths, split, resolution, report),
         labels=np.array([index[name] for name in names], dtype=np.int64) if classes else None,
         classes=classes,
         split=split,
+        conditions=conditions,
     )
+
+
+def conditions_of(folder: Path, paths: Sequence[Path], split: str) -> Conditions | None:
+    """What the images at `paths` are told by, where files beside them say so (`shortflow.data.conditions`).
+
+    Raises:
+        DataError: if the files and the images do not belong together, or the images lie in class folders.
+    """
+    inside = {part: [path.name for path in paths if path.parent == part] for part in _split_folders(folder, split)}
+    for part in inside:
+        if not inside[part] and any((part / name).exists() for name in CONDITION_FILES):
+            raise DataError(
+                f"{part}: there are class folders and conditions; move all images to the top of it, or remove "
+                f"{', '.join(name for name in CONDITION_FILES if (part / name).exists())}"
+            )
+    return load_conditions(list(inside.items()))
 
 
 def listed(folder: Path, split: str) -> tuple[list[Path], list[str], tuple[str, ...]]:
@@ -124,7 +151,8 @@ def resize(samples: UInt8[np.ndarray, "n c h w"], resolution: int) -> UInt8[np.n
 
 
 def _hidden(path: Path) -> bool:
-    return path.name.startswith(".") or path.name.lower() in ("thumbs.db", "desktop.ini", "__macosx")
+    names = ("thumbs.db", "desktop.ini", "__macosx", *CONDITION_FILES)
+    return path.name.startswith(".") or path.name.lower() in names
 
 
 def _entries(folder: Path) -> tuple[list[Path], list[Path]]:

@@ -5,6 +5,7 @@
         moments  (n, 2, k, c, h, w) float16 or float32: [:, 0] of the image, [:, 1] of its mirror (left to right);
                  [:, :, 0] the mean and [:, :, 1] the standard deviation; k = 1 where the autoencoder has no spread
         labels   (n,) int64, where there are classes
+    LATENTS/conditions.safetensors   what the images are told by where that is no class, a row for each latent in order
 
 Latents are stored as the encoder gives them; scale and shift are numbers in meta.json, and another choice of them
 (`rescale`) writes no shard. A shard is a function of its images, the autoencoder and the settings, whoever writes it,
@@ -26,6 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from shortflow.arrays import Stacked, open_array
+from shortflow.data.conditions import CONDITIONS, Conditions, open_conditions
 from shortflow.data.dataset import Dataset
 from shortflow.data.latentspec import LatentSpec
 from shortflow.errors import DataError, require
@@ -280,7 +282,9 @@ def _checked(meta: Mapping[str, Any]) -> dict[str, Any]:
         "gaussian": bool(meta["gaussian"]),
         "measured": (mean, std),
         "shards": shards,
+        "count": int(meta["count"]),
         "classes": tuple(str(name) for name in meta["classes"]),
+        "condition": tuple(int(side) for side in meta["condition"]) if meta.get("condition") else None,
         "source": {name: str(meta["source"][name]) for name in ("name", "split", "sha256")},
     }
 
@@ -355,6 +359,7 @@ def open_latents(folder: Path, *, verify: bool = False) -> Dataset:
     numbers, names = _classes(np.concatenate(labels), meta["classes"]) if meta["classes"] else (None, ())
     return Dataset(
         name=meta["source"]["name"],
+        conditions=_conditions(folder, meta),
         samples=Stacked(tuple(moments)),
         labels=numbers,
         classes=names,
@@ -362,6 +367,19 @@ def open_latents(folder: Path, *, verify: bool = False) -> Dataset:
         latent=meta["latent"],
         measured=meta["measured"],
     )
+
+
+def _conditions(folder: Path, meta: Mapping[str, Any]) -> Conditions | None:
+    """What the images of a store are told by."""
+    if meta["condition"] is None:
+        return None
+    found = open_conditions(folder / CONDITIONS)
+    if (len(found), *found.shape) != (meta["count"], *meta["condition"]):
+        raise DataError(
+            f"{folder / CONDITIONS} holds {(len(found), *found.shape)} numbers, {META} says "
+            f"{(meta['count'], *meta['condition'])}; give the command that made it again"
+        )
+    return found
 
 
 def _classes(labels: Labels, names: tuple[str, ...]) -> tuple[Labels, tuple[str, ...]]:

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from shortflow.data.dataset import Dataset, DataSpec
@@ -35,8 +34,7 @@ class Batches:
         share = range(self.order.rank * len(rows), (self.order.rank + 1) * len(rows))
         turned = coins(self.order.batch_size, self.order.seed, step)[share.start : share.stop] if self.flip else None
         picked = self.dataset.take(rows, turned, lambda size: normals(share, size, self.order.seed, step))
-        labels = self.dataset.labels
-        return Batch(x=self.spec.encode(picked), label=None if labels is None else torch.from_numpy(labels[rows]))
+        return Batch(x=self.spec.encode(picked), label=self.dataset.told(rows))
 
 
 def pinned(batch: Batch) -> Batch:

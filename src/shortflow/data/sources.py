@@ -27,7 +27,8 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 
 from shortflow.data import builtin
-from shortflow.data.images import EXTENSIONS, center_crop, listed, read_image
+from shortflow.data.conditions import Conditions
+from shortflow.data.images import EXTENSIONS, center_crop, conditions_of, listed, read_image
 from shortflow.errors import DataError
 
 __all__ = ["Source", "open_source"]
@@ -48,6 +49,7 @@ class Source(ABC):
         labels: int64 (n,), or None.
         classes: names of the classes; empty: unconditional.
         resolution: the side of the squares.
+        conditions: what images are told by in place of classes; None: nothing.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Source(ABC):
     labels: Int[np.ndarray, "n"] | None
     classes: tuple[str, ...]
     resolution: int
+    conditions: Conditions | None = None
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -137,6 +140,7 @@ class _Files(Source):
 def _files(folder: Path, split: str, resolution: int) -> Source:
     paths, names, classes = listed(folder, split)
     return _Files(
+        conditions=conditions_of(folder, paths, split),
         name=folder.resolve().name,
         split=split,
         labels=_numbers(names, classes),

@@ -5,6 +5,7 @@ rebuilt) and the data spec (shape, classes, scaling). No code is stored and none
 """
 
 import hashlib
+import inspect
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -58,10 +59,20 @@ def build_flow(run: RunConfig, spec: DataSpec) -> FlowMap:
     Raises:
         ShortflowError: if the network is not one for data of this shape.
     """
+    told: dict[str, Any] = {}
+    if spec.condition is not None:
+        told = {"condition": spec.condition}
+        known = inspect.signature(run.network.build).parameters.values()
+        if not any(each.name == "condition" or each.kind is each.VAR_KEYWORD for each in known):
+            raise ShortflowError(
+                f"{type(run.network).__name__} is told classes only, and the data have {spec.told} for each sample; "
+                "let its build take condition= (see shortflow.nn), or use another network"
+            )
     network = run.network.build(
         spec.shape,
         num_classes=spec.num_classes,
-        null_class=run.recipe.null_class and spec.num_classes > 0,
+        null_class=run.recipe.null_class and spec.conditional,
+        **told,
         second_time=run.recipe.conditioning.second,
         log_variance=run.recipe.log_variance,
         guidance=run.recipe.objective.guidance is not None,

@@ -5,11 +5,14 @@
     x        Float (b, ...)       the points, scaled as the caller wishes
     time     Float (b)            float32 or float64, also where the rest runs in half precision
     second   Float (b) | None     the other time input: the gap t − r, or log2 of a number of steps
-    label    Int (b) | None       the class of each row
+    label    Int (b) | Float (b, d) | Float (b, n, d) | None
+                                  the class of each row; or a vector, or a sequence of up to n tokens, in which NaN is
+                                  what is not there (a hidden condition, padding)
     guidance Float (b, 3) | None  (scale ω, low, high) of each row: the scale of guidance and the times it acts at
 
     network.num_classes        0: unconditional
-    network.null_label         the index of the "no class" row (= num_classes), None where there is none
+    network.condition_shape    (d,) of vectors, (n, d) of sequences; may be missing where there is neither
+    network.null_label         what stands for no class (= num_classes) or no condition (NaN), None where nothing does
     network.log_variance(time, second=None, label=None) -> Float (b)
                                only where the head was asked for; a `ShortflowError` otherwise
     network.both(x, time, second=None, label=None, guidance=None) -> (output, velocity)

@@ -50,6 +50,7 @@ class NetworkConfig(ABC):
         log_variance: bool = False,
         guidance: bool = False,
         velocity_head: bool = False,
+        condition: tuple[int, ...] | None = None,
     ) -> nn.Module:
         """A new network that keeps the contract of `shortflow.nn`.
 
@@ -58,6 +59,8 @@ class NetworkConfig(ABC):
             num_classes, null_class: number of classes (0: unconditional), and whether a row for "no class" is added.
             second_time, guidance: whether the network takes them.
             log_variance, velocity_head: whether it has these heads.
+            condition: shape of the vector (d,) or sequence (n, d) that it is told in place of a class. Passed
+                only where the data have such conditions, so that a network for none need not have the argument.
 
         Raises:
             ShortflowError: if it cannot be built so, with the remedy.
@@ -137,6 +140,7 @@ class SiTConfig(NetworkConfig):
         log_variance: bool = False,
         guidance: bool = False,
         velocity_head: bool = False,
+        condition: tuple[int, ...] | None = None,
     ) -> nn.Module:
         """The network for images of `shape` (c, h, w).
 
@@ -161,6 +165,7 @@ class SiTConfig(NetworkConfig):
             log_variance=log_variance,
             guidance=guidance,
             velocity_head=velocity_head,
+            condition=condition,
             qk_norm=self.qk_norm,
             modulation_norm=self.modulation_norm,
             dropout=self.dropout,
@@ -226,6 +231,7 @@ class UNetConfig(NetworkConfig):
         log_variance: bool = False,
         guidance: bool = False,
         velocity_head: bool = False,
+        condition: tuple[int, ...] | None = None,
     ) -> nn.Module:
         """The network for images of `shape` (c, h, w).
 
@@ -241,6 +247,7 @@ class UNetConfig(NetworkConfig):
             log_variance=log_variance,
             guidance=guidance,
             velocity_head=velocity_head,
+            condition=condition,
             dropout=self.dropout,
             resample_filter=self.resample_filter,
             embedding=self.embedding,
@@ -278,6 +285,7 @@ class MLPConfig(NetworkConfig):
         log_variance: bool = False,
         guidance: bool = False,
         velocity_head: bool = False,
+        condition: tuple[int, ...] | None = None,
     ) -> nn.Module:
         """The network for points of `shape` (d,).
 
@@ -294,6 +302,7 @@ class MLPConfig(NetworkConfig):
             log_variance=log_variance,
             guidance=guidance,
             velocity_head=velocity_head,
+            condition=condition,
             dropout=self.dropout,
         )
 

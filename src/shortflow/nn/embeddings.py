@@ -2,6 +2,7 @@
 
     time      e(τ) = [cos(ω_j τ), sin(ω_j τ)],  ω_j = 10000^{−j/J}, j < J,  then Linear, SiLU, Linear
     class     a table of rows, the last of them "no class" where asked for
+    vector    Linear, SiLU, Linear; sequence: the same of each token, plus a row for its place
     guidance  the sum of the embeddings of 1 − 1/ω and of the two ends of the interval, each like a time
     position  [e(column), e(row)] with e(p) = [sin(ω_j p), cos(ω_j p)], fixed
 
@@ -14,18 +15,21 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 from torch._C._functorch import is_batchedtensor
 from torch.nn import functional as F
 
 from shortflow.errors import ShortflowError
+from shortflow.typing import condition_words
 
 __all__ = [
     "GuidanceEmbedding",
     "LabelEmbedding",
+    "SequenceEmbedding",
     "Spectrum",
     "TimeEmbedding",
+    "VectorEmbedding",
     "full_precision",
     "position_embedding",
     "precise_linear",
@@ -164,7 +168,13 @@ class LabelEmbedding(nn.Module):
         self.num_classes, self.null = num_classes, null
         self.embedding_table = nn.Embedding(num_classes + int(null), width)
 
-    def forward(self, label: Int[Tensor, "b"]) -> Float[Tensor, "b d"]:
+    # Wide on purpose, here and below: what does not fit is told in words.
+    def forward(self, label: Shaped[Tensor, "b ..."]) -> Float[Tensor, "b d"]:
+        if label.is_floating_point() or label.ndim != 1:
+            raise ShortflowError(
+                f"the network is told one of {self.num_classes} classes, as an integer for each row, got "
+                f"{label.dtype} of shape {tuple(label.shape)}; for vectors and sequences build it with condition="
+            )
         if _readable(label):
             low, high = int(label.min()), int(label.max())
             if low < 0 or high >= self.embedding_table.num_embeddings:
@@ -174,6 +184,91 @@ class LabelEmbedding(nn.Module):
                     f"0 to {self.embedding_table.num_embeddings - 1}{null}"
                 )
         return self.embedding_table(label)
+
+
+class _ConditionEmbedding(nn.Module):
+    """What the embeddings of vectors and of sequences share.
+
+    Args:
+        shape: of a row's condition, (d,) or (n, d).
+        width: length of the results.
+        null: have a vector of its own for what is not there.
+    """
+
+    def __init__(self, shape: tuple[int, ...], width: int, null: bool) -> None:
+        super().__init__()
+        self.shape = shape
+        self.mlp = nn.Sequential(nn.Linear(shape[-1], width), nn.SiLU(), nn.Linear(width, width))
+        # Tables of a row, so that they start like the tables of classes.
+        self.null = nn.Embedding(1, width) if null else None
+
+    def _there(self, label: Tensor) -> Bool[Tensor, "..."]:
+        """Which vectors or tokens are there.
+
+        Raises:
+            ShortflowError: if the conditions have another shape, or one is not there and nothing stands for none.
+        """
+        vector = len(self.shape) == 1
+        fits = label.ndim == 1 + len(self.shape) and label.shape[-1] == self.shape[-1]
+        if not label.is_floating_point() or not fits or not (vector or 1 <= label.shape[1] <= self.shape[0]):
+            raise ShortflowError(
+                f"the network is told {condition_words(self.shape)} for each row, got {label.dtype} of shape "
+                f"{tuple(label.shape)}"
+            )
+        there = ~label.isnan().any(-1)
+        known = there if vector else there.any(1)
+        if self.null is None and _readable(known) and not bool(known.all()):
+            raise ShortflowError(
+                "a condition is not there (NaN), and the network has nothing that stands for none; give every row one, "
+                "or build the network with null_class=True"
+            )
+        return there
+
+    def _embedded(self, label: Tensor) -> Tensor:
+        first = self.mlp[0]
+        assert isinstance(first, nn.Linear)
+        return self.mlp(label.to(first.weight.dtype))
+
+
+class VectorEmbedding(_ConditionEmbedding):
+    """A vector of `width` numbers for each vector of d numbers: Linear(SiLU(Linear(y))), or a learned one for NaN.
+
+    Raises:
+        ShortflowError: if the vectors are of another length, or (where that can be seen for free) one is NaN and
+            nothing stands for it. Where it cannot, the result is NaN.
+    """
+
+    def forward(self, label: Shaped[Tensor, "b ..."]) -> Float[Tensor, "b width"]:
+        there = self._there(label)[:, None]
+        if self.null is None:
+            return self._embedded(label)
+        return torch.where(there, self._embedded(torch.where(there, label, 0.0)), self.null.weight)
+
+
+class SequenceEmbedding(_ConditionEmbedding):
+    """(tokens of `width` numbers, which of them are there) for sequences of up to n tokens of d numbers.
+
+    Token i becomes Linear(SiLU(Linear(y_i))) + p_i with a learned vector p_i of its place. Tokens of NaNs are not
+    there; where all of a row's are, a learned one stands in place of the first.
+
+    Raises:
+        ShortflowError: if there are more tokens, or of other length, or (where that can be seen for free) a row has
+            none and nothing stands for it.
+    """
+
+    def __init__(self, shape: tuple[int, ...], width: int, null: bool) -> None:
+        super().__init__(shape, width, null)
+        self.positions = nn.Embedding(shape[0], width)
+
+    def forward(
+        self, label: Shaped[Tensor, "b ..."]
+    ) -> tuple[Float[Tensor, "b tokens width"], Bool[Tensor, "b tokens"]]:
+        there = self._there(label)
+        tokens = self._embedded(torch.where(there[..., None], label, 0.0)) + self.positions.weight[: label.shape[1]]
+        if self.null is None:
+            return tokens, there
+        place = ~there.any(1, keepdim=True) & (torch.arange(label.shape[1], device=label.device) == 0)
+        return torch.where(place[..., None], self.null.weight, tokens), there | place
 
 
 def _readable(value: Tensor) -> bool:

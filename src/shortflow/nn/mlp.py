@@ -46,7 +46,8 @@ class MLP(ConditionedNetwork):
     Args:
         shape: (d,).
         width, depth: units of a layer, number of residual blocks.
-        num_classes, null_class, second_time, log_variance, guidance, velocity_head: see `ConditionedNetwork`.
+        num_classes, null_class, second_time, log_variance, guidance, velocity_head, condition: see
+            `ConditionedNetwork`; a condition is a vector.
         dropout: probability of dropping a hidden unit.
 
     Raises:
@@ -66,6 +67,7 @@ class MLP(ConditionedNetwork):
         guidance: bool = False,
         velocity_head: bool = False,
         dropout: float = 0.0,
+        condition: tuple[int, ...] | None = None,
     ) -> None:
         found = faults(width=width, depth=depth, dropout=dropout)
         if len(shape) != 1 or min(shape) < 1:
@@ -81,6 +83,7 @@ class MLP(ConditionedNetwork):
             log_variance=log_variance,
             guidance=guidance,
             velocity_head=velocity_head,
+            condition=condition,
         )
         self.first = nn.Linear(shape[0], width)
         self.blocks = nn.ModuleList(ResidualBlock(width, dropout) for _ in range(depth))

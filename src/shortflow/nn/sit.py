@@ -10,26 +10,31 @@ last layer start at zero, so the network starts as the zero function. Names of t
 With `modulation_norm` each of the vectors b, s and g is divided by its root mean square before it is used, so that how
 strongly the blocks answer to a time is bounded (the "semi-Lipschitz" transformer of TVM, with normalised q and k).
 
+Where the network is told a sequence, each block attends to its tokens between the two:
+
+    h ← h + CrossAttention(N(h), tokens),    with a last layer that starts at zero
+
 The velocity head is a second final layer, and before it a copy of the last `head_depth` blocks with weights of its own,
 which read what the blocks before them return.
 
 Sources: Peebles & Xie 2023 (DiT), section 3.2; Ma et al. 2024 (SiT); the velocity head: arXiv 2512.02012;
-the normalised modulation: TVM, arXiv 2511.19797, and its code, where N is a division by the root mean square, too.
+the normalised modulation: TVM, arXiv 2511.19797, and its code, where N is a division by the root mean square, too;
+cross-attention in each block, not modulated: PixArt-α, arXiv 2310.00426, section 2.3 (which does not normalise h).
 """
 
 import math
 from collections.abc import Iterable, Mapping
 from functools import partial
 from types import MappingProxyType
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from shortflow.dropout import Dropout
 from shortflow.errors import ShortflowError
-from shortflow.nn.attention import Attention
+from shortflow.nn.attention import Attention, CrossAttention
 from shortflow.nn.conditioning import ConditionedNetwork
 from shortflow.nn.embeddings import TimeEmbedding, position_embedding
 from shortflow.nn.norms import LayerNorm, PartNorm
@@ -135,10 +140,18 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """One transformer block with six-way adaptive normalisation."""
+    """One transformer block with six-way adaptive normalisation; with `sequences` it attends to other tokens, too."""
 
     def __init__(
-        self, *, width: int, heads: int, mlp_ratio: float, qk_norm: bool, modulation_norm: bool, dropout: float
+        self,
+        *,
+        width: int,
+        heads: int,
+        mlp_ratio: float,
+        qk_norm: bool,
+        modulation_norm: bool,
+        dropout: float,
+        sequences: bool = False,
     ) -> None:
         super().__init__()
         self.norm1 = LayerNorm(width)
@@ -146,10 +159,16 @@ class Block(nn.Module):
         self.norm2 = LayerNorm(width)
         self.mlp = FeedForward(width, int(width * mlp_ratio), dropout)
         self.adaLN_modulation = _modulation(width, 6, modulation_norm)
+        self.norm_cross = LayerNorm(width) if sequences else None
+        self.cross = CrossAttention(width=width, heads=heads, qk_norm=qk_norm, dropout=dropout) if sequences else None
 
-    def forward(self, h: Float[Tensor, "b n d"], c: Float[Tensor, "b d"]) -> Float[Tensor, "b n d"]:
+    def forward(
+        self, h: Float[Tensor, "b n d"], c: Float[Tensor, "b d"], *tokens: Shaped[Tensor, "b m ..."]
+    ) -> Float[Tensor, "b n d"]:
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.adaLN_modulation(c).chunk(6, dim=1)
         h = h + gate_1[:, None] * self.attn(_modulate(self.norm1(h), shift_1, scale_1))
+        if self.cross is not None and self.norm_cross is not None:
+            h = h + self.cross(self.norm_cross(h), *tokens)
         return h + gate_2[:, None] * self.mlp(_modulate(self.norm2(h), shift_2, scale_2))
 
 
@@ -175,7 +194,8 @@ class SiT(ConditionedNetwork):
         patch: side of a patch; divides both sides.
         width, depth, heads: length of a token, number of blocks, attention heads (see `SIZES`).
         mlp_ratio: hidden units of a block's MLP over `width`.
-        num_classes, null_class, second_time, log_variance, guidance, velocity_head: see `ConditionedNetwork`.
+        num_classes, null_class, second_time, log_variance, guidance, velocity_head, condition: see
+            `ConditionedNetwork`.
         qk_norm: normalise queries and keys.
         modulation_norm: normalise what the conditioning vector shifts, scales and gates with (see above).
         dropout: probability of dropping an entry of what attention or MLP adds.
@@ -189,6 +209,7 @@ class SiT(ConditionedNetwork):
     """
 
     pos_embed: Tensor
+    sequences: ClassVar = True
 
     def __init__(
         self,
@@ -211,6 +232,7 @@ class SiT(ConditionedNetwork):
         head_depth: int = 0,
         frequencies: int = 256,
         positions: Positions = "fixed",
+        condition: tuple[int, ...] | None = None,
     ) -> None:
         found = faults(
             width=width,
@@ -235,6 +257,7 @@ class SiT(ConditionedNetwork):
             log_variance=log_variance,
             guidance=guidance,
             velocity_head=velocity_head,
+            condition=condition,
             embedding=partial(TimeEmbedding, frequencies=frequencies),
         )
         self.patch = patch
@@ -251,6 +274,7 @@ class SiT(ConditionedNetwork):
                 qk_norm=qk_norm,
                 modulation_norm=modulation_norm,
                 dropout=dropout,
+                sequences=condition is not None and len(condition) == 2,
             )
 
         def last() -> FinalLayer:
@@ -281,25 +305,33 @@ class SiT(ConditionedNetwork):
             elif isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
         for name, weight in self.named_parameters():
-            if "adaLN_modulation" in name or name.startswith(_ZERO):
+            if "adaLN_modulation" in name or ".cross.proj." in name or name.startswith(_ZERO):
                 nn.init.zeros_(weight)
 
-    def trunk(self, x: Float[Tensor, "b c h w"], c: Float[Tensor, "b d"]) -> Float[Tensor, "b n d"]:
+    def trunk(
+        self, x: Float[Tensor, "b c h w"], c: Float[Tensor, "b d"], *tokens: Shaped[Tensor, "b m ..."]
+    ) -> Float[Tensor, "b n d"]:
         h = self.x_embedder(x) + self.pos_embed
         for block in self.blocks[: self.shared]:
-            h = self.run(block, h, c)
+            h = self.run(block, h, c, *tokens)
         return h
 
-    def output(self, h: Float[Tensor, "b n d"], c: Float[Tensor, "b d"]) -> Float[Tensor, "b c h w"]:
-        return self._head(h, c, self.blocks[self.shared :], self.final_layer)
+    def output(
+        self, h: Float[Tensor, "b n d"], c: Float[Tensor, "b d"], *tokens: Shaped[Tensor, "b m ..."]
+    ) -> Float[Tensor, "b c h w"]:
+        return self._head(h, c, self.blocks[self.shared :], self.final_layer, *tokens)
 
-    def velocity(self, h: Float[Tensor, "b n d"], c: Float[Tensor, "b d"]) -> Float[Tensor, "b c h w"]:
-        return self._head(h, c, self.velocity_blocks, self.velocity_layer)
+    def velocity(
+        self, h: Float[Tensor, "b n d"], c: Float[Tensor, "b d"], *tokens: Shaped[Tensor, "b m ..."]
+    ) -> Float[Tensor, "b c h w"]:
+        return self._head(h, c, self.velocity_blocks, self.velocity_layer, *tokens)
 
-    def _head(self, h: Tensor, c: Tensor, blocks: Iterable[nn.Module], last: nn.Module | None) -> Tensor:
+    def _head(
+        self, h: Tensor, c: Tensor, blocks: Iterable[nn.Module], last: nn.Module | None, *tokens: Tensor
+    ) -> Tensor:
         assert last is not None
         for block in blocks:
-            h = self.run(block, h, c)
+            h = self.run(block, h, c, *tokens)
         channels, rows, columns = self.shape
         return unpatchify(last(h, c), (channels, rows, columns), self.patch)
 

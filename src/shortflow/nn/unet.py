@@ -167,7 +167,8 @@ class UNet(ConditionedNetwork):
         shape: (colours, height, width) of an image; with n levels both sides are multiples of 2^(n−1).
         channels, multipliers, depth, attention, heads: see `USize`. The block between the ways down and up attends
             as well, as does on the way up only the last block of a level in `attention`.
-        num_classes, null_class, second_time, log_variance, guidance, velocity_head: see `ConditionedNetwork`.
+        num_classes, null_class, second_time, log_variance, guidance, velocity_head, condition: see
+            `ConditionedNetwork`; a condition is a vector.
             The velocity head is a second final layer.
         dropout: probability of dropping an entry before the last convolution of a block.
         resample_filter: weights of the filter along each side where sides are halved or doubled: (1, 1) averages and
@@ -198,6 +199,7 @@ class UNet(ConditionedNetwork):
         resample_filter: tuple[float, ...] = (1.0, 1.0),
         embedding: Spectrum = "positional",
         scale: float = 1.0,
+        condition: tuple[int, ...] | None = None,
     ) -> None:
         found = faults(
             channels=channels,
@@ -222,6 +224,7 @@ class UNet(ConditionedNetwork):
             log_variance=log_variance,
             guidance=guidance,
             velocity_head=velocity_head,
+            condition=condition,
             embedding=partial(TimeEmbedding, frequencies=channels, scale=scale, spectrum=embedding),
         )
         block = partial(ResidualBlock, width=width, dropout=dropout)

@@ -18,7 +18,7 @@ from shortflow.evaluate import Extractor, Plan, Statistics
 from shortflow.evaluate.reference import REFERENCE_ORDER, SAMPLE_ORDER
 from shortflow.hub import Model, fingerprint
 from shortflow.runs.gathering import World, done_with, gather
-from shortflow.runs.sampling import Window, draw, guided, steps_named
+from shortflow.runs.sampling import Window, draw, guided, held_out_conditions, steps_named
 from shortflow.runs.scoring import grids_of
 from shortflow.runs.streaming import BATCH
 from shortflow.sample import Sampler, default_grid, default_sampler
@@ -125,6 +125,11 @@ def drawn_images(
         "compiled": getattr(model.flow.network, "_compiled_call_impl", None) is not None,
     }
     drawing: dict[str, Any] = {"sampler": rule, "seed": seed, "bf16": bf16, "guidance": guidance, "window": window}
+    conditions, split = held_out_conditions(model)
+    if conditions is not None:
+        rows = np.arange(min(n, len(conditions)))
+        drawing["condition"] = torch.from_numpy(conditions.take(rows))
+        made["conditions"] = f"the first {len(rows):,} of {split}, in turn"
     rows = {
         steps_named(count): _drawn(model, n, {**drawing, "times": times}, f"{made} {times}", resolution)
         for count, times in grids.items()

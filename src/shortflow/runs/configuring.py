@@ -1,13 +1,16 @@
 """A run before it starts: resolved from a recipe or a file, checked against its data."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from shortflow.config import DataConfig, RunConfig, load_run, override, recipe_named
-from shortflow.data import Dataset, DataSpec
+from shortflow.data import Conditions, Dataset, DataSpec
 from shortflow.data import load as load_data
-from shortflow.errors import CheckpointError, ConfigError, ShortflowError
+from shortflow.errors import CheckpointError, ConfigError, IncompatibleParts, ShortflowError
 from shortflow.hub import check, outline
 from shortflow.pairs import Pairs
 from shortflow.presets import preset, settled
@@ -15,6 +18,7 @@ from shortflow.recipes import RECIPES
 from shortflow.references import check_references
 from shortflow.train.trackers import missing_curves
 from shortflow.typing import Report
+from shortflow.velocity import PlugIn
 
 __all__ = ["check_batch", "configure", "notes", "open_run"]
 
@@ -63,7 +67,7 @@ def configure(
             )
         if run.init_from is not None:
             run = settled(replace(base, network=outline(run.init_from).run.network), settings)
-    if dataset.labels is None:
+    if not dataset.conditional:
         run = replace(run, recipe=run.recipe.unconditional())
     if run.pairs is None and "pairs" in run.recipe.objective.needs:
         run = replace(run, pairs=Pairs())
@@ -105,6 +109,12 @@ def check_batch(run: RunConfig, parts: int | None = None) -> None:
 
 
 def _check_data(run: RunConfig, dataset: Dataset) -> None:
+    if dataset.conditions is not None:
+        try:
+            for plug_in in _plug_ins(run.recipe.objective.target):
+                plug_in.check_conditions()
+        except IncompatibleParts as error:
+            raise ConfigError(f"{run.recipe.name} on {dataset.name}: {error}") from error
     if run.data.encoder is not None and dataset.kind != "latents":
         raise ConfigError(
             f"data.encoder decodes latents, and {dataset.name} is {dataset.kind}; encode them first: shortflow encode "
@@ -119,16 +129,47 @@ def _check_data(run: RunConfig, dataset: Dataset) -> None:
         )
 
 
+def _plug_ins(part: Any) -> Iterator[PlugIn]:
+    """The plug-in velocities in a part, wherever they are inside it."""
+    if isinstance(part, PlugIn):
+        yield part
+    elif is_dataclass(part):
+        for field in fields(part):
+            yield from _plug_ins(getattr(part, field.name))
+    elif isinstance(part, tuple):
+        for each in part:
+            yield from _plug_ins(each)
+
+
 def notes(run: RunConfig, dataset: Dataset) -> list[str]:
     """Remarks on a run that its user should know of before it starts."""
     remarks = list(run.recipe.notes())
-    if dataset.labels is None:
+    if not dataset.conditional:
         remarks.insert(
             0, f"{dataset.name} has no classes: guidance, label dropout and class-consistent batches are off"
         )
+    if dataset.conditions is not None:
+        remarks += _of_conditions(run, dataset, dataset.conditions)
     remarks += _departures(run, dataset)
     curves = missing_curves(run.train.trackers)
     return remarks if curves is None else [*remarks, curves]
+
+
+def _of_conditions(run: RunConfig, dataset: Dataset, conditions: Conditions) -> list[str]:
+    """Remarks on data that are told by vectors or sequences."""
+    remarks = []
+    if run.recipe.batches == "class-consistent":
+        remarks.append(f"{dataset.name} has conditions that are no classes: batches are shuffled")
+    if any(True for _ in _plug_ins(run.recipe.objective.target)):
+        remarks.append("the plug-in velocity is a mean over the images of a batch whose conditions are equal")
+    rows = np.linspace(0, len(conditions) - 1, min(len(conditions), 1024)).astype(np.int64)
+    size = float(np.sqrt(np.nanmean(np.square(conditions.take(rows).astype(np.float64)))))
+    if not 0.1 <= size <= 10:
+        remarks.append(
+            f"the numbers of the conditions have a root mean square of {size:.3g}; networks learn best from about 1, "
+            "so scale them, here and where samples are drawn"
+        )
+    return remarks
 
 
 def _departures(run: RunConfig, dataset: Dataset) -> list[str]:

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int64, UInt8
 from PIL import UnidentifiedImageError
 
+from shortflow.data.conditions import Conditions
 from shortflow.data.encoders import Autoencoder
 from shortflow.data.latents import CROP, Skipped
 from shortflow.data.lmdblatents import LmdbLatents
@@ -32,6 +33,7 @@ class Feed(ABC):
         classes: their names; None: the labels are their names.
         made: what the moments depend on beside the autoencoder.
         side: of the latents.
+        conditions: what the images are told by in place of labels; None: nothing.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Feed(ABC):
     classes: tuple[str, ...] | None
     made: Mapping[str, Any]
     side: int
+    conditions: Conditions | None = None
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -72,7 +75,7 @@ class Images(Feed):
         autoencoder.check(source.resolution)
         self.source, self.autoencoder = source, autoencoder
         self.name, self.split, self.classes = source.name, source.split, source.classes
-        self.labelled = source.labels is not None
+        self.labelled, self.conditions = source.labels is not None, source.conditions
         self.side = source.resolution // autoencoder.factor
         self.made = {"resolution": source.resolution, "crop": CROP}
         self._pool = ThreadPoolExecutor(min(16, os.cpu_count() or 1))

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 
 from shortflow.config import RunConfig, dump
@@ -141,7 +142,10 @@ def _training(
     def preview(averaged: FlowMap, path: Path) -> None:
         # One Euler step of flow matching is the mean of the data, whatever was learned.
         steps, n = 32 if averaged.ends == "diagonal" else 1, PREVIEWS[spec.kind]
-        pixels, labels = generate(averaged, spec, n, steps=steps, autoencoder=shown.autoencoder)
+        told = None
+        if dataset.conditions is not None:
+            told = dataset.told(np.linspace(0, len(dataset) - 1, n).astype(np.int64))
+        pixels, labels = generate(averaged, spec, n, steps=steps, condition=told, autoencoder=shown.autoencoder)
         if shown.decoded:
             save_png(picture(pixels), path)
         else:

@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float, UInt8
 
 from shortflow.config import nearest
-from shortflow.data import DataSpec
+from shortflow.data import Conditions, DataSpec
 from shortflow.data import load as load_data
 from shortflow.data.encoders import Autoencoder
-from shortflow.errors import ConfigError, SamplerError
+from shortflow.errors import ConfigError, DataError, SamplerError
 from shortflow.flowmap import FlowMap
 from shortflow.guidance import guide
 from shortflow.hub import Model
@@ -27,7 +27,7 @@ from shortflow.sample import (
     interpolate,
     sample,
 )
-from shortflow.typing import Report
+from shortflow.typing import Condition, Report, condition_words
 
 __all__ = [
     "Drawn",
@@ -39,6 +39,7 @@ __all__ = [
     "generate",
     "grid_named",
     "guided",
+    "held_out_conditions",
     "interpolation",
     "picture",
     "sampler_named",
@@ -56,7 +57,7 @@ def picture(pixels: Pixels, columns: int | None = None) -> Any:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Drawn:
-    """Decoded samples first, first + 1, … and their classes (None: unconditional)."""
+    """Decoded samples first, first + 1, … and their classes (None: there are none)."""
 
     first: int
     pixels: Pixels
@@ -82,6 +83,7 @@ def draw(
     times: Sequence[float] | None = None,
     sampler: Sampler | None = None,
     classes: Sequence[int] | None = None,
+    condition: Condition | None = None,
     seed: int = 0,
     batch_size: int = 256,
     first: int = 0,
@@ -92,11 +94,14 @@ def draw(
 ) -> Iterator[Drawn]:
     """Decoded samples `first` to n − 1, in batches that are drawn as they are asked for.
 
-    `classes` are as for `class_labels`; `guidance` and `window` are those of `guided`; `bf16` runs the network under
-    autocast. Latents are decoded to images by `autoencoder` (see `shortflow.runs.decoding`), and are left as they are
-    without. What cannot be sampled is refused at once.
+    `classes` are as for `class_labels`; a model that is told vectors or sequences needs the rows of `condition`, which
+    are used in turn (NaN: none, and the tokens that pad a shorter sequence); `guidance` and `window` are those of
+    `guided`; `bf16` runs the network under autocast. Latents are decoded to images by `autoencoder` (see
+    `shortflow.runs.decoding`), and are left as they are without. What cannot be sampled is refused at once.
     """
-    labels = None if classes is None else class_labels(spec, n, classes)
+    if classes is not None and condition is not None:
+        raise SamplerError("a model is told classes or other conditions; give one of the two")
+    label = condition if classes is None else torch.from_numpy(class_labels(spec, n, classes))
     batches = sample(
         guided(flow, guidance, window),
         n,
@@ -104,7 +109,7 @@ def draw(
         steps=steps,
         times=times,
         sampler=sampler,
-        label=None if labels is None else torch.from_numpy(labels),
+        label=label,
         seed=seed,
         batch_size=batch_size,
         first=first,
@@ -114,18 +119,41 @@ def draw(
 
 
 def _decoded(batch: Samples, spec: DataSpec, autoencoder: Autoencoder | None) -> Drawn:
-    label = None if batch.label is None else batch.label.cpu().numpy()
-    return Drawn(first=batch.first, pixels=_pixels(spec.decode(batch.x), autoencoder), labels=label)
+    labels = None if batch.label is None or batch.label.is_floating_point() else batch.label.cpu().numpy()
+    return Drawn(first=batch.first, pixels=_pixels(spec.decode(batch.x), autoencoder), labels=labels)
 
 
 def _pixels(samples: Pixels, autoencoder: Autoencoder | None) -> Pixels:
     return samples if autoencoder is None else autoencoder.decode(samples)
 
 
+def held_out_conditions(model: Model) -> tuple[Conditions | None, str]:
+    """(what the held-out samples of a model's data are told by, "test"); of the training data, "train", where the data
+    are not divided; None where they are classes or there are none.
+
+    Raises:
+        DataError: if the data are not there.
+    """
+    if model.spec.condition is None:
+        return None, ""
+    source, resolution = model.run.data.source, model.run.data.resolution
+    try:
+        split, found = "test", load_data(source, "test", resolution=resolution).conditions
+    except DataError:
+        split, found = "train", load_data(source, "train", resolution=resolution).conditions
+    if found is None or found.shape != model.spec.condition:
+        has = "have none" if found is None else f"have {condition_words(found.shape)}"
+        raise DataError(
+            f"{source} ({split}): the model is told {condition_words(model.spec.condition)} for each image, and the "
+            f"data {has}; give it back its data"
+        )
+    return found, split
+
+
 def generate(
     flow: FlowMap, spec: DataSpec, n: int, *, report: Report | None = None, **settings: Any
 ) -> tuple[Pixels, np.ndarray | None]:
-    """n decoded samples (uint8 images or points) and their classes (None: unconditional), all of them in memory.
+    """n decoded samples (uint8 images or points) and their classes (None: there are none), all of them in memory.
 
     `settings` are those of `draw`; `report` is called with (samples drawn, n) after every batch.
     """
@@ -159,6 +187,7 @@ def comparison_picture(model: Model, steps: Sequence[int], path: Path, rows: int
     classes = range(columns) if spec.image and spec.num_classes else None
     n = rows * columns if spec.image else 4096
     if held_out.labels is None or classes is None:
+        n = min(n, len(held_out)) if held_out.conditions is not None else n
         real = held_out.samples[:n]
     else:
         by_class = [np.flatnonzero(held_out.labels == c) for c in classes]
@@ -167,7 +196,8 @@ def comparison_picture(model: Model, steps: Sequence[int], path: Path, rows: int
         real = held_out.samples[np.stack([members[:rows] for members in by_class], 1).ravel()]
     panels = [("real (held out)", real)]
     for count in steps:
-        pixels, _ = generate(model.flow, spec, n, steps=count, seed=seed, classes=classes)
+        told = None if held_out.conditions is None else held_out.told(np.arange(n))
+        pixels, _ = generate(model.flow, spec, n, steps=count, seed=seed, classes=classes, condition=told)
         panels.append((steps_named(count), pixels))
     if not spec.image:
         panels = [(name, scatter(points[:, :2])[None]) for name, points in panels]
@@ -182,15 +212,16 @@ def interpolation(
     points: int = 8,
     steps: int = 1,
     classes: Sequence[int] | None = None,
+    condition: Condition | None = None,
     seed: int = 0,
     guidance: float = 1.0,
     window: Window = None,
     autoencoder: Autoencoder | None = None,
 ) -> tuple[Pixels, int]:
-    """Rows of decoded samples between two noises, one class a row; and the number of columns."""
+    """Rows of decoded samples between two noises, one class or condition a row; and the number of columns."""
     flow, pixels = guided(model.flow, guidance, window), []
     for row in range(rows):
-        label = None
+        label = None if condition is None else condition[row % len(condition)]
         if model.spec.num_classes:
             label = classes[row % len(classes)] if classes else row % model.spec.num_classes
         seeds = (seed + 2 * row, seed + 2 * row + 1)

@@ -78,6 +78,8 @@ def score(
         "precision": "bf16" if bf16 else "fp32",
     }
     drawing: dict[str, Any] = {"sampler": rule, "seed": seed, "bf16": bf16, "guidance": guidance, "window": window}
+    if held_out.conditions is not None:
+        drawing["condition"] = held_out.told(np.arange(min(n, len(held_out))))
     samples = _Samples(model, n, grids, drawing, keep, report)
     if not spec.image:
         for count in grids:

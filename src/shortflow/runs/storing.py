@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from shortflow.arrays import open_array
+from shortflow.data.conditions import CONDITIONS, save_conditions
 from shortflow.data.encoders import Autoencoder, by_channel
 from shortflow.data.latents import (
     META,
@@ -148,7 +149,11 @@ class Store:
     def prepare(self) -> None:
         """Raise `ConfigError` if the folder holds anything else; remove what killed processes have left."""
         remove_unfinished(self.out)
-        names = {path.name for path in self.out.iterdir() if not path.name.startswith(".")} - {META, PICTURE}
+        names = {path.name for path in self.out.iterdir() if not path.name.startswith(".")} - {
+            META,
+            PICTURE,
+            CONDITIONS,
+        }
         strange = sorted(name for name in names if not is_shard(name))
         if strange:
             raise ConfigError(
@@ -278,6 +283,10 @@ class Store:
         psnr = self._compare(shards, count)
         _, _, c, h, w = self.row_shape
         skipped = tuple(each for shard in shards for each in shard.skipped)
+        conditions = self.feed.conditions
+        if conditions is not None:
+            kept = np.setdiff1d(np.arange(len(self.feed)), [number for number, _, _ in skipped])
+            save_conditions(conditions.subset(kept), self.out / CONDITIONS)
         write_meta(
             self.out,
             {
@@ -288,6 +297,7 @@ class Store:
                 **self.feed.made,
                 "count": count,
                 "classes": list(classes),
+                **({} if conditions is None else {"condition": list(conditions.shape)}),
                 "measured": {"mean": list(measured[0]), "std": list(measured[1])},
                 "psnr": psnr,
                 "source": {

@@ -8,6 +8,7 @@ asked for again, and ends with the same bits; what was made with other settings 
 when it is whole: until then its rows are in .NAME.npy.part, of which NAME.json says how many count.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -136,8 +137,12 @@ def _made(model: Model, settings: Mapping[str, Any]) -> dict[str, Any]:
     times = settings.get("times") or grid_times(model.flow, settings.get("steps", 1))
     classes, window, autoencoder = (settings.get(name) for name in ("classes", "window", "autoencoder"))
     decoder = {} if autoencoder is None else {"autoencoder": autoencoder.sha256}
+    told = settings.get("condition")
+    rows = None if told is None else np.ascontiguousarray(told.cpu().numpy())
+    conditions = {} if rows is None else {"condition": f"{rows.shape} {hashlib.sha256(rows.data).hexdigest()}"}
     return {
         **decoder,
+        **conditions,
         "model": fingerprint(model.path),
         "times": list(times),
         "sampler": to_plain(settings.get("sampler") or default_sampler(model.flow)),

@@ -1,11 +1,11 @@
-"""Images from noise: the noise of an image, its class, and the batches they are sampled in."""
+"""Images from noise: the noise of an image, its class or other condition, and the batches they are sampled in."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from shortflow.errors import SamplerError
@@ -14,17 +14,18 @@ from shortflow.prefetch import prefetched
 from shortflow.sample.grids import grid_times
 from shortflow.sample.rules import Noise, Sampler, State, default_sampler
 from shortflow.streams import seed_of
+from shortflow.typing import Condition, condition_words
 
 __all__ = ["Samples", "interpolate", "noise", "sample"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
-    """A batch of samples in the network's units: indices first, first + 1, …, their states and classes."""
+    """A batch of samples in the network's units: indices first, first + 1, …, their states and conditions."""
 
     first: int
     x: Float[Tensor, "b ..."]
-    label: Int[Tensor, "b"] | None
+    label: Condition | None
 
 
 def noise(seed: int, first: int, count: int, shape: Sequence[int], draws: int = 1) -> Noise:
@@ -52,7 +53,7 @@ def _evaluating(flow: FlowMap) -> Iterator[None]:
 
 
 def _run(
-    flow: FlowMap, rule: Sampler, eps: Noise, times: Sequence[float], label: Int[Tensor, "b"] | None, bf16: bool = False
+    flow: FlowMap, rule: Sampler, eps: Noise, times: Sequence[float], label: Condition | None, bf16: bool = False
 ) -> State:
     """What the sampler makes of the noise: states in the precision of the noise, whatever the networks compute in."""
     with _evaluating(flow), torch.autocast(eps.device.type, torch.bfloat16, enabled=bf16):
@@ -66,8 +67,10 @@ def _placed(eps: Noise, flow: FlowMap) -> Noise:
     return eps.to(like.device, torch.promote_types(eps.dtype, like.dtype))
 
 
-def _labels(flow: FlowMap, n: int, label: Int[Tensor, "..."] | None) -> Int[Tensor, "n"] | None:
-    """The class of each of n images, checked; by default 0, 1, 2, … in turn."""
+def _labels(flow: FlowMap, n: int, label: Shaped[Tensor, "..."] | None) -> Shaped[Tensor, "m ..."] | None:
+    """The class of each of n images, checked; by default 0, 1, 2, … in turn. Other conditions may be fewer."""
+    if flow.condition_shape is not None:
+        return _conditions(flow, flow.condition_shape, label)
     classes = flow.num_classes
     if classes == 0:
         if label is not None:
@@ -75,6 +78,11 @@ def _labels(flow: FlowMap, n: int, label: Int[Tensor, "..."] | None) -> Int[Tens
         return None
     if label is None:
         return torch.arange(n) % classes
+    if label.is_floating_point():
+        raise SamplerError(
+            f"this model is told one of {classes} classes, not vectors or sequences; got {label.dtype} of shape "
+            f"{tuple(label.shape)}"
+        )
     if tuple(label.shape) != (n,):
         raise SamplerError(f"there must be one class for each of the {n} images, got {label.numel()}")
     top = classes - 1 if flow.null_label is None else flow.null_label
@@ -82,6 +90,23 @@ def _labels(flow: FlowMap, n: int, label: Int[Tensor, "..."] | None) -> Int[Tens
         null = f", or {top} for no class" if top == classes else ""
         raise SamplerError(
             f"classes must be from 0 to {classes - 1}{null}; got {int(label.min())} to {int(label.max())}"
+        )
+    return label
+
+
+def _conditions(flow: FlowMap, shape: tuple[int, ...], label: Shaped[Tensor, "..."] | None) -> Shaped[Tensor, "m ..."]:
+    """Conditions that are vectors or sequences, checked."""
+    words = f"this model is told {condition_words(shape)} for each image"
+    if label is None:
+        raise SamplerError(f"{words}; give them, as float32 (m, {', '.join(map(str, shape))}), which are used in turn")
+    fits = label.ndim == 1 + len(shape) and label.shape[-1] == shape[-1] and len(label) > 0
+    if not label.is_floating_point() or not fits or not (len(shape) == 1 or 1 <= label.shape[1] <= shape[0]):
+        raise SamplerError(f"{words}, got {label.dtype} of shape {tuple(label.shape)}")
+    there = label.flatten(1).isfinite().any(1)
+    if flow.null_label is None and not bool(there.all()):
+        raise SamplerError(
+            f"{words} and was trained without label dropout, so it knows no image without one; row "
+            f"{int((~there).nonzero()[0])} holds none"
         )
     return label
 
@@ -94,7 +119,7 @@ def sample(
     steps: int = 1,
     times: Sequence[float] | None = None,
     sampler: Sampler | None = None,
-    label: Int[Tensor, "n"] | None = None,
+    label: Shaped[Tensor, "m ..."] | None = None,
     seed: int = 0,
     batch_size: int = 256,
     first: int = 0,
@@ -105,7 +130,8 @@ def sample(
     Args:
         steps: number of jumps on the default grid, or `times`: the grid itself, decreasing.
         sampler: by default the one the network was trained for.
-        label: class of each image; by default 0, 1, 2, … in turn for a conditional network.
+        label: class of each image; by default 0, 1, 2, … in turn for a network that is told classes. For one that is
+            told vectors or sequences, any number of them, which are used in turn; NaN for none.
         seed: images are a function of (seed, index).
         first: leave out the images before this one.
         bf16: run the network under autocast; times and states stay as they are.
@@ -131,7 +157,8 @@ def sample(
         with closing(prefetched(prepared, starts)) as drawn:
             for at, eps in zip(starts, drawn, strict=True):
                 eps = _placed(eps, flow)
-                label = None if labels is None else labels[at : at + eps.shape[1]].to(eps.device)
+                turn = torch.arange(at, at + eps.shape[1]) % (1 if labels is None else len(labels))
+                label = None if labels is None else labels[turn].to(eps.device)
                 yield Samples(first=at, x=_run(flow, rule, eps, grid, label, bf16), label=label)
 
     return batches()
@@ -144,7 +171,7 @@ def interpolate(
     seeds: tuple[int, int] = (0, 1),
     points: int = 8,
     steps: int = 1,
-    label: int | None = None,
+    label: int | Float[Tensor, "..."] | None = None,
 ) -> State:
     """Samples (points, *shape) from noises along the great circle between those of image 0 of two seeds.
 
@@ -153,7 +180,7 @@ def interpolate(
     interpolation of the shortcut paper. The first and last point are the plain samples.
 
     Args:
-        label: class of all points; by default 0.
+        label: class of all points; by default 0. Or the vector or sequence that they are all told.
 
     Raises:
         SamplerError: before any network call, if there are fewer than 2 points, or as for `sample`.
@@ -165,7 +192,8 @@ def interpolate(
     rule.check(flow, grid)
     if label is None and flow.num_classes > 0:
         label = 0
-    labels = _labels(flow, points, None if label is None else torch.full((points,), label))
+    told = label.expand(points, *label.shape) if isinstance(label, Tensor) else label
+    labels = _labels(flow, points, torch.full((points,), told) if isinstance(told, int) else told)
     start, end = (noise(seed, 0, 1, shape, rule.draws(steps)).squeeze(1) for seed in seeds)
     eps = _placed(_great_circle(start, end, torch.linspace(0, 1, points)), flow)
     return _run(flow, rule, eps, grid, None if labels is None else labels.to(eps.device))

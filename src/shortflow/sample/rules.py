@@ -7,21 +7,21 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from shortflow.errors import SamplerError, require
 from shortflow.flowmap import FlowMap, LogStep
 from shortflow.paths import Path
 from shortflow.sample.grids import check_data_end, check_grid, noise_ratio, time_at
-from shortflow.typing import expand
+from shortflow.typing import Condition, expand
 
 __all__ = ["Gamma", "PushForward", "ReNoise", "Restart", "Sampler", "default_sampler"]
 
 Time = Float[Tensor, "b"]
 State = Float[Tensor, "b ..."]
 Noise = Float[Tensor, "n b ..."]
-Label = Int[Tensor, "b"] | None
+Label = Condition | None
 
 
 def at(x: State, time: float) -> Time:
