@@ -44,6 +44,7 @@ class Dataset:
         split: "train", "test", "all" or the name of a folder's own split.
         latent: what the latents are; None for images and points.
         measured: mean and standard deviation of the latents, a number for each channel of z; of latents only.
+        skipped: what could not be read, and was left out: of each image its number, what it is called, and why.
 
     Raises:
         DataError: if there is no sample, or samples, labels and classes do not belong together.
@@ -57,6 +58,7 @@ class Dataset:
     split: str = "train"
     latent: LatentSpec | None = None
     measured: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    skipped: tuple[tuple[int, str, str], ...] = ()
 
     def __post_init__(self) -> None:
         if self.latent is None:

@@ -27,6 +27,7 @@ from safetensors.numpy import save_file
 
 from shortflow.arrays import Stacked, open_array
 from shortflow.data.dataset import Dataset
+from shortflow.data.formats import Skipped
 from shortflow.data.latentspec import LatentSpec
 from shortflow.errors import DataError, require
 from shortflow.files import atomic_path, sha256_of, write_atomic
@@ -57,7 +58,6 @@ _AT_ONCE = 2**22  # numbers that are converted together
 _NAME = re.compile(r"\d{6}\.safetensors")
 
 Moments = Float[np.ndarray, "n 2 k c h w"]
-Skipped = tuple[int, str, str]  # number in the source, what it is called, why it cannot be read
 Labels = Int64[np.ndarray, "n"]
 
 
