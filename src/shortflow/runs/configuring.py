@@ -1,18 +1,19 @@
 """A run before it starts: resolved from a recipe or a file, checked against its data."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from shortflow.config import DataConfig, RunConfig, load_run, override, recipe_named
+from shortflow.config import DataConfig, RunConfig, concerning, load_run, override, recipe_named
 from shortflow.data import Dataset, DataSpec
-from shortflow.data import load as load_data
 from shortflow.errors import CheckpointError, ConfigError, ShortflowError
 from shortflow.hub import check, outline
 from shortflow.pairs import Pairs
 from shortflow.presets import preset, settled
 from shortflow.recipes import RECIPES
 from shortflow.references import check_references
+from shortflow.runs.advice import data_remarks
+from shortflow.runs.loading import training_data
 from shortflow.train.trackers import missing_curves
 from shortflow.typing import Report
 
@@ -29,12 +30,14 @@ def configure(
     weak: str | None = None,
     init_from: str | None = None,
     report: Report | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> tuple[RunConfig, Dataset]:
     """The resolved run of a recipe (by name, or a run file ending in .yaml) on data, and the training data.
 
     `data` and `resolution` replace those of a run file; by default a recipe gets the built-in digits. So do `teacher`,
     `weak` and `init_from`, each a run directory or a model file. A recipe by name that starts from a model has that
-    model's network. `report` is called with (images that are decoded, images in all) where that takes time.
+    model's network. `report` is called with (images that are decoded, images in all) where that takes time, `say`
+    before an autoencoder that the settings name is fetched.
 
     Raises:
         ConfigError, DataError: naming everything that is wrong, before any training.
@@ -47,20 +50,14 @@ def configure(
         given = {} if data is None else {"source": data}
         given |= {} if resolution is None else {"resolution": resolution}
         run = override(replace(run, data=replace(run.data, **given), **others), settings)
-        dataset = load_data(run.data.source, "train", resolution=run.data.resolution, report=report)
+        dataset = training_data(run.data, report=report, say=say)
     else:
         chosen = recipe_named(recipe)
-        source = DataConfig(source=data or "digits", resolution=resolution)
-        dataset = load_data(source.source, "train", resolution=source.resolution, report=report)
+        bare = RunConfig(recipe=chosen, data=DataConfig(source=data or "digits", resolution=resolution))
+        source = override(bare, concerning(bare, settings, "data")).data  # the preset is that of these data
+        dataset = training_data(source, report=report, say=say)
         base = replace(preset(chosen, source, dataset), **others)
         run = settled(base, settings)
-        if (run.data.source, run.data.resolution) != (
-            source.source,
-            source.resolution,
-        ):  # the settings name other data, which have other presets
-            return configure(
-                recipe, run.data.source, resolution=run.data.resolution, settings=settings, report=report, **others
-            )
         if run.init_from is not None:
             run = settled(replace(base, network=outline(run.init_from).run.network), settings)
     if dataset.labels is None:
@@ -105,11 +102,6 @@ def check_batch(run: RunConfig, parts: int | None = None) -> None:
 
 
 def _check_data(run: RunConfig, dataset: Dataset) -> None:
-    if run.data.encoder is not None and dataset.kind != "latents":
-        raise ConfigError(
-            f"data.encoder decodes latents, and {dataset.name} is {dataset.kind}; encode them first: shortflow encode "
-            f"{run.data.source} --encoder {run.data.encoder} --out LATENTS, and train on these"
-        )
     if run.data.flip and dataset.kind == "points":
         raise ConfigError(f"data.flip mirrors images, and {dataset.name} is points; leave it out")
     if run.data.flip and "pairs" in run.recipe.objective.needs:
@@ -127,6 +119,7 @@ def notes(run: RunConfig, dataset: Dataset) -> list[str]:
             0, f"{dataset.name} has no classes: guidance, label dropout and class-consistent batches are off"
         )
     remarks += _departures(run, dataset)
+    remarks += data_remarks(run, dataset)
     curves = missing_curves(run.train.trackers)
     return remarks if curves is None else [*remarks, curves]
 
@@ -143,8 +136,10 @@ def _departures(run: RunConfig, dataset: Dataset) -> list[str]:
     return [f"{run.recipe.name} has {' and '.join(apart)} on data like this; figures that are told of it are those"]
 
 
-def open_run(directory: Path, report: Report | None = None) -> tuple[RunConfig, Dataset]:
-    """The run of a directory, as it was started, and its training data; `report` is that of `configure`.
+def open_run(
+    directory: Path, report: Report | None = None, say: Callable[[str], None] = lambda text: None
+) -> tuple[RunConfig, Dataset]:
+    """The run of a directory, as it was started, and its training data; `report` and `say` are those of `configure`.
 
     Raises:
         CheckpointError: if the directory holds no run.
@@ -156,4 +151,4 @@ def open_run(directory: Path, report: Report | None = None) -> tuple[RunConfig, 
             f"{directory} holds no run (no run.yaml); start one with: shortflow train RECIPE --out {directory}"
         )
     run = load_run(file)
-    return run, load_data(run.data.source, "train", resolution=run.data.resolution, report=report)
+    return run, training_data(run.data, report=report, say=say)

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int64, UInt8
-from PIL import UnidentifiedImageError
 
+from shortflow.data.decoded import squared
 from shortflow.data.encoders import Autoencoder
+from shortflow.data.images import why
 from shortflow.data.latents import CROP, Skipped
 from shortflow.data.lmdblatents import LmdbLatents
 from shortflow.data.sources import Source
@@ -69,6 +70,8 @@ class Images(Feed):
     """
 
     def __init__(self, source: Source, autoencoder: Autoencoder) -> None:
+        source = squared(source)
+        assert source.resolution is not None
         autoencoder.check(source.resolution)
         self.source, self.autoencoder = source, autoencoder
         self.name, self.split, self.classes = source.name, source.split, source.classes
@@ -97,10 +100,8 @@ class Images(Feed):
         """Image k with the channels of the autoencoder, or why it cannot be read."""
         try:
             image = self.source.read(k)
-        except UnidentifiedImageError:
-            return "no image"
         except Exception as error:  # decoders raise almost anything on a damaged file
-            return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            return why(error)
         planes = image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
         channels = self.autoencoder.channels[0]
         if len(planes) not in (1, channels):

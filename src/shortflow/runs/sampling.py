@@ -11,13 +11,13 @@ from jaxtyping import Float, UInt8
 
 from shortflow.config import nearest
 from shortflow.data import DataSpec
-from shortflow.data import load as load_data
 from shortflow.data.encoders import Autoencoder
 from shortflow.errors import ConfigError, SamplerError
 from shortflow.flowmap import FlowMap
 from shortflow.guidance import guide
 from shortflow.hub import Model
 from shortflow.pictures import comparison, image_grid, save_png, scatter
+from shortflow.runs.loading import load_data
 from shortflow.sample import (
     GRIDS,
     SAMPLERS,
@@ -154,7 +154,7 @@ def comparison_picture(model: Model, steps: Sequence[int], path: Path, rows: int
     source, spec = model.run.data.source, model.spec
     if spec.kind == "latents":
         raise SamplerError(f"{model.path} makes latents, which are compared by no picture of this kind; draw samples")
-    held_out = load_data(source, "test", resolution=model.run.data.resolution)
+    held_out = load_data(model.run.data, "test")
     columns = min(10, spec.num_classes or 10) if spec.image else 1
     classes = range(columns) if spec.image and spec.num_classes else None
     n = rows * columns if spec.image else 4096

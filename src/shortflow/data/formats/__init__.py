@@ -36,7 +36,18 @@ from shortflow.data.formats.tables import (
 from shortflow.data.images import some
 from shortflow.errors import DataError
 
-__all__ = ["WITHOUT", "Arrays", "Skipped", "Source", "expanded", "found_at", "is_source", "open_folder", "open_path"]
+__all__ = [
+    "WITHOUT",
+    "Arrays",
+    "Skipped",
+    "Source",
+    "expanded",
+    "found_at",
+    "is_set",
+    "is_source",
+    "open_folder",
+    "open_path",
+]
 
 _SETS = (".tar", ".parquet")  # files of many images, of which several make one set
 _LONGEST = 1_000_000  # files that a pattern stands for
@@ -47,6 +58,14 @@ def is_source(given: str) -> bool:
     path = Path(given).expanduser()
     ending = path.suffix.lower()
     return given.startswith(HUB) or (ending in (".zip", ".npz", ".npy", *_SETS) and not path.is_dir())
+
+
+def is_set(given: str) -> bool:
+    """Whether there are shards or tables, or they lie elsewhere, as `open_path` will say."""
+    path = Path(given).expanduser()
+    if path.is_dir():
+        return is_saved(path) or bool(_sets_in(path)) or _listed(path)
+    return given.startswith(HUB) or _remote(given) or (path.suffix.lower() in _SETS and found_at(given))
 
 
 def found_at(given: str) -> bool:
@@ -105,7 +124,7 @@ def _opened(given: str, split: str, resolution: int | None, image: str | None, l
         files = _sets_in(path)
         if files:
             return _of_files(given, files, split, resolution, columns)
-        if any(found.name in METADATA for found in (*path.glob("*"), *path.glob("*/*"))):
+        if _listed(path):
             return open_metadata(path, split, resolution, **columns)
     named = [f"data.{name}={value}" for name, value in columns.items() if value not in (None, WITHOUT)]
     if named:
@@ -156,6 +175,11 @@ def _sets_in(folder: Path) -> list[Path]:
             f"{folder}: holds .tar and .parquet files; give a pattern of one kind, such as '{folder}/*.tar'"
         )
     return found
+
+
+def _listed(folder: Path) -> bool:
+    """Whether a table beside the images of a folder, or of its splits, says what they are."""
+    return any((place / name).is_file() for place in (folder, *(folder / s for s in SPLITS)) for name in METADATA)
 
 
 def expanded(pattern: str) -> list[Path]:
