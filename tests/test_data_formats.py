@@ -13,9 +13,11 @@ import pytest
 from PIL import Image
 
 from shortflow import data
+from shortflow.cli import evaluating
 from shortflow.data import decoded
 from shortflow.data.formats import expanded, tables
 from shortflow.data.sources import open_source
+from shortflow.data.stored import open_images
 from shortflow.errors import DataError
 
 datasets = pytest.importorskip("datasets")
@@ -151,10 +153,10 @@ WRITERS: dict[str, Callable[[Path], Path | str]] = {
 
 @pytest.mark.parametrize("resolution", [None, 12])
 @pytest.mark.parametrize("writer", WRITERS)
-def test_all_forms_give_the_same_images_to_training_and_to_encoding(
+def test_all_forms_give_the_same_images_to_training_encoding_and_evaluation(
     writer: str, resolution: int | None, tmp_path: Path
 ) -> None:
-    """Those of the folder, decoded, cropped and scaled as its images are; in memory, as a source, and from the cache."""
+    """Those of the folder, decoded, cropped and scaled as its images are."""
     given = str(WRITERS[writer](tmp_path))
     (tmp_path / "plain").mkdir()
     wanted = data.load(str(as_folder(tmp_path / "plain")), resolution=resolution)
@@ -170,6 +172,9 @@ def test_all_forms_give_the_same_images_to_training_and_to_encoding(
     for k in range(9):
         np.testing.assert_array_equal(source.read(k).transpose(2, 0, 1), wanted.samples[k])
         assert source.title(k)
+    evaluated = open_images(given, resolution=resolution)
+    np.testing.assert_array_equal(np.concatenate(list(evaluated.read(0, 9))), wanted.samples)
+    assert (evaluated.count, evaluated.shape) == (9, wanted.shape)
     unlabelled = data.load(given, resolution=resolution, label="none")
     assert (unlabelled.labels, unlabelled.classes) == (None, ())
     assert unlabelled.shape == found.shape
@@ -263,9 +268,7 @@ def test_splits(tmp_path: Path) -> None:
         path = str(writer(tmp_path))
         assert [len(data.load(path, split)) for split in ("train", "test", "all")] == [9, 9, 18]
         np.testing.assert_array_equal(data.load(path, "test").samples, 255 - PIXELS.transpose(0, 3, 1, 2))
-        with pytest.raises(
-            DataError, match="no split 'val'; there are test, train and all|no split 'val'; there are tra"
-        ):
+        with pytest.raises(DataError, match=r"no split 'val'; there are (test, train|train, test) and all"):
             data.load(path, "val")
     for name in ("photos-train-0", "photos-train-1", "photos-test-0"):
         write_tar(tmp_path / f"shards/{name}.tar", {f"{name}.png": png(PIXELS[0])})
@@ -322,6 +325,15 @@ def test_columns_are_chosen_where_there_are_several(tmp_path: Path) -> None:
         data.load(shard, image="b.png", label="z")
     with pytest.raises(DataError, match=r"no field 'c.png' in its samples; images are a.png, b.png"):
         data.load(shard, image="c.png")
+
+
+def test_targets_of_an_evaluation(tmp_path: Path) -> None:
+    """What can only be images is no run."""
+    for given in ("hf:someone/photos", "photos.tar", "shards/{0..9}.tar", "a/*.parquet", "x.npz", "cifar10:test"):
+        assert not evaluating._is_run(given)
+    (tmp_path / "run.yaml").touch()
+    for given in (str(tmp_path), "out/model.safetensors", "out/run"):
+        assert evaluating._is_run(given)
 
 
 def test_columns_belong_to_shards_and_tables_only(tmp_path: Path) -> None:
@@ -404,8 +416,8 @@ def test_bad_tables_are_refused_with_the_remedy(tmp_path: Path) -> None:
     (path / "state.json").write_text("{")
     with pytest.raises(DataError, match=r"this data set of `datasets` cannot be read .*save it again"):
         data.load(str(path))
+    table().save_to_disk(str(tmp_path / "whole"))
     with pytest.raises(DataError, match="no split 'test', because the data set is not divided"):
-        table().save_to_disk(str(tmp_path / "whole"))
         data.load(str(tmp_path / "whole"), "test")
     listed = as_metadata(tmp_path)
     (listed / "metadata.csv").write_text("name,label\n0.png,cat\n")

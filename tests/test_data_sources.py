@@ -139,7 +139,7 @@ def test_what_is_no_source_is_refused_with_the_remedy(tmp_path: Path) -> None:
     for name, message in cases.items():
         with pytest.raises(DataError, match=message):
             open_source(str(tmp_path / name), resolution=8)
-    with pytest.raises(DataError, match="0.png: 30×20 is not a square; give a resolution"):
+    with pytest.raises(DataError, match=r"0.png: 30×20 is not a square; give a resolution"):
         open_source(str(tmp_path / "photos"))
     with pytest.raises(DataError, match="at least 1 pixel"):
         open_source(str(tmp_path / "photos"), resolution=0)

@@ -20,13 +20,13 @@ from jaxtyping import Int64, UInt8
 
 from shortflow.arrays import npy_header, open_array
 from shortflow.data.dataset import Dataset
-from shortflow.data.formats import Arrays, Skipped, Source, open_folder
+from shortflow.data.formats import Arrays, Skipped, Source, open_folder, setting
 from shortflow.data.images import Pixels, cache_folder, some, stacked, why
 from shortflow.errors import DataError
 from shortflow.files import atomic_path, write_atomic
 from shortflow.typing import Report
 
-__all__ = ["Corrupt", "decoded", "load_folder", "squared"]
+__all__ = ["Corrupt", "decoded", "load_folder", "lost_classes", "squared"]
 
 Corrupt = Literal["refuse", "skip"]
 """What is done about images that cannot be read: all are listed and refused, or they are left out and listed."""
@@ -243,15 +243,20 @@ def _check_failures(source: Source, failures: dict[int, str], corrupt: Corrupt) 
     reasons = some([f"{title} ({reason})" for _, title, reason in _listed(source, failures)])
     told = f"{source.where}: {len(failures):,} of {len(source):,} images cannot be read: {reasons}"
     if corrupt == "refuse":
-        raise DataError(f"{told}; replace or remove these files, or leave them out with --set data.corrupt=skip")
+        remedy = f"replace or remove these files, or leave them out with {setting('corrupt', 'skip')}"
+        raise DataError(f"{told}; {remedy}")
     if len(failures) == len(source):
         raise DataError(f"{told}; there is nothing left")
-    if source.labels is None:
-        return
-    kept = np.delete(source.labels, sorted(failures))
-    lost = [source.classes[c] for c in np.setdiff1d(source.labels, kept)]
+    lost = lost_classes(source, list(failures))
     if lost:
         raise DataError(f"{told}. No image is left of {some(lost)}; replace some of these, or remove the class")
+
+
+def lost_classes(source: Source, rows: Sequence[int]) -> list[str]:
+    """The classes that have images, and none without those at `rows`."""
+    if source.labels is None:
+        return []
+    return [source.classes[c] for c in np.setdiff1d(source.labels, np.delete(source.labels, rows))]
 
 
 def _present(source: Source, skipped: Sequence[Skipped]) -> tuple[Int64[np.ndarray, "n"] | None, tuple[str, ...]]:

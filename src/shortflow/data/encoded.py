@@ -83,7 +83,7 @@ class Encoded:
         parts = []
         for first in range(0, len(images), BATCH):
             part = images[first : first + BATCH]
-            part = np.ascontiguousarray(np.broadcast_to(part, (len(part), channels, *part.shape[2:])))
+            part = np.array(np.broadcast_to(part, (len(part), channels, *part.shape[2:])))
             parts.append(torch.stack(self.autoencoder.encode(part), dim=1).cpu().numpy())
         return np.concatenate(parts)
 

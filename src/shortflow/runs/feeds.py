@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int64, UInt8
 
-from shortflow.data.decoded import squared
+from shortflow.data.decoded import lost_classes, squared
 from shortflow.data.encoders import Autoencoder
 from shortflow.data.images import why
 from shortflow.data.latents import CROP, Skipped
@@ -56,6 +56,10 @@ class Feed(ABC):
     @abstractmethod
     def moments(self, loaded: Any) -> Made:
         """(moments, labels, what they were made of) of what was loaded of at least one row."""
+
+    def lost(self, rows: Sequence[int]) -> list[str]:
+        """The classes that have nothing left without `rows`, as far as they are known beforehand."""
+        return []
 
     @abstractmethod
     def shown(self, rows: Sequence[int]) -> UInt8[np.ndarray, "n c h w"] | None:
@@ -114,6 +118,9 @@ class Images(Feed):
         found = [np.stack([part.cpu().numpy() for part in self.autoencoder.encode(side)], axis=1) for side in sides]
         labels = None if self.source.labels is None else self.source.labels[kept]
         return np.stack(found, axis=1), labels, images.tobytes()
+
+    def lost(self, rows: Sequence[int]) -> list[str]:
+        return lost_classes(self.source, rows)
 
     def shown(self, rows: Sequence[int]) -> UInt8[np.ndarray, "n c h w"]:
         found = [self._attempt(k) for k in rows]

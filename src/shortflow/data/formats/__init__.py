@@ -21,7 +21,7 @@ from pathlib import Path
 
 from shortflow.data.formats.archives import open_zip
 from shortflow.data.formats.arrays import Arrays, open_arrays
-from shortflow.data.formats.base import SPLITS, WITHOUT, Skipped, Source
+from shortflow.data.formats.base import SPLITS, WITHOUT, Skipped, Source, setting
 from shortflow.data.formats.folders import open_folder
 from shortflow.data.formats.shards import open_shards
 from shortflow.data.formats.tables import (
@@ -47,6 +47,7 @@ __all__ = [
     "is_source",
     "open_folder",
     "open_path",
+    "setting",
 ]
 
 _SETS = (".tar", ".parquet")  # files of many images, of which several make one set

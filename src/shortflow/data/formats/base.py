@@ -26,6 +26,7 @@ __all__ = [
     "by_number",
     "in_split",
     "numbered",
+    "setting",
     "sum_of",
 ]
 
@@ -121,11 +122,16 @@ def by_number(
     if low < 0 or high >= _LARGEST_LABEL:
         raise DataError(
             f"{where}: labels are numbers from 0, one for each class, got {low}…{high}; number the classes, or leave "
-            "the labels out with --set data.label=none"
+            f"the labels out with {setting('label', WITHOUT)}"
         )
     if names and high >= len(names):
         raise DataError(f"{where}: label {high}, but names of {len(names)} classes only; name them all")
     return np.array(values, dtype=np.int64), tuple(names) or tuple(map(str, range(high + 1)))
+
+
+def setting(name: str, value: str) -> str:
+    """How a setting of the data is given to the commands."""
+    return f"--set data.{name}={value} (encode: --{name} {value})"
 
 
 def sum_of(lines: Iterable[str]) -> str:

@@ -31,6 +31,7 @@ from shortflow.data.formats.base import (
     by_number,
     in_split,
     numbered,
+    setting,
     sum_of,
 )
 from shortflow.data.images import EXTENSIONS, some
@@ -149,8 +150,8 @@ class _Index:
         self.fields |= sample.texts.keys()
         if self.image is None and len(sample.images) > 1:
             raise DataError(
-                f"{self.where}: {sample.key} has several images, {', '.join(sample.images)}; choose with --set "
-                "data.image=NAME"
+                f"{self.where}: {sample.key} has several images, {', '.join(sample.images)}; choose with "
+                f"{setting('image', 'NAME')}"
             )
         name = self.image or next(iter(sample.images), "")
         if name in sample.images:
@@ -171,7 +172,7 @@ class _Index:
         if lacking:
             raise DataError(
                 f"{self.where}: {len(lacking)} of {len(self.titles)} samples have no label: {some(lacking)}; write the "
-                "shards again with labels for all, or leave them all out with --set data.label=none"
+                f"shards again with labels for all, or leave them all out with {setting('label', WITHOUT)}"
             )
         if not all(isinstance(value, int) for value in self.found):
             return numbered([str(value) for value in self.found])
@@ -265,7 +266,7 @@ def _label(where: str, sample: _Sample, label: str | None) -> int | str | None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, int | str)):
         raise DataError(
             f"{where}: {sample.key}.json has the label {value!r:.50}, which is neither a number nor a name; choose "
-            "another entry with --set data.label=NAME, or none"
+            f"another entry with {setting('label', 'NAME')}, or none"
         )
     return value
 

@@ -30,6 +30,7 @@ from shortflow.data.formats.base import (
     by_number,
     in_split,
     numbered,
+    setting,
     sum_of,
 )
 from shortflow.data.images import some
@@ -262,7 +263,7 @@ def _image_column(where: str, features: Any, image: str | None) -> str:
         if not images:
             raise DataError(f"{where}: no column of images among {columns}; give a table that has one")
         raise DataError(
-            f"{where}: several columns of images ({', '.join(images)}); choose one with --set data.image=NAME"
+            f"{where}: several columns of images ({', '.join(images)}); choose one with {setting('image', 'NAME')}"
         )
     return images[0]
 
@@ -298,8 +299,8 @@ def _labels(where: str, found: Any, label: str | None, image: str) -> tuple[Labe
         known = [name for name, kind in kinds.items() if kind == "classes"]
         if len(known) > 1:
             raise DataError(
-                f"{where}: several columns of classes ({', '.join(known)}); choose one with --set data.label=NAME, or "
-                "none"
+                f"{where}: several columns of classes ({', '.join(known)}); choose one with "
+                f"{setting('label', 'NAME')}, or none"
             )
         named = [name for name in _LABELS if name in usable]
         if not known and not named:
@@ -311,7 +312,7 @@ def _labels(where: str, found: Any, label: str | None, image: str) -> tuple[Labe
     if lacking:
         raise DataError(
             f"{where}: {len(lacking)} of {len(values)} rows have no label in {column!r}: {some(lacking)}; choose "
-            "another column or split, or leave the labels out with --set data.label=none"
+            f"another column or split, or leave the labels out with {setting('label', WITHOUT)}"
         )
     if kinds[column] == "text":
         return numbered(values)
