@@ -76,7 +76,9 @@ def main() -> None:
     for axes, (title, states, colour, words) in zip(panels, rows, strict=True):
         distance = float(energy_distance(states[-1], real))
         passes = "1 pass" if len(states) == 2 else f"{len(states) - 1} passes"
-        panel(axes, title, states, f"{passes} of the network, {words}\nenergy distance to the data {distance:.4f}", colour)
+        panel(
+            axes, title, states, f"{passes} of the network, {words}\nenergy distance to the data {distance:.4f}", colour
+        )
         print(f"{title}: {passes}, energy distance {distance:.4f}")
     figure.subplots_adjust(left=0.01, right=0.99, top=0.92, bottom=0.13, wspace=0.04)
     options.to.parent.mkdir(parents=True, exist_ok=True)

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shortflow.data import images, load
-from shortflow.data.images import center_crop, load_folder, resize
+from shortflow.data import decoded, images, load
+from shortflow.data.decoded import load_folder
+from shortflow.data.images import center_crop, resize
 from shortflow.errors import DataError
 
 
@@ -297,8 +298,8 @@ def test_sizes_without_a_resolution(tmp_path: Path) -> None:
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache of its own, which every folder goes through."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(images, "_IN_MEMORY", 0)
-    monkeypatch.setattr(images, "_AT_ONCE", 3)
+    monkeypatch.setattr(decoded, "_IN_MEMORY", 0)
+    monkeypatch.setattr(decoded, "_AT_ONCE", 3)
     return tmp_path / "cache/shortflow/folders"
 
 
@@ -312,7 +313,7 @@ def test_a_large_folder_is_decoded_once_and_mapped(
         save(tmp_path / f"data/{'ab'[k % 2]}/{k}.png", rng.integers(256, size=shape, dtype=np.uint8))
     mapped = load_folder(tmp_path / "data")
     with monkeypatch.context() as small:
-        small.setattr(images, "_IN_MEMORY", 2**20)
+        small.setattr(decoded, "_IN_MEMORY", 2**20)
         small.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
         plain = load_folder(tmp_path / "data")
     assert isinstance(mapped.samples, np.memmap)
@@ -361,7 +362,7 @@ def test_a_cache_without_space_is_told(tmp_path: Path, cache: Path, monkeypatch:
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(images, "_write", full)
+    monkeypatch.setattr(decoded, "_write", full)
     with pytest.raises(DataError, match=r"data: the decoded images, 0.0 GiB, .*No space left.*set XDG_CACHE_HOME"):
         load_folder(tmp_path / "data")
 

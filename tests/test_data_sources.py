@@ -124,11 +124,11 @@ def test_what_is_no_source_is_refused_with_the_remedy(tmp_path: Path) -> None:
     zipped(tmp_path / "strange.zip", PHOTOS, program__exe=b"x")
     zipped(tmp_path / "empty.zip", {})
     cases = {
-        "nowhere": "there is no such folder, .zip or .npz file",
-        "words.txt": "neither a folder nor a .zip or .npz file",
+        "nowhere": "neither a known name nor a folder or file",
+        "words.txt": "neither a folder nor a .zip, .npz, .npy, .tar or .parquet file",
         "broken.zip": "no zip file, or only a part of one",
         "broken.npz": "cannot be read",
-        "floats.npz": "must be uint8 images, got float64",
+        "floats.npz": "must be uint8 images .*, got float64 of shape \\(2, 8, 8, 3\\)",
         "names.npz": "no array is called images, samples, arr_0, x; there are pictures",
         "labels.npz": "labels must be numbers from 0, one for each of the 2 images, got float64",
         "objects.npz": "cannot be read",
@@ -139,7 +139,7 @@ def test_what_is_no_source_is_refused_with_the_remedy(tmp_path: Path) -> None:
     for name, message in cases.items():
         with pytest.raises(DataError, match=message):
             open_source(str(tmp_path / name), resolution=8)
-    with pytest.raises(DataError, match="photographs have sides of their own; give the resolution"):
+    with pytest.raises(DataError, match=r"0.png: 30×20 is not a square; give a resolution"):
         open_source(str(tmp_path / "photos"))
     with pytest.raises(DataError, match="at least 1 pixel"):
         open_source(str(tmp_path / "photos"), resolution=0)

@@ -164,7 +164,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.zip").write_bytes(b"x")
     refused(tmp_path / "x.zip", "is no readable archive")
     (tmp_path / "x.txt").write_text("x")
-    refused(tmp_path / "x.txt", "images are a folder, or a .zip, .npz or .npy file")
+    refused(tmp_path / "x.txt", "images are a folder, or a .zip, .npz, .npy, .tar or .parquet file")
     refused("rings", "these are points, not images")
 
 

@@ -326,6 +326,16 @@ def test_images_that_cannot_be_read_are_listed_or_left_out(photos: Path, small: 
     assert content_of(tmp_path / "out") == content_of(tmp_path / "all")
 
 
+def test_a_class_that_has_lost_all_its_images_is_an_error(photos: Path, small: Autoencoder, tmp_path: Path) -> None:
+    copy = tmp_path / photos.name
+    shutil.copytree(photos, copy)
+    for path in (copy / "b").iterdir():
+        path.write_text("no image")
+    with pytest.raises(DataError, match=r"no image is left of b: b/.*\(no image\); .* Replace some of these"):
+        made(copy, small, tmp_path / "out", EncodeSettings(batch=3, shard=8, corrupt="skip"))
+    assert not (tmp_path / "out/meta.json").exists()
+
+
 def test_nothing_but_damaged_images_is_no_store(small: Autoencoder, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     for k in range(3):

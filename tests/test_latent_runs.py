@@ -225,10 +225,8 @@ def test_another_autoencoder_is_refused_by_name(folder: Path, shortflow: Any, tm
         runs.training(run, dataset, tmp_path / "run")
     wide = saved(tmp_path / "wide", latent_channels=6)
     assert "is another autoencoder" in shortflow("sample", folder / "run", "--encoder", wide).err
-    with pytest.raises(
-        ConfigError, match=r"data.encoder decodes latents, and digits is images; encode them first: shortflow"
-    ):
-        runs.configure("esc", "digits", settings=[f"data.encoder={other}"])
+    with pytest.raises(ConfigError, match=r"data.encoder makes latents of images, and mixture is points; leave it out"):
+        runs.configure("esc", "mixture", settings=[f"data.encoder={other}"])
 
 
 def test_a_run_does_not_go_on_at_another_scale(folder: Path, tmp_path: Path) -> None:
@@ -279,7 +277,6 @@ def test_commands_that_say_too_little_or_too_much(folder: Path, shortflow: Any, 
         (latents, "--scale", "1", "--encoder", "x"): "and leave out --encoder",
         (latents, "--scale", "many"): "--scale: expected numbers",
         (latents, "--scale", "1,2"): "expected one number or 4, one for each channel, got 2",
-        (photographs, "--encoder", folder / "vae", "--out", folder / "x"): "give the resolution to crop and scale to",
         (photographs, "--encoder", folder / "vae", "--out", folder / "x", "--resolution", 30): "take 28 or 32",
     }
     for words, message in cases.items():

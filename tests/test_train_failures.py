@@ -301,10 +301,11 @@ def test_a_setback_and_skips_are_parts_of_the_state(tmp_path: Path) -> None:
 def test_steps_that_a_device_has_skipped_unread_are_parts_of_the_state_that_a_signal_saves(tmp_path: Path) -> None:
     recipe = shortcut()
     records = run(tmp_path, recipe, broken(recipe, lambda k: k in (4, 7)), engine=Device(), log_every=20, save_every=20)
+    while next(records).step < 8:
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
     with pytest.raises(Interrupted):
-        for record in records:
-            if record.step == 8:
-                os.kill(os.getpid(), signal.SIGTERM)
+        next(records)
     state = json.loads((tmp_path / "state" / "00000008" / "state.json").read_text())
     assert state["skipped"] == [4, 7]
 

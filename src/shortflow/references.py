@@ -11,6 +11,7 @@ from typing import Any
 from shortflow import hub
 from shortflow.config import RunConfig
 from shortflow.data import Dataset, DataSpec
+from shortflow.data.latents import holds_latents
 from shortflow.draw import References
 from shortflow.errors import CheckpointError, ConfigError, ShortflowError
 from shortflow.flowmap import FlowMap
@@ -181,10 +182,17 @@ def _check_latents(role: str, path: str, there: DataSpec, run: RunConfig, spec: 
         )
     apart = there.latent.differences(spec.latent, (f"{role} {path}", spec.name))
     if apart:
-        k, m = there.latent.scale, there.latent.shift
+        units = f"--scale {_numbers(there.latent.scale)} --shift {_numbers(there.latent.shift)}"
+        source = Path(run.data.source).expanduser()
+        if source.is_dir() and holds_latents(source):
+            remedy = f"shortflow encode {run.data.source} {units}, which writes no latent anew"
+        else:  # they are made while the run goes on, in the units of the autoencoder's config
+            remedy = (
+                f"shortflow encode {run.data.source} --encoder {run.data.encoder} --out LATENTS {units}, and train on "
+                "these"
+            )
         raise ConfigError(
-            f"{'; '.join(apart)}. Model and latents must agree: give the latents the units of the model (shortflow "
-            f"encode {run.data.source} --scale {_numbers(k)} --shift {_numbers(m)}, which writes no latent anew), or "
+            f"{'; '.join(apart)}. Model and latents must agree: give the latents the units of the model ({remedy}), or "
             "encode the images with its autoencoder"
         )
 

@@ -17,8 +17,8 @@ def encode(
         str,
         typer.Argument(
             metavar="SOURCE",
-            help="Images: a folder, a .zip or .npz file, or a named set. Or latents: another repository's LMDB, to "
-            "import; or finished LATENTS, to change --scale and --shift of.",
+            help="Images, as for train --data: a folder, .zip, .npz, .tar shards, tables, hf:NAME, or a named set. Or "
+            "latents: another repository's LMDB, to import; or finished LATENTS, to change --scale and --shift of.",
             show_default=False,
         ),
     ],
@@ -37,6 +37,18 @@ def encode(
         int | None, typer.Option(help="Crop and resize images to this side, in pixels; needed for photographs.")
     ] = None,
     split: Annotated[str, typer.Option(help="Which split of the source: train, test, all, or its own.")] = "train",
+    image: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Of shards and tables: the field or column that is the image.", show_default=False
+        ),
+    ] = None,
+    label: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="The field or column that is the label; none leaves labels out.", show_default=False
+        ),
+    ] = None,
     scale: Annotated[
         str | None,
         typer.Option(
@@ -75,6 +87,8 @@ def encode(
     from shortflow.data.sources import open_source
     from shortflow.train.engine import Engine
 
+    columns: dict[str, Any] = {"image": image, "label": label, "corrupt": corrupt}
+
     units = {"scale": _units(scale, "--scale"), "shift": _units(shift, "--shift")}
     if (Path(source) / META).is_file():
         _rescale(Path(source), units, {"--encoder": encoder, "--out": out})
@@ -90,7 +104,7 @@ def encode(
     if is_lmdb(Path(source)):
         feed: Any = runs.Stored(open_lmdb(Path(source)), autoencoder)
     else:
-        feed = runs.Images(open_source(source, split, resolution), autoencoder)
+        feed = runs.Images(open_source(source, split, resolution, **columns), autoencoder)
     try:
         with progress("images", title="encoding") as shown:
             made = runs.encode(feed, autoencoder, out, settings=settings, **units, engine=engine, report=shown, say=say)

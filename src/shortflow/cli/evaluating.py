@@ -63,7 +63,7 @@ def evaluate(
         str,
         typer.Argument(
             metavar="RUN|IMAGES",
-            help="A run directory or a model.safetensors file; or anybody's images: a folder, .zip, .npz or .npy.",
+            help="A run directory or a model.safetensors file; or anybody's images: a folder, .zip, .npz, .npy or .tar file.",
             show_default=False,
         ),
     ],
@@ -188,7 +188,7 @@ def reference(
         str,
         typer.Argument(
             metavar="IMAGES",
-            help="A folder, .zip, .npz or .npy of images, or a data set's name (cifar10, cifar10:test).",
+            help="A folder, .zip, .npz, .npy, .tar… of images, hf:NAME, or a data set's name (cifar10, cifar10:test).",
             show_default=False,
         ),
     ],
@@ -228,11 +228,12 @@ def reference(
 def _is_run(target: str) -> bool:
     """Whether a run is meant: one that is there, or anything that is no image file, folder or data set."""
     from shortflow.data import names
+    from shortflow.data.formats import is_source
 
     path = Path(target).expanduser()
     if path.is_dir():
         return (path / "model.safetensors").is_file() or (path / "run.yaml").is_file()
-    return target.partition(":")[0] not in names() and path.suffix.lower() not in (".zip", ".npz", ".npy")
+    return target.partition(":")[0] not in names() and not is_source(target)
 
 
 def _extractor(name: str, source: str, inception: Path | None, other_weights: bool, download: bool, device: str) -> Any:

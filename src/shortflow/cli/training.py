@@ -31,9 +31,10 @@ def train(
     data: Annotated[
         str | None,
         typer.Option(
-            help="digits (built in), mnist, fashion-mnist, cifar10, a toy (such as mixture or moons), a folder of "
-            "images, in which sub-folders are classes, or latents (`shortflow encode`). By default digits, or what "
-            "the run file says."
+            help="Images: a folder, in which sub-folders are classes, a .zip, .npz or .tar file, shards such as "
+            "'shards/{000..009}.tar', .parquet tables, hf:NAME on the Hugging Face hub; digits (built in), mnist, "
+            "fashion-mnist, cifar10; a toy (such as mixture or moons); or latents (`shortflow encode`). By default "
+            "digits, or what the run file says."
         ),
     ] = None,
     resolution: Annotated[int | None, typer.Option(help="Crop and resize images to this side, in pixels.")] = None,
@@ -90,7 +91,7 @@ def train(
                     "--resume goes on with the settings of the run; leave out --set, or start a new run in another "
                     "--out"
                 )
-            run, dataset = runs.open_run(out, decoding)
+            run, dataset = runs.open_run(out, decoding, say)
             check_same(out, run, recipe, data, resolution, teacher, weak, init_from)
             if settings and recipe is not None:
                 asked, _ = runs.configure(recipe, data, resolution=resolution, settings=settings, **chosen)
@@ -102,7 +103,7 @@ def train(
             )
         else:
             run, dataset = runs.configure(
-                recipe, data, resolution=resolution, settings=settings or (), report=decoding, **chosen
+                recipe, data, resolution=resolution, settings=settings or (), report=decoding, say=say, **chosen
             )
     how = "auto" if resume == "auto" else going_on
     if dry_run:

@@ -13,7 +13,7 @@ from shortflow.config.reading import nearest, read
 from shortflow.errors import ConfigError
 from shortflow.yamlfile import parse_yaml
 
-__all__ = ["override"]
+__all__ = ["concerning", "override"]
 
 _PREFIXES = ("recipe", "train", "network", "data")
 
@@ -43,6 +43,19 @@ def override(run: RunConfig, settings: Sequence[str]) -> RunConfig:
     if errors or wrong:
         raise ConfigError("\n".join([*errors, *wrong]))
     return value
+
+
+def concerning(run: RunConfig, settings: Sequence[str], group: str) -> list[str]:
+    """Those of the settings that change something in a group of the run, such as "data"."""
+    plain, found = to_plain(run), []
+    for setting in settings:
+        try:
+            path = _full(plain, setting.partition("=")[0].strip())
+        except ConfigError:
+            continue  # which `override` says
+        if path.split(".")[0] == group:
+            found.append(setting)
+    return found
 
 
 def _set(plain: dict[str, Any], key: str, value: Any) -> None:

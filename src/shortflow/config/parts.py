@@ -10,7 +10,7 @@ import math
 import types
 import typing
 from dataclasses import dataclass
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from shortflow import (
     coupling,
@@ -44,16 +44,23 @@ class DataConfig:
     """Where the data come from.
 
     Args:
-        source: a built-in name, a folder of images, or one of latents.
+        source: a built-in name, images in any form (see docs/data.md), or a folder of latents.
         resolution: the side to crop and resize images to; None: as they are.
+        image, label: of shards and tables: the field or column that is the image, and the label; null: found by its
+            type. The label "none" leaves the labels of any data out, for an unconditional model.
+        corrupt: of images that cannot be read: "refuse" lists them before anything starts, "skip" leaves them out and
+            lists them in left-out.txt.
         flip: mirror half of the images of a batch, left to right, by random choice. Not for what has a left and a
             right, such as digits.
         encoder: of latents: the folder or the name of the autoencoder that decodes previews and samples; null: what it
-            was called when they were made.
+            was called when they were made. Of images: the one that makes latents of them while the run goes on.
     """
 
     source: str = "digits"
     resolution: int | None = None
+    image: str | None = None
+    label: str | None = None
+    corrupt: Literal["refuse", "skip"] = "refuse"
     flip: bool = False
     encoder: str | None = None
 
@@ -62,6 +69,10 @@ class DataConfig:
             raise ShortflowError("data.encoder is empty; give the folder or the name of an autoencoder, or null")
         if not self.source.strip():
             raise ShortflowError("data.source is empty; give a name such as digits, or a folder of images")
+        for name in ("image", "label"):
+            value = getattr(self, name)
+            if value is not None and not value.strip():
+                raise ShortflowError(f"data.{name} is empty; give the name of a field or column, or null")
         if self.resolution is not None and self.resolution < 1:
             raise ShortflowError(f"data.resolution must be positive, got {self.resolution}")
 

@@ -1,8 +1,8 @@
 """Data by name: `digits` in the package, `mnist`, `fashion-mnist` and `cifar10` from disk or hub, the toys, or a path.
 
-A path is that of a folder of images, or of a store of latents (`shortflow.data.latents`). Named data are looked for
-under the folder that the environment variable SHORTFLOW_DATA names (or `root`), and then, if the package `datasets` is
-installed, on the Hugging Face hub. Nothing is written but caches.
+A path is that of images in any form (`shortflow.data.formats`), or of a store of latents (`shortflow.data.latents`).
+Named data are looked for under the folder that the environment variable SHORTFLOW_DATA names (or `root`), and then, if
+the package `datasets` is installed, on the Hugging Face hub. Nothing is written but caches.
 """
 
 import difflib
@@ -10,7 +10,7 @@ import importlib
 import importlib.util
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
@@ -19,10 +19,12 @@ from jaxtyping import Integer, UInt8
 
 from shortflow.data import cifar10, idx, images, latents, toys
 from shortflow.data.dataset import Dataset
+from shortflow.data.decoded import Corrupt, decoded
+from shortflow.data.formats import WITHOUT, found_at, open_path
 from shortflow.errors import DataError
 from shortflow.typing import Report
 
-__all__ = ["load", "names"]
+__all__ = ["load", "names", "unknown"]
 
 Arrays = tuple[UInt8[np.ndarray, "n c h w"], Integer[np.ndarray, "n"]]
 
@@ -46,17 +48,24 @@ def load(
     split: str = "train",
     *,
     resolution: int | None = None,
+    image: str | None = None,
+    label: str | None = None,
+    corrupt: Corrupt = "refuse",
     root: Path | None = None,
     report: Report | None = None,
 ) -> Dataset:
-    """The data set `source`: one of `names()`, or the path of a folder of images or latents.
+    """The data set `source`: one of `names()`, or the path of images or latents.
 
-    See `shortflow.data.images` and `shortflow.data.latents`.
+    See `shortflow.data.formats` and `shortflow.data.latents`.
 
     Args:
-        source: a name or a path; a name wins over a folder of the same name (write `./mnist` for the folder).
+        source: a name, a path, a pattern or hf:NAME; a name wins over a folder of the same name (write `./mnist` for
+            the folder).
         split: "train", "test" or "all" (train, then test); folders may have others.
         resolution: side of the images in pixels, by `center_crop`; None: as stored.
+        image, label: fields or columns of shards and tables; None: found by their type. The label "none" leaves labels
+            out, of all data.
+        corrupt: refuse images that cannot be read, naming them, or skip them (`Dataset.skipped`).
         root: where named data lie; None: the folder in the environment variable SHORTFLOW_DATA.
         report: called with (images that are decoded, images in all) on the way, where that takes time.
 
@@ -64,13 +73,17 @@ def load(
         DataError: if there is no such data; says where was looked and what to do.
     """
     if source not in names():
-        return _load_path(source, split, resolution, report)
+        found = _load_path(source, split, resolution, image, label, corrupt, report)
+        return replace(found, labels=None, classes=()) if label == WITHOUT else found
+    if image is not None or label not in (None, WITHOUT):
+        raise DataError(f"{source} has no columns to choose from; leave out data.image and data.label")
     if split not in ("train", "test", "all"):
         raise DataError(f"{source}: no split {split!r}; there are 'train', 'test' and 'all'")
     if source in toys.names():
         if resolution is not None:
             raise DataError(f"{source}: points have no resolution, got {resolution}; leave it out")
-        return toys.toy(source, split)
+        points = toys.toy(source, split)
+        return replace(points, labels=None, classes=()) if label == WITHOUT else points
     if source == "digits":
         classes, (samples, labels) = _DIGITS, _digits(split)
     else:
@@ -82,8 +95,8 @@ def load(
     return Dataset(
         name=source,
         samples=samples if resolution is None else images.resize(samples, resolution),
-        labels=labels.astype(np.int64),
-        classes=classes,
+        labels=None if label == WITHOUT else labels.astype(np.int64),
+        classes=() if label == WITHOUT else classes,
         split=split,
     )
 
@@ -93,18 +106,34 @@ def names() -> tuple[str, ...]:
     return ("digits", *_PUBLISHED, *toys.names())
 
 
-def _load_path(source: str, split: str, resolution: int | None, report: Report | None) -> Dataset:
+def unknown(source: str) -> DataError:
+    """What is said of a source that is neither a name nor there."""
+    close = difflib.get_close_matches(source.lower(), names(), n=1)
+    meant = f"did you mean {close[0]!r}? " if close else ""
+    return DataError(
+        f"{source!r} is neither a known name nor a folder or file (looked for {Path(source).expanduser().absolute()}); "
+        f"{meant}Names are {', '.join(names())}; data sets of the Hugging Face hub are hf:NAME"
+    )
+
+
+def _load_path(
+    source: str,
+    split: str,
+    resolution: int | None,
+    image: str | None,
+    label: str | None,
+    corrupt: Corrupt,
+    report: Report | None,
+) -> Dataset:
+    if not found_at(source):
+        raise unknown(source)
     folder = Path(source).expanduser()
-    if not folder.exists():
-        close = difflib.get_close_matches(source.lower(), names(), n=1)
-        meant = f"did you mean {close[0]!r}? " if close else ""
-        raise DataError(
-            f"{source!r} is neither a known name nor a folder (looked for {folder.absolute()}); {meant}"
-            f"Names are {', '.join(names())}"
-        )
     if folder.is_dir() and latents.holds_latents(folder):
+        if image is not None or label not in (None, WITHOUT):
+            raise DataError(f"{source}: latents have no columns to choose from; leave out data.image and data.label")
         return latents.load_latents(folder, split, resolution)
-    return images.load_folder(folder, split, resolution=resolution, report=report)
+    found = open_path(source, split, resolution=resolution, image=image, label=label)
+    return decoded(found, corrupt=corrupt, report=report)
 
 
 def _digits(split: str) -> Arrays:

@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int16, Integer, UInt8
 
-from shortflow.data.images import cache_folder, load_folder
+from shortflow.data.decoded import load_folder
+from shortflow.data.images import cache_folder
 from shortflow.errors import DataError
 from shortflow.typing import Report
 

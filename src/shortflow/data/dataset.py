@@ -22,6 +22,7 @@ from torch import Tensor
 
 from shortflow.arrays import Stacked
 from shortflow.data.conditions import Conditions
+from shortflow.data.encoded import Encoded
 from shortflow.data.latentspec import LatentSpec
 from shortflow.errors import DataError
 from shortflow.typing import Condition, condition_words
@@ -41,12 +42,15 @@ class Dataset:
         name: where the data came from (a built-in name or the name of a folder).
         samples: uint8 images (n, c, h, w); float32 points (n, d); or the moments of latents' Gaussians, float16 or
             float32 (n, 2, k, c, h, w): of each image and its mirror, the mean and (k = 2) the standard deviation. See
-            `shortflow.arrays` for files, and `shortflow.data.latents` for stores of latents.
+            `shortflow.arrays` for files, `shortflow.data.latents` for stores of latents, and `shortflow.data.encoded`
+            for those that are made while they are used.
         labels: int64 (n,), the class of each sample as an index into `classes`; None: unconditional.
         classes: names of the classes; empty: unconditional.
         split: "train", "test", "all" or the name of a folder's own split.
         latent: what the latents are; None for images and points.
-        measured: mean and standard deviation of the latents, a number for each channel of z; of latents only.
+        measured: mean and standard deviation of the latents, a number for each channel of z; of latents only, and None
+            where they are made while they are used, and measured when that is asked for.
+        skipped: what could not be read, and was left out: of each image its number, what it is called, and why.
         conditions: a vector or a sequence for each sample, in place of labels; None: there are none.
 
     Raises:
@@ -55,12 +59,13 @@ class Dataset:
 
     name: str
     # Wide on purpose: what a user gets wrong here is told by `__post_init__`, in words.
-    samples: Shaped[np.ndarray, "..."] | Stacked
+    samples: Shaped[np.ndarray, "..."] | Stacked | Encoded
     labels: Shaped[np.ndarray, "..."] | None = None
     classes: tuple[str, ...] = ()
     split: str = "train"
     latent: LatentSpec | None = None
     measured: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    skipped: tuple[tuple[int, str, str], ...] = ()
     conditions: Conditions | None = None
 
     def __post_init__(self) -> None:
@@ -106,7 +111,8 @@ class Dataset:
                 f"{self.name}: latents must be moments (n, 2, 1 or 2, c, h, w) in float16 or float32, got {dtype} of "
                 f"shape {shape}"
             )
-        if self.measured is None or {latent.channels, *map(len, self.measured)} != {shape[3]}:
+        made = isinstance(self.samples, Encoded)
+        if (self.measured is None) != made or {latent.channels, *map(len, self.measured or ())} != {shape[3]}:
             raise DataError(
                 f"{self.name}: latents of {shape[3]} channels need as many scales, shifts, means and deviations"
             )
@@ -170,17 +176,21 @@ class Dataset:
 
     def subset(self, rows: Int[np.ndarray, "k"] | Bool[np.ndarray, "n"] | slice) -> "Dataset":
         """The samples at `rows` (indices, a mask or a slice), with the same classes, also those left without one."""
-        return replace(
-            self,
-            samples=self.samples[rows],
-            labels=None if self.labels is None else self.labels[rows],
-            conditions=None if self.conditions is None else self.conditions.subset(rows),
-        )
+        told = {
+            "labels": None if self.labels is None else self.labels[rows],
+            "conditions": None if self.conditions is None else self.conditions.subset(rows),
+        }
+        if isinstance(self.samples, Encoded):
+            return replace(self, samples=replace(self.samples, images=self.samples.images[rows]), **told)
+        return replace(self, samples=self.samples[rows], **told)
 
     def fingerprint(self) -> str:
-        """The SHA-256 (hex) of samples, labels and conditions, types and shapes; not of the names. Order counts."""
+        """The SHA-256 (hex) of samples, labels and conditions, types and shapes; not of the names. Order counts.
+
+        Of latents that are made while they are used, that of the images.
+        """
         digest = hashlib.sha256()
-        for array in (self.samples, self.labels):
+        for array in (self.samples.images if isinstance(self.samples, Encoded) else self.samples, self.labels):
             if array is not None:
                 digest.update(f"{array.dtype.newbyteorder('<').str}{array.shape}".encode())
                 for part in array.parts if isinstance(array, Stacked) else (array,):
@@ -379,8 +389,10 @@ class DataSpec:
 def _moments(dataset: Dataset) -> tuple[float, float]:
     """Mean and population standard deviation over all elements: of images in [−1, 1], of latents in natural units, or
     of points."""
-    if dataset.latent is not None and dataset.measured is not None:
-        return dataset.latent.moments(*dataset.measured)
+    if dataset.latent is not None:
+        measured = dataset.samples.measured if isinstance(dataset.samples, Encoded) else dataset.measured
+        assert measured is not None
+        return dataset.latent.moments(*measured)
     n, size = len(dataset), math.prod(dataset.shape)
     rows = max(1, _AT_ONCE // size)
     parts = [dataset.samples[first : first + rows] for first in range(0, n, rows)]  # views: nothing is read yet

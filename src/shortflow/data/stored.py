@@ -7,6 +7,7 @@
 | NAME.npz | a uint8 array of images, `arr_0` (ADM's samples) or the only one: (n, h, w, c), (n, c, h, w) or (n, h, w) |
 | NAME.npy | such an array, memory-mapped |
 | a name | a data set of `shortflow.data.load`, its train split, or NAME:test |
+| anything else that runs are trained on | shards, tables, hf:NAME (`shortflow.data.formats`), the train split |
 
 Files of pictures become RGB; arrays keep their channels. Nothing is resized unless a resolution is given, which is
 reached by `center_crop`.
@@ -31,6 +32,8 @@ from jaxtyping import UInt8
 from shortflow.arrays import Stacked, open_array
 from shortflow.data.builtin import load, names
 from shortflow.data.dataset import Dataset
+from shortflow.data.encoded import Encoded
+from shortflow.data.formats import WITHOUT, Source, found_at, is_set, open_path
 from shortflow.data.images import EXTENSIONS, read_image, resize
 from shortflow.errors import DataError
 
@@ -76,9 +79,11 @@ def open_images(given: str | Path, *, resolution: int | None = None) -> Stored:
     if name in names():
         return of_dataset(load(name, split or "train", resolution=resolution))
     path = Path(given).expanduser()
+    if is_set(str(given)):
+        return _source(open_path(str(given), resolution=resolution, label=WITHOUT))
     if path.is_dir():
         return _folder(path, resolution)
-    if not path.exists():
+    if not found_at(str(given)):
         raise DataError(
             f"{given}: there is no such folder or file, and no data set of that name ({', '.join(names())})"
         )
@@ -88,7 +93,7 @@ def open_images(given: str | Path, *, resolution: int | None = None) -> Stored:
         return _npz(path, resolution)
     if path.suffix.lower() == ".npy":
         return _array(str(path), open_array(path), _stamp(path), resolution)
-    raise DataError(f"{path}: images are a folder, or a .zip, .npz or .npy file; this is none of them")
+    raise DataError(f"{path}: images are a folder, or a .zip, .npz, .npy, .tar or .parquet file; this is none of them")
 
 
 # ------------------------------------------------------------------------------------------------------ files of images
@@ -105,7 +110,7 @@ def _folder(folder: Path, resolution: int | None) -> Stored:
     members = sorted(filter(_is_image, found))
     stamps = ((folder / name).stat() for name in members)
     identity = _hash(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in zip(members, stamps, strict=True))
-    return _files(str(folder), members, lambda name: folder / name, identity, resolution)
+    return _files(str(folder), members, lambda k: read_image(folder / members[k], resolution), identity, resolution)
 
 
 def _zip(path: Path, resolution: int | None) -> Stored:
@@ -121,30 +126,37 @@ def _zip(path: Path, resolution: int | None) -> Stored:
     except (OSError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: is no readable archive ({error}); write or fetch it again") from error
     members = sorted(entry.filename for entry in entries if not entry.is_dir() and _is_image(entry.filename))
-    return _files(str(path), members, lambda name: cast(BufferedIOBase, opened().open(name)), _stamp(path), resolution)
+
+    def pixels(k: int) -> np.ndarray:
+        with opened().open(members[k]) as file:
+            return read_image(cast(BufferedIOBase, file), resolution)
+
+    return _files(str(path), members, pixels, _stamp(path), resolution)
+
+
+def _source(source: Source) -> Stored:
+    """What runs are trained on, read as it is asked for."""
+    titles = [source.title(k) for k in range(len(source))]
+    return _files(source.where, titles, source.read, source.identity(), source.resolution)
 
 
 def _files(
     source: str,
     members: Sequence[str],
-    opener: Callable[[str], Path | BufferedIOBase],
+    pixels: Callable[[int], np.ndarray],
     identity: str,
     resolution: int | None,
 ) -> Stored:
     if not members:
         raise DataError(f"{source}: no image in it; images are {', '.join(sorted(EXTENSIONS))}")
 
-    def one(name: str) -> tuple[str, np.ndarray | Exception]:
+    def one(k: int) -> tuple[str, np.ndarray | Exception]:
         try:
-            file = opener(name)
-            if isinstance(file, Path):
-                return name, _rgb(read_image(file, resolution))
-            with file:
-                return name, _rgb(read_image(file, resolution))
+            return members[k], _rgb(pixels(k))
         except Exception as error:  # Pillow's decoders raise almost anything on a damaged file
-            return name, error
+            return members[k], error
 
-    first = one(members[0])[1]
+    first = one(0)[1]
     if isinstance(first, Exception):
         raise DataError(f"{source}: {members[0]} cannot be read ({first}); replace or remove this file")
     shape = first.shape
@@ -152,7 +164,7 @@ def _files(
     def read(start: int, stop: int) -> Iterator[Images]:
         with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
             for at in range(start, stop, _AT_ONCE):
-                found = list(pool.map(one, members[at : min(at + _AT_ONCE, stop)]))
+                found = list(pool.map(one, range(at, min(at + _AT_ONCE, stop))))
                 failed = [f"{name} ({image})" for name, image in found if isinstance(image, Exception)]
                 if failed:
                     raise DataError(f"{source}: images cannot be read: {_some(failed)}; replace or remove these files")
@@ -182,7 +194,7 @@ def _rgb(image: np.ndarray) -> np.ndarray:
 
 
 def _format(name: str) -> str:
-    ending = Path(name).suffix.lower().removeprefix(".")
+    ending = Path(name).suffix.lower().removeprefix(".") or "table"
     return {"jpg": "jpeg", "tif": "tiff"}.get(ending, ending)
 
 
@@ -195,7 +207,7 @@ def of_dataset(dataset: Dataset) -> Stored:
     Raises:
         DataError: if it is one of points or latents.
     """
-    if not dataset.is_image:
+    if not dataset.is_image or isinstance(dataset.samples, Encoded):
         raise DataError(f"{dataset.name}: these are {dataset.kind}, not images; give images")
     name = f"{dataset.name}:{dataset.split}"
     return _array(name, dataset.samples, f"{name} {dataset.fingerprint()}", None)

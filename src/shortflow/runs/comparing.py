@@ -11,13 +11,13 @@ import torch
 from shortflow import evaluate
 from shortflow.config import to_plain
 from shortflow.data import images as data_images
-from shortflow.data import load as load_data
 from shortflow.data.stored import Stored, of_dataset, open_images
 from shortflow.errors import MetricError
 from shortflow.evaluate import Extractor, Plan, Statistics
 from shortflow.evaluate.reference import REFERENCE_ORDER, SAMPLE_ORDER
 from shortflow.hub import Model, fingerprint
 from shortflow.runs.gathering import World, done_with, gather
+from shortflow.runs.loading import load_data
 from shortflow.runs.sampling import Window, draw, guided, held_out_conditions, steps_named
 from shortflow.runs.scoring import grids_of
 from shortflow.runs.streaming import BATCH
@@ -162,8 +162,7 @@ def training_images(model: Model, resolution: int | None = None) -> Stored:
     Raises:
         DataError: if they are not there.
     """
-    side = resolution if resolution is not None else model.run.data.resolution
-    return of_dataset(load_data(model.run.data.source, "train", resolution=side))
+    return of_dataset(load_data(model.run.data, resolution=resolution))
 
 
 def statistics_of(

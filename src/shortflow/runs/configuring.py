@@ -1,21 +1,22 @@
 """A run before it starts: resolved from a recipe or a file, checked against its data."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from shortflow.config import DataConfig, RunConfig, load_run, override, recipe_named
+from shortflow.config import DataConfig, RunConfig, concerning, load_run, override, recipe_named
 from shortflow.data import Conditions, Dataset, DataSpec
-from shortflow.data import load as load_data
 from shortflow.errors import CheckpointError, ConfigError, IncompatibleParts, ShortflowError
 from shortflow.hub import check, outline
 from shortflow.pairs import Pairs
 from shortflow.presets import preset, settled
 from shortflow.recipes import RECIPES
 from shortflow.references import check_references
+from shortflow.runs.advice import data_remarks
+from shortflow.runs.loading import training_data
 from shortflow.train.trackers import missing_curves
 from shortflow.typing import Report
 from shortflow.velocity import PlugIn
@@ -33,12 +34,14 @@ def configure(
     weak: str | None = None,
     init_from: str | None = None,
     report: Report | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> tuple[RunConfig, Dataset]:
     """The resolved run of a recipe (by name, or a run file ending in .yaml) on data, and the training data.
 
     `data` and `resolution` replace those of a run file; by default a recipe gets the built-in digits. So do `teacher`,
     `weak` and `init_from`, each a run directory or a model file. A recipe by name that starts from a model has that
-    model's network. `report` is called with (images that are decoded, images in all) where that takes time.
+    model's network. `report` is called with (images that are decoded, images in all) where that takes time, `say`
+    before an autoencoder that the settings name is fetched.
 
     Raises:
         ConfigError, DataError: naming everything that is wrong, before any training.
@@ -51,20 +54,14 @@ def configure(
         given = {} if data is None else {"source": data}
         given |= {} if resolution is None else {"resolution": resolution}
         run = override(replace(run, data=replace(run.data, **given), **others), settings)
-        dataset = load_data(run.data.source, "train", resolution=run.data.resolution, report=report)
+        dataset = training_data(run.data, report=report, say=say)
     else:
         chosen = recipe_named(recipe)
-        source = DataConfig(source=data or "digits", resolution=resolution)
-        dataset = load_data(source.source, "train", resolution=source.resolution, report=report)
+        bare = RunConfig(recipe=chosen, data=DataConfig(source=data or "digits", resolution=resolution))
+        source = override(bare, concerning(bare, settings, "data")).data  # the preset is that of these data
+        dataset = training_data(source, report=report, say=say)
         base = replace(preset(chosen, source, dataset), **others)
         run = settled(base, settings)
-        if (run.data.source, run.data.resolution) != (
-            source.source,
-            source.resolution,
-        ):  # the settings name other data, which have other presets
-            return configure(
-                recipe, run.data.source, resolution=run.data.resolution, settings=settings, report=report, **others
-            )
         if run.init_from is not None:
             run = settled(replace(base, network=outline(run.init_from).run.network), settings)
     if not dataset.conditional:
@@ -115,11 +112,6 @@ def _check_data(run: RunConfig, dataset: Dataset) -> None:
                 plug_in.check_conditions()
         except IncompatibleParts as error:
             raise ConfigError(f"{run.recipe.name} on {dataset.name}: {error}") from error
-    if run.data.encoder is not None and dataset.kind != "latents":
-        raise ConfigError(
-            f"data.encoder decodes latents, and {dataset.name} is {dataset.kind}; encode them first: shortflow encode "
-            f"{run.data.source} --encoder {run.data.encoder} --out LATENTS, and train on these"
-        )
     if run.data.flip and dataset.kind == "points":
         raise ConfigError(f"data.flip mirrors images, and {dataset.name} is points; leave it out")
     if run.data.flip and "pairs" in run.recipe.objective.needs:
@@ -151,6 +143,7 @@ def notes(run: RunConfig, dataset: Dataset) -> list[str]:
     if dataset.conditions is not None:
         remarks += _of_conditions(run, dataset, dataset.conditions)
     remarks += _departures(run, dataset)
+    remarks += data_remarks(run, dataset)
     curves = missing_curves(run.train.trackers)
     return remarks if curves is None else [*remarks, curves]
 
@@ -184,8 +177,10 @@ def _departures(run: RunConfig, dataset: Dataset) -> list[str]:
     return [f"{run.recipe.name} has {' and '.join(apart)} on data like this; figures that are told of it are those"]
 
 
-def open_run(directory: Path, report: Report | None = None) -> tuple[RunConfig, Dataset]:
-    """The run of a directory, as it was started, and its training data; `report` is that of `configure`.
+def open_run(
+    directory: Path, report: Report | None = None, say: Callable[[str], None] = lambda text: None
+) -> tuple[RunConfig, Dataset]:
+    """The run of a directory, as it was started, and its training data; `report` and `say` are those of `configure`.
 
     Raises:
         CheckpointError: if the directory holds no run.
@@ -197,4 +192,4 @@ def open_run(directory: Path, report: Report | None = None) -> tuple[RunConfig, 
             f"{directory} holds no run (no run.yaml); start one with: shortflow train RECIPE --out {directory}"
         )
     run = load_run(file)
-    return run, load_data(run.data.source, "train", resolution=run.data.resolution, report=report)
+    return run, training_data(run.data, report=report, say=say)

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int64, UInt8
-from PIL import UnidentifiedImageError
 
 from shortflow.data.conditions import Conditions
+from shortflow.data.decoded import lost_classes, squared
 from shortflow.data.encoders import Autoencoder
+from shortflow.data.images import why
 from shortflow.data.latents import CROP, Skipped
 from shortflow.data.lmdblatents import LmdbLatents
 from shortflow.data.sources import Source
@@ -59,6 +60,10 @@ class Feed(ABC):
     def moments(self, loaded: Any) -> Made:
         """(moments, labels, what they were made of) of what was loaded of at least one row."""
 
+    def lost(self, rows: Sequence[int]) -> list[str]:
+        """The classes that have nothing left without `rows`, as far as they are known beforehand."""
+        return []
+
     @abstractmethod
     def shown(self, rows: Sequence[int]) -> UInt8[np.ndarray, "n c h w"] | None:
         """The images at rows that can be read; None where there are none."""
@@ -72,6 +77,8 @@ class Images(Feed):
     """
 
     def __init__(self, source: Source, autoencoder: Autoencoder) -> None:
+        source = squared(source)
+        assert source.resolution is not None
         autoencoder.check(source.resolution)
         self.source, self.autoencoder = source, autoencoder
         self.name, self.split, self.classes = source.name, source.split, source.classes
@@ -100,10 +107,8 @@ class Images(Feed):
         """Image k with the channels of the autoencoder, or why it cannot be read."""
         try:
             image = self.source.read(k)
-        except UnidentifiedImageError:
-            return "no image"
         except Exception as error:  # decoders raise almost anything on a damaged file
-            return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            return why(error)
         planes = image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
         channels = self.autoencoder.channels[0]
         if len(planes) not in (1, channels):
@@ -116,6 +121,9 @@ class Images(Feed):
         found = [np.stack([part.cpu().numpy() for part in self.autoencoder.encode(side)], axis=1) for side in sides]
         labels = None if self.source.labels is None else self.source.labels[kept]
         return np.stack(found, axis=1), labels, images.tobytes()
+
+    def lost(self, rows: Sequence[int]) -> list[str]:
+        return lost_classes(self.source, rows)
 
     def shown(self, rows: Sequence[int]) -> UInt8[np.ndarray, "n c h w"]:
         found = [self._attempt(k) for k in rows]

@@ -9,6 +9,7 @@ import torch
 
 from shortflow.config import RunConfig
 from shortflow.data import Dataset, DataSpec
+from shortflow.data.encoded import Encoded
 from shortflow.errors import CheckpointError
 from shortflow.estimate import Estimate, estimate
 from shortflow.hub import check, describe, fingerprint
@@ -74,6 +75,8 @@ def plan(run: RunConfig, dataset: Dataset, directory: Path, *, resume: bool | Li
     check_batch(run, parts)
     check_trackers(run.train.trackers)
     check_free(directory)
+    if isinstance(dataset.samples, Encoded):
+        dataset.samples.to(engine.device)
     spec, resumed = DataSpec.fit(dataset, run.recipe.sigma_data), bool(resume) and begun
     found = check_states(directory, "auto" if resumed else False)
     if found and (directory / "model.safetensors").is_file():
@@ -81,7 +84,8 @@ def plan(run: RunConfig, dataset: Dataset, directory: Path, *, resume: bool | Li
     check_references(run, spec, started=found)
     saved, sizes = _outline(run, spec, directory)
     step, remarks = _whole_state(saved) if found else (0, [])
-    decoder = decoding(spec, run.data.encoder, device="cpu").note if run.train.preview_every else None
+    decoded = not run.train.preview_every or isinstance(dataset.samples, Encoded)
+    decoder = None if decoded else decoding(spec, run.data.encoder, device="cpu").note
     remarks += [] if decoder is None else [f"previews are written as .npz: {decoder}"]
     free = shutil.disk_usage(next(path for path in (directory, *directory.absolute().parents) if path.is_dir())).free
     kept = run.train.keep + (run.train.keep_best is not None)

@@ -10,8 +10,9 @@ import torch
 
 from shortflow.config import RunConfig, dump
 from shortflow.data import Batches, ClassConsistent, Dataset, DataSpec, Shuffled
+from shortflow.data.encoded import Encoded
 from shortflow.errors import CheckpointError
-from shortflow.files import remove_unfinished
+from shortflow.files import remove_unfinished, write_atomic
 from shortflow.flowmap import FlowMap
 from shortflow.hub import build_flow, read_header
 from shortflow.lock import RunLock
@@ -28,6 +29,7 @@ from shortflow.typing import Batch, Report
 
 __all__ = ["batches", "check_data", "check_directory", "training"]
 
+LEFT_OUT = "left-out.txt"  # images that cannot be read: what each is called, and why
 PREVIEWS = {"images": 100, "points": 4096, "latents": 36}  # samples of a preview
 
 
@@ -121,6 +123,8 @@ def _training(
 ) -> Iterator[StepRecord]:
     """`training` in a directory that is locked; the lock is released with the iterator."""
     parts, count = engine.parts(run.train.parts, run.train.batch)
+    if isinstance(dataset.samples, Encoded):
+        dataset.samples.to(engine.device)
     spec = DataSpec.fit(dataset, run.recipe.sigma_data)
     started = latest_state(directory / "state") is not None
     if resume and started and (directory / "model.safetensors").is_file():
@@ -135,7 +139,10 @@ def _training(
 
     shown = Decoding()
     if engine.main and run.train.preview_every:
-        shown = decoding(spec, run.data.encoder, device=engine.device)
+        if isinstance(dataset.samples, Encoded):
+            shown = Decoding(autoencoder=dataset.samples.autoencoder)
+        else:
+            shown = decoding(spec, run.data.encoder, device=engine.device)
         if shown.note is not None:
             warnings.warn(f"previews are written as .npz: {shown.note}", stacklevel=3)
 
@@ -167,6 +174,9 @@ def _training(
     )
     if not resume and engine.main:
         dump(run, directory / "run.yaml")
+        if dataset.skipped:
+            lines = [f"{title}\t{why}\n" for _, title, why in dataset.skipped]
+            write_atomic(directory / LEFT_OUT, "".join(lines))
     if engine.main:
         remove_unfinished(directory / "pairs")
     return records if maker is None else _after(maker, report, records, lock, engine)

@@ -11,13 +11,13 @@ from jaxtyping import Float, UInt8
 
 from shortflow.config import nearest
 from shortflow.data import Conditions, DataSpec
-from shortflow.data import load as load_data
 from shortflow.data.encoders import Autoencoder
 from shortflow.errors import ConfigError, DataError, SamplerError
 from shortflow.flowmap import FlowMap
 from shortflow.guidance import guide
 from shortflow.hub import Model
 from shortflow.pictures import comparison, image_grid, save_png, scatter
+from shortflow.runs.loading import load_data
 from shortflow.sample import (
     GRIDS,
     SAMPLERS,
@@ -136,16 +136,16 @@ def held_out_conditions(model: Model) -> tuple[Conditions | None, str]:
     """
     if model.spec.condition is None:
         return None, ""
-    source, resolution = model.run.data.source, model.run.data.resolution
+    data = model.run.data
     try:
-        split, found = "test", load_data(source, "test", resolution=resolution).conditions
+        split, found = "test", load_data(data, "test").conditions
     except DataError:
-        split, found = "train", load_data(source, "train", resolution=resolution).conditions
+        split, found = "train", load_data(data).conditions
     if found is None or found.shape != model.spec.condition:
         has = "have none" if found is None else f"have {condition_words(found.shape)}"
         raise DataError(
-            f"{source} ({split}): the model is told {condition_words(model.spec.condition)} for each image, and the "
-            f"data {has}; give it back its data"
+            f"{data.source} ({split}): the model is told {condition_words(model.spec.condition)} for each image, and "
+            f"the data {has}; give it back its data"
         )
     return found, split
 
@@ -182,7 +182,7 @@ def comparison_picture(model: Model, steps: Sequence[int], path: Path, rows: int
     source, spec = model.run.data.source, model.spec
     if spec.kind == "latents":
         raise SamplerError(f"{model.path} makes latents, which are compared by no picture of this kind; draw samples")
-    held_out = load_data(source, "test", resolution=model.run.data.resolution)
+    held_out = load_data(model.run.data, "test")
     columns = min(10, spec.num_classes or 10) if spec.image else 1
     classes = range(columns) if spec.image and spec.num_classes else None
     n = rows * columns if spec.image else 4096

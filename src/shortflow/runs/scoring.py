@@ -10,10 +10,10 @@ import numpy as np
 
 from shortflow import evaluate
 from shortflow.config import to_plain
-from shortflow.data import load as load_data
 from shortflow.errors import MetricError, SamplerError
 from shortflow.flowmap import FlowMap
 from shortflow.hub import Model
+from shortflow.runs.loading import load_data
 from shortflow.runs.sampling import Pixels, Window, class_labels, draw, guided, steps_named
 from shortflow.runs.streaming import BATCH, save_array
 from shortflow.sample import (
@@ -63,7 +63,7 @@ def score(
     grids = grids_of(flow, steps, grid, middle)
     for times in grids.values():
         rule.check(flow, times)
-    train, held_out = (load_data(source, split, resolution=model.run.data.resolution) for split in ("train", "test"))
+    train, held_out = (load_data(model.run.data, split) for split in ("train", "test"))
     rows: dict[str, Any] = {}
     record = {
         "model": str(model.path),

@@ -273,6 +273,14 @@ class Store:
         count = sum(shard.count for shard in shards)
         if count == 0:
             raise DataError(f"none of the {len(self.feed):,} images of {self.feed.name} can be read")
+        skipped = tuple(each for shard in shards for each in shard.skipped)
+        lost = self.feed.lost([k for k, _, _ in skipped])
+        if lost:
+            titles = some([f"{title} ({why})" for _, title, why in skipped], "; ")
+            raise DataError(
+                f"no image is left of {some(lost, ', ')}: {titles} cannot be read. Replace some of these, or remove "
+                "the class, and give the command again"
+            )
         total = reduce(Measured.merged, (shard.measured for shard in shards))
         measured = (tuple(map(float, total.mean)), tuple(map(float, total.std)))
         classes = self.feed.classes
@@ -282,7 +290,6 @@ class Store:
         latent = self._latent(units, measured)
         psnr = self._compare(shards, count)
         _, _, c, h, w = self.row_shape
-        skipped = tuple(each for shard in shards for each in shard.skipped)
         conditions = self.feed.conditions
         if conditions is not None:
             kept = np.setdiff1d(np.arange(len(self.feed)), [number for number, _, _ in skipped])

@@ -1,0 +1,200 @@
+"""A source: images that lie somewhere, in a fixed order, read one by one as they are asked for."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from jaxtyping import Int64, Integer, UInt8
+from PIL import Image
+
+from shortflow.data.conditions import Conditions
+from shortflow.data.images import read_image, some
+from shortflow.errors import DataError
+
+__all__ = [
+    "LARGEST_IMAGE",
+    "SPLITS",
+    "WITHOUT",
+    "Files",
+    "Labels",
+    "Skipped",
+    "Source",
+    "arranged",
+    "by_number",
+    "in_split",
+    "numbered",
+    "setting",
+    "sum_of",
+]
+
+SPLITS = ("train", "test", "val", "validation")
+LARGEST_IMAGE = 2**28  # bytes of a file inside an archive or a table
+_LARGEST_LABEL = 2**20
+
+WITHOUT = "none"
+"""The label that stands for none at all."""
+
+Labels = Int64[np.ndarray, "n"]
+Skipped = tuple[int, str, str]
+"""An image that cannot be read: its number in the source, what it is called, and why."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Source(ABC):
+    """Images in a fixed order, a function of the source alone.
+
+    Attributes:
+        where: the source, as messages call it.
+        name: the data set, as runs call it.
+        split: which of its splits they are.
+        labels: int64 (n,), or None.
+        classes: names of the classes; empty: unconditional.
+        resolution: the side of the squares that `read` gives; None: images as they are.
+        conditions: what images are told by in place of classes; None: nothing.
+    """
+
+    where: str
+    name: str
+    split: str
+    labels: Labels | None
+    classes: tuple[str, ...]
+    resolution: int | None
+    conditions: Conditions | None = None
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def title(self, k: int) -> str:
+        """What image k is called in messages."""
+
+    @abstractmethod
+    def read(self, k: int) -> UInt8[np.ndarray, "..."]:
+        """Image k, (h, w) if grey, else (h, w, 3). Raises almost anything where it is damaged. Safe for threads."""
+
+    @abstractmethod
+    def size(self, k: int) -> tuple[int, int]:
+        """Width and height of image k as it is stored, found without decoding it; raises as `read`."""
+
+    @abstractmethod
+    def listing(self, rows: range) -> str:
+        """A sum (SHA-256, hex) that changes with the images at `rows`, found without decoding them. Copies have the
+        same one."""
+
+    @abstractmethod
+    def identity(self) -> str:
+        """A text that changes when the source is written to, as far as names, sizes and times can tell."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Files(Source):
+    """A source of image files, wherever their bytes are."""
+
+    @abstractmethod
+    def content(self, k: int) -> Path | BytesIO:
+        """The file of image k."""
+
+    def read(self, k: int) -> UInt8[np.ndarray, "..."]:
+        return read_image(self.content(k), self.resolution)
+
+    def size(self, k: int) -> tuple[int, int]:
+        with Image.open(self.content(k)) as image:
+            return image.size
+
+
+def numbered(names: Sequence[str]) -> tuple[Labels | None, tuple[str, ...]]:
+    """The class of each image as a number, and the classes in sorted order; (None, ()) where there are no names."""
+    classes = tuple(sorted(set(names)))
+    index = {name: k for k, name in enumerate(classes)}
+    return (np.array([index[name] for name in names], dtype=np.int64) if classes else None), classes
+
+
+def by_number(
+    where: str, values: Sequence[int] | Integer[np.ndarray, "n"], names: Sequence[str] = ()
+) -> tuple[Labels, tuple[str, ...]]:
+    """Labels that are numbers from 0, and the names of their classes: `names`, or else the numbers.
+
+    Raises:
+        DataError: if there are other numbers, or too few names.
+    """
+    low, high = int(np.min(values)), int(np.max(values))
+    if low < 0 or high >= _LARGEST_LABEL:
+        raise DataError(
+            f"{where}: labels are numbers from 0, one for each class, got {low}…{high}; number the classes, or leave "
+            f"the labels out with {setting('label', WITHOUT)}"
+        )
+    if names and high >= len(names):
+        raise DataError(f"{where}: label {high}, but names of {len(names)} classes only; name them all")
+    return np.array(values, dtype=np.int64), tuple(names) or tuple(map(str, range(high + 1)))
+
+
+def setting(name: str, value: str) -> str:
+    """How a setting of the data is given to the commands."""
+    return f"--set data.{name}={value} (encode: --{name} {value})"
+
+
+def sum_of(lines: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def in_split(where: str, files: Sequence[Path], split: str) -> list[Path]:
+    """Those of the files of shards or tables that belong to `split`.
+
+    A file belongs to the split that is a word of its name, such as photos-train-0003.tar, or the name of its folder.
+    Files that name no split are "train" and "all" at the same time.
+
+    Raises:
+        DataError: if there is no such split, or some files name one and others do not.
+    """
+    named = {path: _named_split(path) for path in files}
+    known = sorted({name for name in named.values() if name is not None})
+    if not known:
+        if split not in ("train", "all"):
+            raise DataError(f"{where}: no split {split!r}, because no file has one in its name; ask for 'train'")
+        return list(files)
+    unnamed = [path.name for path, name in named.items() if name is None]
+    if unnamed:
+        raise DataError(
+            f"{where}: some files name a split ({', '.join(known)}), and others do not: {some(unnamed)}; give a "
+            "pattern of those that belong together"
+        )
+    if split != "all" and split not in known:
+        raise DataError(f"{where}: no split {split!r}; there are {', '.join(known)} and all")
+    return [path for path, name in named.items() if split in ("all", name)]
+
+
+def _named_split(path: Path) -> str | None:
+    words = "".join(letter if letter.isalpha() else " " for letter in path.stem.lower()).split()
+    return next((word for word in (*words, path.parent.name.lower()) if word in SPLITS), None)
+
+
+def arranged(where: str, names: Sequence[str], split: str) -> tuple[list[str], list[str]]:
+    """The names of an archive's images in `split`, sorted, and the class of each (none if all lie side by side).
+
+    The layouts are those of folders; one folder around everything is looked through.
+
+    Raises:
+        DataError: if they lie in none of the layouts, or there is no such split.
+    """
+    parts: Mapping[str, tuple[str, ...]] = {name: PurePosixPath(name).parts for name in names}
+    while parts and min(map(len, parts.values())) > 2 and len({each[0] for each in parts.values()}) == 1:
+        parts = {name: each[1:] for name, each in parts.items()}
+    folders = {each[0] for each in parts.values() if len(each) > 1}
+    if folders and folders <= set(SPLITS) and min(map(len, parts.values())) > 1:
+        if split != "all" and split not in folders:
+            raise DataError(f"{where}: no split {split!r}; there are {', '.join(sorted(folders))} and all")
+        parts = {name: each[1:] for name, each in parts.items() if split in ("all", each[0])}
+    elif split not in ("train", "all"):
+        raise DataError(f"{where}: no split {split!r}, because the file is not divided; ask for 'train'")
+    depths = {len(each) for each in parts.values()}
+    if not parts or len(depths) > 1 or max(depths) > 2:
+        what = "images at several depths, or folders of folders" if parts else "no images"
+        raise DataError(
+            f"{where}: {what}; put all images at the top (unconditional), or all into one folder for each class"
+        )
+    chosen = sorted(parts)
+    return chosen, [parts[name][0] for name in chosen] if depths == {2} else []
