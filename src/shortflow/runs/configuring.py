@@ -12,7 +12,7 @@ from shortflow.hub import check, outline
 from shortflow.pairs import Pairs
 from shortflow.presets import preset, settled
 from shortflow.recipes import RECIPES
-from shortflow.references import check_references
+from shortflow.references import check_given, check_references
 from shortflow.train.trackers import missing_curves
 from shortflow.typing import Report
 
@@ -28,13 +28,16 @@ def configure(
     teacher: str | None = None,
     weak: str | None = None,
     init_from: str | None = None,
+    models: bool = True,
     report: Report | None = None,
 ) -> tuple[RunConfig, Dataset]:
     """The resolved run of a recipe (by name, or a run file ending in .yaml) on data, and the training data.
 
     `data` and `resolution` replace those of a run file; by default a recipe gets the built-in digits. So do `teacher`,
     `weak` and `init_from`, each a run directory or a model file. A recipe by name that starts from a model has that
-    model's network. `report` is called with (images that are decoded, images in all) where that takes time.
+    model's network. Without `models` none of them need be there yet: they are not opened, and a recipe that starts from
+    one has the network of the preset. `report` is called with (images that are decoded, images in all) where that takes
+    time.
 
     Raises:
         ConfigError, DataError: naming everything that is wrong, before any training.
@@ -59,9 +62,15 @@ def configure(
             source.resolution,
         ):  # the settings name other data, which have other presets
             return configure(
-                recipe, run.data.source, resolution=run.data.resolution, settings=settings, report=report, **others
+                recipe,
+                run.data.source,
+                resolution=run.data.resolution,
+                settings=settings,
+                models=models,
+                report=report,
+                **others,
             )
-        if run.init_from is not None:
+        if models and run.init_from is not None:
             run = settled(replace(base, network=outline(run.init_from).run.network), settings)
     if dataset.labels is None:
         run = replace(run, recipe=run.recipe.unconditional())
@@ -74,7 +83,10 @@ def configure(
         check(run, spec)
     except ShortflowError as error:
         raise ConfigError(f"network: {error} (data: {dataset.name}, shape {dataset.shape})") from error
-    check_references(run, spec)
+    if models:
+        check_references(run, spec)
+    else:
+        check_given(run)
     return run, dataset
 
 
