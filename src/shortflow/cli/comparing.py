@@ -157,7 +157,8 @@ def _chosen(what: str | None, ready: str | None, given: dict[str, Any], settings
         return None
     if ready is not None or str(what).endswith((".yaml", ".yml")):
         found = load_study(str(ready or what))
-        plain = {**to_plain(found), **given, "settings": [*found.settings, *settings]}
+        own = {"metric": None} if "data" in given else {}  # other data may have other figures
+        plain = {**to_plain(found), **own, **given, "settings": [*found.settings, *settings]}
         return study_of(plain)
     names = [name.strip() for name in str(what).split(",") if name.strip()]
     return study_of({"recipes": names, **given, "settings": settings})

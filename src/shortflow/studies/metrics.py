@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-__all__ = ["METRICS", "Metric", "default_metric"]
+__all__ = ["METRICS", "Metric", "metrics_of"]
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,15 @@ METRICS: dict[str, Metric] = {
 }
 
 
-def default_metric(kind: str, features: str) -> str:
-    """What decides where nothing else was said: for images or points, in the shipped or other features."""
+_POINTS = ("energy_distance", "sliced_w2")
+_FEATURES = ("distance", "spatial_distance", "inception_score")  # of `shortflow.runs.compare`
+_CLASSIFIER = ("fd_percent", "fd", "class_fd", "conditional_accuracy")  # of `shortflow.runs.score`
+
+
+def metrics_of(kind: str, features: str) -> tuple[str, ...]:
+    """The figures that there are for images or points, in the shipped ("auto") or other features; the first decides
+    where nothing else was said."""
     if kind == "points":
-        return "energy_distance"
-    return "fd_percent" if features == "auto" else "distance"
+        return _POINTS
+    own, others = (_CLASSIFIER, _FEATURES) if features == "auto" else (_FEATURES, _CLASSIFIER)
+    return (*own, *(name for name in METRICS if name not in (*own, *others, *_POINTS)))

@@ -30,7 +30,7 @@ from shortflow.estimate import estimate
 from shortflow.files import write_atomic
 from shortflow.lock import RunLock
 from shortflow.recipe import Recipe
-from shortflow.studies.metrics import default_metric
+from shortflow.studies.metrics import metrics_of
 from shortflow.studies.speed import speeds_of
 from shortflow.studies.study import Study
 from shortflow.studies.variants import DEFAULTS, Planned, Resolved, Variants
@@ -150,19 +150,28 @@ def plan(
             "`shortflow sample --encoder`, and score with `shortflow evaluate`"
         )
     compared = [variant.name for variant in variants if not variant.support]
-    base = study.against or compared[0]
+    base, forwards = study.against or compared[0], {}
     found = StudyPlan(
         study=study,
         kind=dataset.kind,
         threads=study.threads or (before.threads if before else threads or torch.get_num_threads()),
         n=study.n or SAMPLES[dataset.kind],
-        metric=study.metric or default_metric(dataset.kind, study.features),
+        metric=_metric(study, dataset.kind),
         variants=tuple(
-            _counted(variant, *resolved[variant.name], _differences(base, variant.name, resolved))
+            _counted(variant, *resolved[variant.name], _differences(base, variant.name, resolved), forwards)
             for variant in variants
         ),
     )
     return _budgeted(found, resolved, before)
+
+
+def _metric(study: Study, kind: str) -> str:
+    """What decides; raises `ConfigError` if there is no such figure of data of this kind."""
+    known = metrics_of(kind, study.features)
+    if study.metric is not None and study.metric not in known:
+        features = "" if study.features == "auto" else f" in {study.features} features"
+        raise ConfigError(f"metric: {kind}{features} have no {study.metric}; there are {', '.join(known)}")
+    return study.metric or known[0]
 
 
 def _check_same(study: Study, variants: Sequence[Planned], before: StudyPlan | None) -> None:
@@ -191,16 +200,21 @@ def _check_same(study: Study, variants: Sequence[Planned], before: StudyPlan | N
         )
 
 
-def _counted(variant: Planned, run: RunConfig, dataset: Dataset, words: tuple[str, ...]) -> Planned:
-    cost = _cost(run.recipe)
-    spec = DataSpec.fit(dataset, run.recipe.sigma_data)
-    found = estimate(run, spec, cost)
+def _counted(
+    variant: Planned, run: RunConfig, dataset: Dataset, words: tuple[str, ...], forwards: dict[str, float]
+) -> Planned:
+    """With its budget as the preset has it, its cost, and the arithmetic of F, which is counted once for a network."""
+    recipe = run.recipe
+    heads = (recipe.conditioning.second, recipe.objective.velocity_head, recipe.objective.guidance is not None)
+    network, cost = f"{run.network} {heads}", _cost(recipe)
+    if network not in forwards:
+        forwards[network] = estimate(run, DataSpec.fit(dataset, recipe.sigma_data), cost).forward
     return replace(
         variant,
         images=run.train.images,
         batch=run.train.batch,
         cost=round(cost, 4),
-        forward=found.forward,
+        forward=forwards[network],
         difference=words,
     )
 
