@@ -1,8 +1,8 @@
 """Studies whose workers and schedulers are killed, by a parent that has never trained: studied.py DIRECTORY.
 
 DIRECTORY/whole is made by one worker that is left alone. In DIRECTORY/workers a scheduler's workers are killed while
-they train; in DIRECTORY/scheduler the scheduler is, again and again; DIRECTORY/beside has two schedulers. Printed is, as
-JSON, how many processes were killed, and in how many cells.
+they train; in DIRECTORY/scheduler the scheduler is, again and again; DIRECTORY/beside has two schedulers. Printed is
+how many processes were killed, and how many of those side by side failed, as JSON.
 """
 
 import json

@@ -33,7 +33,8 @@ def free(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_file_says_what_is_compared(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(
-        "about: x\nvariants:\n  - meanflow\n  - {name: small, recipe: esc, settings: {train.batch: 8, network.width: 32}}\n"
+        "about: x\nvariants:\n  - meanflow\n"
+        "  - {name: small, recipe: esc, settings: {train.batch: 8, network.width: 32}}\n"
         "vary: {train.group: [4, null]}\nseeds: 2\nsteps: [1, 4]\nat: [0.5]\nbudget: {seconds: 3}\n"
     )
     found = load_study(str(path))

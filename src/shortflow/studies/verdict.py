@@ -72,7 +72,8 @@ def _significance(results: Mapping[str, Any]) -> Iterator[str]:
     if not claims:
         yield f"With {seeds} no difference is significant ({rule}).{_power(tested, study)}"
         return
-    yield f"Significant are {len(claims)} of {_count(len(tested), 'difference')} ({seeds}; {rule})."
+    are = "is" if len(claims) == 1 else "are"
+    yield f"{len(claims)} of {_count(len(tested), 'difference')} {are} significant ({seeds}; {rule})."
     if study["against"] is not None:
         yield from _beside(study["against"], tested, study)
     else:

@@ -6,12 +6,11 @@ It needs OUT alone, so a worker may run on any machine that sees the directory; 
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import torch
@@ -90,21 +89,16 @@ def _say(text: str) -> None:
 @contextmanager
 def _logged(path: Path) -> Iterator[None]:
     """Standard output and error go to the end of a file, also what a crash says below Python."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    saved = [(stream, os.dup(stream)) for stream in (1, 2)]
-    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    try:
-        for stream, _ in saved:
-            os.dup2(log, stream)
-        yield
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        for stream, before in saved:
-            os.dup2(before, stream)
-            os.close(before)
-        os.close(log)
+    with open(path, "a", encoding="utf-8", buffering=1) as log, redirect_stdout(log), redirect_stderr(log):
+        saved = [(stream, os.dup(stream)) for stream in (1, 2)]
+        try:
+            for stream, _ in saved:
+                os.dup2(log.fileno(), stream)
+            yield
+        finally:
+            for stream, before in saved:
+                os.dup2(before, stream)
+                os.close(before)
 
 
 def tied() -> None:
