@@ -6,24 +6,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shortflow.cli.common import Imports, Settings, aligned, count, duration, numbers, optional_value, say
-from shortflow.cli.progress import clock, progress
+from shortflow.cli.progress import progress
+from shortflow.cli.studying import Board, introduced, told
 from shortflow.errors import ConfigError
 
 if TYPE_CHECKING:
-    from shortflow.studies import Cell, State, Study, StudyPlan
+    from shortflow.studies import Study, StudyPlan
 
 __all__ = ["Compare", "compare"]
 
 DEFAULT = "default"  # what --slurm without a value stands for
 Compare = optional_value("--slurm", DEFAULT, lambda word: "=" in word)
-EVERY = 30.0  # seconds from one line about all cells to the next, in a log
 
 
 def compare(
     what: Annotated[
         str | None,
         typer.Argument(
-            metavar="[RECIPES|STUDY.yaml]",
+            metavar="RECIPES|STUDY.yaml",
             help="Names of recipes, with commas between them, or a study's file. Without, the study in --out goes on.",
             show_default=False,
         ),
@@ -153,7 +153,7 @@ def _chosen(what: str | None, ready: str | None, given: dict[str, Any], settings
     if what is None and ready is None:
         if given or settings:
             options = ", ".join(f"--{name.replace('_', '-')}" for name in [*given, *(["set"] if settings else [])])
-            raise ConfigError(f"what is to be compared? {options} belong to recipes, a file or a ready study (--study)")
+            raise ConfigError(f"what is to be compared? Beside {options} give recipes, a file, or --study NAME")
         return None
     if ready is not None or str(what).endswith((".yaml", ".yml")):
         found = load_study(str(ready or what))
@@ -221,7 +221,7 @@ def _show(study: "Study | None", out: Path, jobs: int, threads: int | None) -> N
 
     plan = _planned(study, out, jobs, threads)
     found = forecast(plan, out)
-    say(_introduced(plan, out))
+    say(introduced(plan, out))
     rows = [("variant", "images", "F a step", "minutes", "cells", "needs", "differs")]
     for variant in plan.variants:
         cells = [cell for cell in found.cells if cell.variant == variant.name]
@@ -249,15 +249,6 @@ def _short(text: str, width: int = 70) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
-def _introduced(plan: "StudyPlan", out: Path) -> str:
-    study = plan.study
-    variants = len(plan.compared)
-    return (
-        f"{study.name}: {count(variants, 'variant')} on {study.data}, {count(len(study.seeds), 'seed')}, "
-        f"{count(len(plan.cells), 'cell')} → {out}"
-    )
-
-
 # ---------------------------------------------------------------------------------------------------------------- while
 
 
@@ -277,7 +268,7 @@ def _make(
         )
     state = None
     try:
-        with _Board(out) as board:
+        with Board(out) as board:
             for state in states:
                 board.update(state)
     except KeyboardInterrupt:
@@ -286,7 +277,7 @@ def _make(
         say(f"Stopped. Go on with the same command, or: shortflow compare --out {out}")
         raise typer.Exit(130) from None
     assert state is not None
-    _told(out)
+    told(out)
     if any(cell.phase == "failed" for cell in state.cells):
         raise typer.Exit(2)
 
@@ -306,122 +297,3 @@ def _options(text: str) -> dict[str, Any]:
             )
         found[name.strip()] = parse_yaml(value, f"--slurm {name}")
     return found
-
-
-class _Board:
-    """What is said while cells are made: a line when one begins or ends; and how all are, now and then, or, on a
-    terminal, below these lines."""
-
-    def __init__(self, out: Path) -> None:
-        self.out = out
-        self.phases: dict[str, str] = {}
-        self.first: tuple[float, float] | None = None  # time and work done, when first looked
-        self.line = clock()
-        self.live: Any = None
-
-    def __enter__(self) -> "_Board":
-        from rich.console import Console
-        from rich.live import Live
-
-        console = Console()
-        if console.is_terminal:
-            self.live = Live(console=console, auto_refresh=False, transient=True)
-            self.live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.live is not None:
-            self.live.stop()
-
-    def update(self, state: "State") -> None:
-        if not self.phases:
-            self._say(_introduced(state.plan, self.out))
-        for cell in state.cells:
-            before = self.phases.get(cell.name)
-            if before != cell.phase:
-                self._changed(state, cell, before)
-            self.phases[cell.name] = cell.phase
-        text = self._overview(state)
-        if self.live is not None:
-            from rich.text import Text
-
-            self.live.update(Text(text), refresh=True)
-        elif clock() - self.line >= EVERY:
-            self.line = clock()
-            say(text)
-
-    def _say(self, text: str) -> None:
-        if self.live is not None:
-            self.live.console.print(text, highlight=False, markup=False, soft_wrap=True)
-        else:
-            say(text)
-
-    def _changed(self, state: "State", cell: "Cell", before: str | None) -> None:
-        if cell.phase == "running":
-            going_on = f" after step {cell.step:,}" if cell.step else ""
-            self._say(f"{cell.name}: begins{going_on}")
-        elif cell.phase == "done" and before is not None:
-            self._say(f"{cell.name}: done{_figure(state.plan, cell)}")
-        elif cell.phase == "failed":
-            lines = (cell.error or "").splitlines() or [""]
-            log = cell.directory / "log.txt"
-            self._say(f"{cell.name}: failed: {lines[0]}" + (f" (log: {log})" if log.is_file() else ""))
-
-    def _overview(self, state: "State") -> str:
-        """How many are done, who is at what, and how long it will take."""
-        costs = {variant.name: variant.cost * variant.images for variant in state.plan.variants}
-        ended = [cell for cell in state.cells if cell.phase in ("done", "failed")]
-        work = sum(costs[cell.variant] for cell in state.cells)
-        done = sum(costs[cell.variant] * (1.0 if cell in ended else cell.step / cell.steps) for cell in state.cells)
-        now = clock()
-        self.first = self.first or (now, done)
-        running = [f"{cell.name} {_at(cell)}" for cell in state.cells if cell.phase == "running"]
-        parts = [f"{len(ended)} of {len(state.cells)} cells", *running]
-        since, before = self.first
-        if done > before and now > since:
-            parts.append(f"left {duration((work - done) * (now - since) / (done - before))}")
-        return "  ".join(parts)
-
-
-def _at(cell: "Cell") -> str:
-    return "scoring" if cell.step >= cell.steps else f"step {cell.step:,}/{cell.steps:,}"
-
-
-def _figure(plan: "StudyPlan", cell: "Cell") -> str:
-    """The figure that decides, of one cell."""
-    from shortflow.runs.sampling import steps_named
-    from shortflow.studies.cells import record_of
-    from shortflow.studies.metrics import METRICS
-
-    steps = steps_named(plan.study.primary_steps)
-    row = (record_of(cell.directory) or {}).get("rows", {}).get(steps, {})
-    value = row.get(plan.metric)
-    return "" if value is None else f", {plan.metric} {value:{METRICS[plan.metric].form}} in {steps}"
-
-
-# ---------------------------------------------------------------------------------------------------------------- after
-
-
-def _told(out: Path) -> None:
-    """The table of the figure that decides, the verdict, and where everything is."""
-    from shortflow.studies import read_results
-    from shortflow.studies.verdict import figure, primary_rows
-
-    results = read_results(out)
-    study = results["study"]
-    known = {(r["variant"], r["steps"]): r for r in results["rows"] if r["metric"] == study["metric"]}
-    rows = [(study["metric"], *(count(number, "step") for number in study["steps"]))]
-    order = [row["variant"] for row in primary_rows(results)]
-    for name in dict.fromkeys([*order, *(name for name, _ in known)]):
-        cells = [known.get((name, number)) for number in study["steps"]]
-        rows.append(
-            (name, *("–" if c is None else figure(study["metric"], c["mean"], c["standard_error"]) for c in cells))
-        )
-    if len(rows) > 1:
-        say()
-        for line in aligned(rows):
-            say(line)
-    say()
-    for sentence in results["verdict"]:
-        say(sentence)
-    say(f"→ {out / 'table.md'}, {out / 'results.json'}")
