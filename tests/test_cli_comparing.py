@@ -44,7 +44,7 @@ class Inline:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planning, "_cost", lambda recipe: 4.0)
     monkeypatch.setattr(scheduling, "LocalWorkers", Inline)
-    monkeypatch.setattr(scheduling, "POLL", 0.0)
+    monkeypatch.setattr(comparing, "EVERY", 0.0)
 
 
 def test_recipes_are_compared_and_the_answer_is_said(shortflow: Shortflow, tmp_path: Path) -> None:
@@ -133,6 +133,32 @@ def test_cells_that_fail_are_said_and_end_with_2(
     assert said.code == 2
     assert f"meanflow seed 0: failed: ValueError: no scores (log: {tmp_path}/cells/meanflow/seed-0/log.txt)" in said.out
     assert "1 of 1 cell failed and is left out: meanflow seed 0." in said.out
+
+
+def test_an_interrupted_study_says_how_to_go_on(
+    shortflow: Shortflow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped: list[int] = []
+
+    class Endless(Inline):
+        def start(self, number: int) -> Any:
+            return self
+
+        def ended(self) -> bool:
+            return bool(stopped)
+
+        def stop(self) -> None:
+            stopped.append(1)
+
+    def interrupted(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(scheduling, "LocalWorkers", Endless)
+    monkeypatch.setattr(comparing.time, "sleep", interrupted)
+    said = shortflow("compare", "meanflow", *OPTIONS, "--seeds", 1, "--out", tmp_path)
+    assert said.code == 130
+    assert stopped == [1]
+    assert f"shortflow compare --out {tmp_path}" in said.out
 
 
 # ------------------------------------------------------------------------------------------------------ what it takes

@@ -1,5 +1,6 @@
 """`shortflow compare`."""
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["Compare", "compare"]
 
 DEFAULT = "default"  # what --slurm without a value stands for
+EVERY = 1.0  # seconds between two looks
 Compare = optional_value("--slurm", DEFAULT, lambda word: "=" in word)
 
 
@@ -227,7 +229,7 @@ def _show(study: "Study | None", out: Path, jobs: int, threads: int | None) -> N
         cells = [cell for cell in found.cells if cell.variant == variant.name]
         done = sum(cell.phase == "done" for cell in cells)
         needs = ", ".join(dict.fromkeys(filter(None, (variant.teacher, variant.start, variant.weak))))
-        words = [*variant.difference, "for others only"] if variant.support else [*variant.difference]
+        words = ["for others only"] if variant.support else [*variant.difference]
         differs = words[0] if len(words) == 1 else f"{words[0]} (and {len(words) - 1} more)" if words else ""
         minutes = f"{found.seconds[variant.name] / 60:,.1f}"
         cost = (f"{variant.images:,}", f"{variant.cost:.2f}", minutes)
@@ -264,13 +266,15 @@ def _make(
         launcher = studies.SlurmWorkers(out=out, threads=planned, imports=tuple(imports), options=_options(slurm))
     with progress("variants", title="planning") as shown:
         states = studies.compare(
-            study, out, jobs=jobs, threads=threads, launcher=launcher, imports=imports, report=shown
+            study, out, jobs=jobs, threads=threads, launcher=launcher, imports=imports, poll=0, report=shown
         )
     state = None
     try:
         with Board(out) as board:
             for state in states:
                 board.update(state)
+                if not state.finished:
+                    time.sleep(EVERY)  # here, so that Ctrl-C is met here
     except KeyboardInterrupt:
         say("\nStopping: the workers save what they have …")
         states.close()  # type: ignore[attr-defined]

@@ -84,10 +84,13 @@ class Board:
 
     def _overview(self, state: "State") -> str:
         """How many are done, who is at what, and how long it will take."""
-        costs = {variant.name: variant.cost * variant.images for variant in state.plan.variants}
+        plan = state.plan
+        training = {each.name: each.cost * each.images for each in plan.variants}  # both in passes over single images
+        scoring = {each.name: plan.sampled(each) for each in plan.variants}
         ended = [cell for cell in state.cells if cell.phase in ("done", "failed")]
-        work = sum(costs[cell.variant] for cell in state.cells)
-        done = sum(costs[cell.variant] * (1.0 if cell in ended else cell.step / cell.steps) for cell in state.cells)
+        work = sum(training[cell.variant] + scoring[cell.variant] for cell in state.cells)
+        done = sum(training[cell.variant] + scoring[cell.variant] for cell in ended)
+        done += sum(training[cell.variant] * cell.step / cell.steps for cell in state.cells if cell not in ended)
         now = clock()
         self.first = self.first or (now, done)
         running = [f"{cell.name} {_at(cell)}" for cell in state.cells if cell.phase == "running"]

@@ -45,7 +45,7 @@ def forecast(plan: StudyPlan, out: Path) -> Forecast:
         speed = known.get(variant.name)
         training = variant.images * (variant.cost * rate if speed is None else 1 / speed)
         per_pass = rate or training / (variant.images * variant.cost)
-        seconds[variant.name] = training + per_pass * _sampled(plan, variant)
+        seconds[variant.name] = training + per_pass * plan.sampled(variant)
     left = forwards = 0.0
     for cell in missing:
         variant = plan.named(cell.variant)
@@ -53,14 +53,6 @@ def forecast(plan: StudyPlan, out: Path) -> Forecast:
         left += seconds[variant.name] * share
         forwards += variant.images * variant.cost * share
     return Forecast(cells=cells, seconds=seconds, measured=tuple(known), left=left, forwards=forwards)
-
-
-def _sampled(plan: StudyPlan, variant: Planned) -> int:
-    """Passes over single images that scoring takes."""
-    if variant.support:
-        return 0
-    study = plan.study
-    return plan.n * (sum(study.steps) + (len(study.at) - 1) * study.primary_steps)
 
 
 def _known(plan: StudyPlan, out: Path) -> dict[str, float]:

@@ -82,6 +82,11 @@ class StudyPlan:
         given = (variant.teacher, variant.start, variant.weak)
         return [name for name in dict.fromkeys(given) if name in names]  # type: ignore[misc]
 
+    def sampled(self, variant: Planned) -> int:
+        """Passes of the network over single images that scoring a cell takes."""
+        study = self.study
+        return 0 if variant.support else self.n * (sum(study.steps) + (len(study.at) - 1) * study.primary_steps)
+
     @property
     def compared(self) -> tuple[Planned, ...]:
         """Without those that are only there because others need them."""
