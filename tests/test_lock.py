@@ -90,6 +90,24 @@ def test_a_lock_that_was_removed_while_it_was_opened_is_opened_again(
     lock.release()
 
 
+def test_a_directory_that_was_removed_with_the_lock_before_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its maker removes it when it gives it back: that may be just before the file is opened."""
+    directory, opened = tmp_path / "run", os.open
+
+    def late(path: Path, *how: int) -> int:
+        monkeypatch.setattr(os, "open", opened)
+        directory.rmdir()
+        return opened(path, *how)
+
+    monkeypatch.setattr(os, "open", late)
+    lock = RunLock(directory)
+    with pytest.raises(CheckpointError, match="in use"):
+        RunLock(directory)
+    lock.release()
+
+
 def test_a_file_system_without_locks_is_said_aloud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def unknown(descriptor: int, how: int) -> None:
         raise OSError(errno.ENOLCK, "No locks available")

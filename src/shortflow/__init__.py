@@ -33,6 +33,7 @@ _HOMES = {
     "shortflow.sample": "Euler Gamma Heun PushForward ReNoise Restart",
     "shortflow.hub": "load",
     "shortflow.runs": "configure generate open_run score training",
+    "shortflow.studies": "Study compare",
     "shortflow.config": "register",
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}

@@ -88,7 +88,11 @@ def _held(path: Path) -> int:
     attempt = 0
     while True:
         attempt += 1
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except FileNotFoundError:  # who had made the directory has given it back since, and removed it
+            path.parent.mkdir(parents=True, exist_ok=True)
+            continue
         try:
             _lock(descriptor)
         except OSError as error:

@@ -21,7 +21,17 @@ from shortflow.reframe import reframe
 from shortflow.transplant import check_start, start_from
 from shortflow.typing import condition_words
 
-__all__ = ["Loaded", "carried", "check_references", "describe", "load_references", "pair_maker", "start", "units"]
+__all__ = [
+    "Loaded",
+    "carried",
+    "check_given",
+    "check_references",
+    "describe",
+    "load_references",
+    "pair_maker",
+    "start",
+    "units",
+]
 
 ROLES = ("teacher", "weak")
 
@@ -50,8 +60,7 @@ def check_references(run: RunConfig, spec: DataSpec, *, started: bool = False) -
     Reads the files' headers; nothing is computed. A run that has `started` has its weights, and needs those it started
     from no more.
     """
-    needs = run.recipe.objective.needs
-    _check_given(run, needs)
+    check_given(run)
     for role in ROLES:
         path = getattr(run, role)
         if path is not None:
@@ -60,7 +69,9 @@ def check_references(run: RunConfig, spec: DataSpec, *, started: bool = False) -
         _check_source(run.init_from, _opened("init_from", run.init_from, hub.outline), run, spec)
 
 
-def _check_given(run: RunConfig, needs: frozenset[str]) -> None:
+def check_given(run: RunConfig) -> None:
+    """Raise `ConfigError` unless the run names the other models that it needs, and no others."""
+    needs = run.recipe.objective.needs
     name, data = run.recipe.name, run.data.source
     steps = run.recipe.objective.steps
     kind = "flow-matching" if steps is None or steps.below is None else "ect"  # the one that has jumps to the data

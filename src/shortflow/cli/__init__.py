@@ -1,6 +1,6 @@
-"""The command line: train, encode, sample, evaluate, reference, status, import, recipes, show, cost, demo.
+"""The command line: train, encode, sample, evaluate, reference, compare, status, import, recipes, show, cost, demo.
 
-A thin shell around `shortflow.runs`.
+A thin shell around `shortflow.runs` and `shortflow.studies`.
 torch and everything that needs it is imported inside the commands, so that --help answers at once.
 Exit codes: 0 done, 2 something that the user can mend (said on standard error), 130 interrupted.
 """
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import typer
 
 from shortflow.cli.common import say_error
+from shortflow.cli.comparing import Compare, compare
 from shortflow.cli.demo import demo
 from shortflow.cli.encoding import encode
 from shortflow.cli.evaluating import evaluate, reference
@@ -33,8 +34,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help: twice as fast, and never cut
 )
-for _command in (train, encode, sample, evaluate, reference, status, recipes, show, cost, demo):
-    app.command(cls={train: Train, status: Status}.get(_command))(_command)
+for _command in (train, encode, sample, evaluate, reference, compare, status, recipes, show, cost, demo):
+    app.command(cls={train: Train, status: Status, compare: Compare}.get(_command))(_command)
 app.command("import")(import_weights)
 
 

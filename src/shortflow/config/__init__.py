@@ -12,7 +12,7 @@ each with its path and, for a misspelled name, the nearest valid one. `register`
 
 from shortflow.config.differences import difference, difference_in_words, flatten
 from shortflow.config.overrides import concerning, override
-from shortflow.config.parts import DataConfig, RunConfig, kinds, register, to_plain
+from shortflow.config.parts import DataConfig, RunConfig, kinds, register, to_plain, whole
 from shortflow.config.reading import from_plain, nearest
 from shortflow.config.runfile import dump, load_run, recipe_named, to_yaml
 from shortflow.config.words import in_words
@@ -35,4 +35,5 @@ __all__ = [
     "register",
     "to_plain",
     "to_yaml",
+    "whole",
 ]

@@ -36,7 +36,7 @@ from shortflow.pairs import Pairs
 from shortflow.recipe import Published, Recipe
 from shortflow.train.settings import TrainSettings
 
-__all__ = ["DataConfig", "RunConfig", "defaults", "fields_of", "kinds", "part_named", "register", "to_plain"]
+__all__ = ["DataConfig", "RunConfig", "defaults", "fields_of", "kinds", "part_named", "register", "to_plain", "whole"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +105,7 @@ class RunConfig:
 
 
 # Groups of settings that come in one form only, so they are written without a kind.
-WHOLES: tuple[type, ...] = (RunConfig, Recipe, Published, Objective, Optimizer, DataConfig, TrainSettings, Pairs)
+WHOLES: list[type] = [RunConfig, Recipe, Published, Objective, Optimizer, DataConfig, TrainSettings, Pairs]
 
 FAMILIES: tuple[type, ...] = (
     paths.Path,
@@ -139,6 +139,12 @@ Part = TypeVar("Part", bound=type)
 
 
 # ------------------------------------------------------------------------------------------------------------ the table
+
+
+def whole(settings: Part) -> Part:
+    """Make a frozen dataclass a group of settings of its own kind of file, read by `from_plain` as run files are."""
+    WHOLES.append(settings)
+    return settings
 
 
 def register(part: Part) -> Part:

@@ -14,7 +14,7 @@ from shortflow.hub import check, outline
 from shortflow.pairs import Pairs
 from shortflow.presets import preset, settled
 from shortflow.recipes import RECIPES
-from shortflow.references import check_references
+from shortflow.references import check_given, check_references
 from shortflow.runs.advice import data_remarks
 from shortflow.runs.loading import training_data
 from shortflow.train.trackers import missing_curves
@@ -33,6 +33,7 @@ def configure(
     teacher: str | None = None,
     weak: str | None = None,
     init_from: str | None = None,
+    models: bool = True,
     report: Report | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> tuple[RunConfig, Dataset]:
@@ -40,8 +41,9 @@ def configure(
 
     `data` and `resolution` replace those of a run file; by default a recipe gets the built-in digits. So do `teacher`,
     `weak` and `init_from`, each a run directory or a model file. A recipe by name that starts from a model has that
-    model's network. `report` is called with (images that are decoded, images in all) where that takes time, `say`
-    before an autoencoder that the settings name is fetched.
+    model's network. Without `models` none of them need be there yet: they are not opened, and a recipe that starts from
+    one has the network of the preset. `report` is called with (images that are decoded, images in all) where that takes
+    time, `say` before an autoencoder that the settings name is fetched.
 
     Raises:
         ConfigError, DataError: naming everything that is wrong, before any training.
@@ -62,7 +64,7 @@ def configure(
         dataset = training_data(source, report=report, say=say)
         base = replace(preset(chosen, source, dataset), **others)
         run = settled(base, settings)
-        if run.init_from is not None:
+        if models and run.init_from is not None:
             run = settled(replace(base, network=outline(run.init_from).run.network), settings)
     if not dataset.conditional:
         run = replace(run, recipe=run.recipe.unconditional())
@@ -75,7 +77,10 @@ def configure(
         check(run, spec)
     except ShortflowError as error:
         raise ConfigError(f"network: {error} (data: {dataset.name}, shape {dataset.shape})") from error
-    check_references(run, spec)
+    if models:
+        check_references(run, spec)
+    else:
+        check_given(run)
     return run, dataset
 
 

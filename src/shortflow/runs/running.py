@@ -1,7 +1,7 @@
 """Training in a run directory."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -71,6 +71,7 @@ def training(
     resume: bool | Literal["auto"] = False,
     report: Report | None = None,
     sharded: bool = False,
+    snapshots: Collection[int] = (),
 ) -> Iterator[StepRecord]:
     """Train in `directory`, yielding the record of every step. Ends with RUN/model.safetensors in place.
 
@@ -79,7 +80,8 @@ def training(
     Where a recipe learns from pairs, RUN/pairs/ is filled before the first step, from where it was interrupted;
     `report` is told (pairs that are there, pairs in all). From the call to the end of the iterator the directory is
     locked. With `resume` = "auto" a run goes on where the directory has one, and begins where it has none. With
-    `sharded` each of several processes holds a part of the weights (FSDP2).
+    `sharded` each of several processes holds a part of the weights (FSDP2). The averaged weights after the steps in
+    `snapshots` are kept as RUN/model-step-00000500.safetensors.
 
     Raises:
         ConfigError: if a teacher, a weak model or a model to start from is missing or does not fit.
@@ -92,7 +94,7 @@ def training(
     check_batch(run, engine.parts(run.train.parts, run.train.batch)[1])
     lock = RunLock(directory, wanted=engine.main)
     try:
-        return _training(run, dataset, directory, bool(resume) and begun, report, lock, engine)
+        return _training(run, dataset, directory, bool(resume) and begun, report, lock, engine, snapshots)
     except BaseException:
         lock.release()
         raise
@@ -120,6 +122,7 @@ def _training(
     report: Report | None,
     lock: RunLock,
     engine: Engine,
+    snapshots: Collection[int],
 ) -> Iterator[StepRecord]:
     """`training` in a directory that is locked; the lock is released with the iterator."""
     parts, count = engine.parts(run.train.parts, run.train.batch)
@@ -171,6 +174,7 @@ def _training(
         resume="auto" if resume else False,
         lock=lock,
         engine=engine,
+        snapshots=snapshots,
     )
     if not resume and engine.main:
         dump(run, directory / "run.yaml")

@@ -9,13 +9,14 @@ RUN/failures/<step>/    what a step failed on, see `shortflow.train.failures`
 RUN/.lock               while the run is going on
 RUN/model.safetensors   the averaged weights, self-describing
 RUN/model-ema-*.safetensors  the extra averages, if the optimiser keeps some
+RUN/model-step-*.safetensors the averaged weights after certain steps, if they were asked for
 RUN/model-best.safetensors   the averaged weights where a quantity of the log was smallest (train.keep_best)
 """
 
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -95,6 +96,7 @@ def fit(
     resume: bool | Literal["auto"] = False,
     lock: RunLock | None = None,
     engine: Engine | None = None,
+    snapshots: Collection[int] = (),
 ) -> Iterator[StepRecord]:
     """Train in `directory`, yielding every step's record; the run is saved at the end and when it is interrupted.
 
@@ -113,6 +115,7 @@ def fit(
             a state, and begin where there is none.
         lock: of the directory, if the caller has it already; it is released here.
         engine: the processes of the run; a new one unless given.
+        snapshots: steps after which the averaged weights are kept.
 
     Raises:
         ConfigError: if a tracker is not known, or not installed.
@@ -162,7 +165,7 @@ def fit(
                 skips=skips,
             )
 
-        return _Watch(run, engine, steps, preview, lock).records(left)
+        return _Watch(run, engine, steps, preview, lock, snapshots).records(left)
     except BaseException:
         lock.release()
         raise
@@ -178,8 +181,10 @@ class _Watch:
         steps: Callable[[Left, Skips], Iterator[StepRecord]],
         preview: Callable[[FlowMap, Path], None] | None,
         lock: RunLock,
+        snapshots: Collection[int],
     ) -> None:
         self.run, self.engine, self.steps, self.preview, self.lock = run, engine, steps, preview, lock
+        self.snapshots = frozenset(snapshots)
         named = run.settings.trackers if engine.main else ()
         self.trackers = Trackers(named, run.directory, run.metadata.get("run", {}))
 
@@ -221,6 +226,8 @@ class _Watch:
                 if line is not None:
                     Best.check(settings.keep_best, line)
                     self.trackers.log(line, record.step)
+                if record.step in self.snapshots and self.engine.main:
+                    self.run.save_snapshot(record.step)  # before the state: a run that goes on from it has this, too
                 saved = last or record.step % settings.save_every == 0
                 if saved:
                     if line is not None and record.step % settings.log_every == 0:  # not of a shorter window

@@ -161,6 +161,12 @@ class SavedRun:
             with self._room(path, bytes_of(average.module), step):
                 save_model(average.module, path, self._header(step))
 
+    def save_snapshot(self, step: int) -> None:
+        """Keep the averaged weights as they are after `step`."""
+        average, path = self.averages["average"], self.directory / f"model-step-{step:08d}.safetensors"
+        with self._room(path, bytes_of(average.module), step):
+            save_model(average.module, path, self._header(step))
+
     def _save_best(self, best: Best | None) -> None:
         """Write the model of the best state, from that state, unless it is there."""
         path = self.directory / "model-best.safetensors"
@@ -177,7 +183,10 @@ class SavedRun:
         return self.states / f"{step:08d}"
 
     def _room(self, path: Path, needed: int, step: int) -> AbstractContextManager[None]:
-        before = f"The training state of step {step} is whole ({self._state(step)})"
+        state = self._state(step)
+        before = (
+            f"The training state of step {step} is whole ({state})" if state.is_dir() else "Earlier states are whole"
+        )
         return room_for(path.name, self.directory, needed, before)
 
     def load(self) -> Left:
