@@ -64,15 +64,24 @@ def test_isolated_points_have_none() -> None:
     assert found[2] < 1e-6
 
 
-@pytest.mark.parametrize("d", [1, 2, 5])
+@pytest.mark.parametrize("d", [1, 2])
 def test_neighbours_know_the_dimension(d: int, generator: torch.Generator) -> None:
-    """Of a cube with d sides in eight dimensions; both estimators lose a little at the edges."""
+    """Of the flat torus, which has no edges, in eight dimensions."""
+    angle = 2 * math.pi * torch.rand(4000, d, generator=generator, dtype=torch.float64)
     points = torch.zeros(4000, 8, dtype=torch.float64)
-    points[:, :d] = torch.rand(4000, d, generator=generator, dtype=torch.float64)
+    points[:, : 2 * d] = torch.cat([torch.cos(angle), torch.sin(angle)], 1)
     distances = neighbour_distances(points[:1500], points, 10, own=True)
     for found in (two_neighbours(distances), neighbour_dimension(distances)):
-        assert found.value == pytest.approx(d, rel=0.12)
-        assert 0 < found.error < 0.1 * d
+        assert abs(found.value - d) < 4 * found.error
+        assert 0 < found.error < 0.05 * d
+
+
+def test_edges_take_from_the_dimension(generator: torch.Generator) -> None:
+    """A cube with five sides has most of its 4000 points near a face: both estimators say less, and not much less."""
+    points = torch.rand(4000, 5, generator=generator, dtype=torch.float64)
+    distances = neighbour_distances(points[:1500], points, 10, own=True)
+    for found in (two_neighbours(distances), neighbour_dimension(distances)):
+        assert 3.9 < found.value < 5 + 3 * found.error
 
 
 def test_distances_to_neighbours_are_exact_and_come_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,5 @@
-"""Residuals of flow maps: zero on exact ones, known on wrong ones; singular values; the guidance in a network's weights."""
+"""Residuals of flow maps: zero on exact ones, known on wrong ones; singular values; the guidance in a network's
+weights."""
 
 import pytest
 import torch

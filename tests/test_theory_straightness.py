@@ -1,5 +1,6 @@
 """Curvature, energy and turning of marginal flows: the closed forms of Gaussian data."""
 
+import itertools
 import math
 
 import pytest
@@ -98,7 +99,7 @@ def test_a_circle_turns_by_its_angle() -> None:
         total += float(motion(law, point, at(time, 1)).turning) / 200
         v = law.velocity(point, at(time, 1))[0]
         directions.append(math.atan2(float(v[1]), float(v[0])))
-    turned = sum(abs(b - a) for a, b in zip(directions[:-1], directions[1:], strict=True))
+    turned = sum(abs(b - a) for a, b in itertools.pairwise(directions))
     assert total == pytest.approx(turned, rel=0.01)
     assert turned > 0.1
 

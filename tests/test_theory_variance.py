@@ -9,7 +9,7 @@ from torch import Tensor
 from oracles import f64, finite, gaussian, mixture
 from shortflow.errors import ShortflowError
 from shortflow.paths import Cosine, Linear, Path
-from shortflow.theory import Gaussian, exact_flow
+from shortflow.theory import exact_flow
 from shortflow.theory.estimates import Estimate, log_slope, mean_of, ratio_of
 from shortflow.theory.variance import adaptive_bias, adaptive_point, continuous_floor, discrete_spread
 
@@ -96,6 +96,9 @@ def test_variance_and_bias_of_a_discrete_target(step: float, variance: float, bi
     found = discrete_spread(exact_flow(law), law, x_t, t, s, r, draws=8, generator=generator)
     within(mean_of(found.variance), variance)
     within(mean_of(found.bias), bias)
+    rough = discrete_spread(exact_flow(law), law, x_t, t, s, r, draws=8, generator=generator, sharp=False)
+    within(mean_of(rough.bias), bias)
+    assert mean_of(rough.bias).error > mean_of(found.bias).error
 
 
 def test_variance_and_bias_vanish_with_the_declared_orders(generator: torch.Generator) -> None:

@@ -40,6 +40,7 @@ class Bound:
         times: decreasing: the nodes of the quadrature, or the starts of the jumps of the grid.
         terms: (E‖·‖²)^½ at each: the integrand, or a summand.
         weights: of the terms in the bound.
+        rest: of networks that are not asked below a time: (E‖X^θ − X‖²)^½ of the jump from there; 0 for all others.
         distance: (E‖X^θ − X‖²)^½ from the same noise, which lies between W₂ and the bound.
         made, exact: X^θ_{1,r}(x_1) and X_{1,r}(x_1), the network's ends and the exact ones.
     """
@@ -50,16 +51,17 @@ class Bound:
     distance: Estimate
     made: State
     exact: State
+    rest: Estimate = Estimate(0.0, 0.0)
 
     @property
     def value(self) -> float:
         """The bound."""
-        return sum(weight * term.value for weight, term in zip(self.weights, self.terms, strict=True))
+        return self.rest.value + sum(w * term.value for w, term in zip(self.weights, self.terms, strict=True))
 
     @property
     def error(self) -> float:
         """At most the standard error of the bound: the terms share their trajectories."""
-        return sum(weight * term.error for weight, term in zip(self.weights, self.terms, strict=True))
+        return self.rest.error + sum(w * term.error for w, term in zip(self.weights, self.terms, strict=True))
 
     @property
     def holds(self) -> bool:
@@ -90,6 +92,7 @@ def continuous_bound(
     *,
     start: float = 1.0,
     end: float = 0.0,
+    lowest: float | None = None,
     nodes: int = 32,
     label: Label = None,
     report: Report | None = None,
@@ -97,10 +100,13 @@ def continuous_bound(
     """The bound for one jump from `start` to `end`, along the exact trajectories of x ~ p_start.
 
     Args:
+        lowest: the earliest time that the network is asked at; the integral ends there, and the jump from there is a
+            term of its own. By default `end`.
         label: the classes of x, of which law and network are told as many as they know.
     """
-    times, weights = noise_nodes(flow.path, end, start, nodes)
-    at = [start, *times.tolist(), end]
+    lowest = end if lowest is None else max(lowest, end)
+    times, weights = noise_nodes(flow.path, lowest, start, nodes)
+    at = [start, *times.tolist(), lowest]
     told, known = _told(flow, law, label)
     terms, point = [], x
     with torch.no_grad():
@@ -111,7 +117,12 @@ def continuous_bound(
             terms.append(mean_of(_squares(rate)).root())
             if report is not None:
                 report(k + 1, nodes + 1)
-        exact = law.flow_map(point, _full(x, at[-2]), _full(x, end), known)
+        exact = law.flow_map(point, _full(x, at[-2]), _full(x, lowest), known)
+        rest = Estimate(0.0, 0.0)
+        if lowest > end:
+            jumped = flow(exact, _full(x, lowest), _full(x, end), told)
+            exact = law.flow_map(exact, _full(x, lowest), _full(x, end), known)
+            rest = mean_of(_squares(jumped - exact)).root()
         made = flow(x, _full(x, start), _full(x, end), told)
     return Bound(
         times=tuple(times.tolist()),
@@ -120,6 +131,7 @@ def continuous_bound(
         distance=mean_of(_squares(made - exact)).root(),
         made=made,
         exact=exact,
+        rest=rest,
     )
 
 

@@ -11,22 +11,24 @@ dimension, so 50,000 images are within reach. As t → 0 the flow runs into the 
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from shortflow.errors import ShortflowError
-from shortflow.theory.law import Law, check_labels, visible
+from shortflow.theory.law import Law, check_known, check_labels, visible
 from shortflow.typing import expand
 
 __all__ = ["FiniteData"]
 
 Time = Float[Tensor, "b"]
 State = Float[Tensor, "b ..."]
-Label = Int[Tensor, "b"]
+Label = Int[Tensor, "b"] | None
 
 BLOCK = 2**24  # Numbers that are worked on together: 128 MB in double precision.
+SMALL = 2**20  # Weights below which taking classes apart costs more than it saves.
 EARLIEST = 1e-8  # The time whose σ replaces σ_0 = 0 in a division; its inverse square fits into single precision.
 
 
@@ -87,19 +89,45 @@ class FiniteData(Law):
         for part in self.points.split(size):
             yield part.to(like.device, like.dtype).flatten(1)
 
-    def _rows(self, value: Callable[..., Tensor], x: State, t: Time, label: Label | None) -> Tensor:
-        """value(x, t, label) of all rows, so many at a time as have a row of weights within a block."""
-        size = max(1, BLOCK // len(self.points))
-        if len(x) <= size:
-            return value(x, t, label)
-        labels = [None] * len(x) if label is None else label.split(size)
-        parts = zip(x.split(size), t.split(size), labels, strict=False)
-        return torch.cat([value(*part) for part in parts])
+    @cached_property
+    def _parts(self) -> list["FiniteData"]:
+        """The points of each class as a data set of their own; views where the labels are in order, else copies."""
+        labels = self.labels
+        assert labels is not None
+        ordered = bool((labels[1:] >= labels[:-1]).all())
+        ends = [0, *labels.bincount().cumsum(0).tolist()]
+        chosen = [
+            slice(ends[c], ends[c + 1]) if ordered else (labels == c).nonzero()[:, 0] for c in range(self.num_classes)
+        ]
+        weights = [None if self.weights is None else self.weights[rows] for rows in chosen]
+        return [
+            FiniteData(path=self.path, steps=self.steps, points=self.points[rows], weights=weight, floor=self.floor)
+            for rows, weight in zip(chosen, weights, strict=True)
+        ]
+
+    def _by_rows(
+        self, value: Callable[["FiniteData", State, Time, Label], Tensor], x: State, t: Time, label: Label
+    ) -> Tensor:
+        """value(law, x, t, label) of all rows, few at a time where points are many, and of a class with its points
+        only."""
+        if len(x) * len(self.points) <= SMALL:
+            return value(self, x, t, label)
+        if label is None:
+            size = max(1, BLOCK // len(self.points))
+            return torch.cat([value(self, *part, None) for part in zip(x.split(size), t.split(size), strict=True)])
+        check_known(label, self.labels, self.num_classes)
+        order = label.argsort(stable=True)
+        kinds, counts = label[order].unique_consecutive(return_counts=True)
+        parts = []
+        for c, rows in zip(kinds.tolist(), order.split(counts.tolist()), strict=True):
+            law = self if c == self.num_classes else self._parts[c]
+            parts.append(law._by_rows(value, x[rows], t[rows], None))
+        return torch.cat(parts)[order.argsort()]
 
     def _centre(self, like: Tensor) -> Float[Tensor, "d"]:
         return sum((part.sum(0) for part in self._blocks(like)), like.new_zeros(())) / len(self.points)
 
-    def _log_joint(self, x: State, t: Time, label: Label | None) -> tuple[Tensor, Tensor]:
+    def _log_joint(self, x: State, t: Time, label: Label) -> tuple[Tensor, Tensor]:
         """(log p_i − ‖x − α x_i‖²/(2σ²) + q of shape (b, n), q of shape (b,)), q common to the points of a row."""
         if tuple(x.shape[1:]) != self.shape:
             raise ShortflowError(f"points have the shape {self.shape}, x has the shape {tuple(x.shape)}")
@@ -107,11 +135,15 @@ class FiniteData(Law):
         centre = self._centre(x)
         alpha, sigma = self.path.alpha(t)[:, None], self._divisor(t)[:, None]
         state = x.flatten(1) - alpha * centre
-        products = []
+        # Factors go to the rows, and the points' squares are one more coordinate: one product, and nothing after it.
+        rows = torch.cat([alpha / sigma**2 * state, -0.5 * (alpha / sigma) ** 2], 1)
+        bias, first, found = self._probabilities(x).log(), 0, []
         for part in self._blocks(x):
             part = part - centre
-            products.append(alpha * (state @ part.T) - 0.5 * alpha**2 * part.square().sum(1))
-        logits = torch.cat(products, 1) / sigma**2 + self._probabilities(x).log()
+            part = torch.cat([part, part.square().sum(1, keepdim=True)], 1)
+            found.append(torch.addmm(bias[first : first + len(part)], rows, part.T))
+            first += len(part)
+        logits = torch.cat(found, 1) if len(found) > 1 else found[0]
         if label is not None:
             logits = logits.masked_fill(~visible(label, self.labels, self.num_classes), -torch.inf)
         return logits, 0.5 * (state / sigma).square().sum(1)
@@ -125,18 +157,18 @@ class FiniteData(Law):
         assert total is not None  # there is at least one point
         return total
 
-    def responsibilities(self, x: State, t: Time, label: Label | None = None) -> Float[Tensor, "b n"]:
+    def responsibilities(self, x: State, t: Time, label: Label = None) -> Float[Tensor, "b n"]:
         """γ_i = P(point i | x_t = x)."""
         return self._log_joint(x, t, label)[0].softmax(-1)
 
-    def posterior(self, x: State, t: Time, label: Label | None = None) -> tuple[State, State]:
-        data = self._rows(lambda *row: self._averaged(self.responsibilities(*row)), x, t, label).reshape(x.shape)
+    def posterior(self, x: State, t: Time, label: Label = None) -> tuple[State, State]:
+        data = self._by_rows(lambda law, *row: law._averaged(law.responsibilities(*row)), x, t, label).reshape(x.shape)
         return data, (x - expand(self.path.alpha(t), x) * data) / expand(self._divisor(t), x)
 
-    def velocity_variance(self, x: State, t: Time, label: Label | None = None) -> Time:
-        return self._rows(self._variance, x, t, label)
+    def velocity_variance(self, x: State, t: Time, label: Label = None) -> Time:
+        return self._by_rows(FiniteData._variance, x, t, label)
 
-    def _variance(self, x: State, t: Time, label: Label | None) -> Time:
+    def _variance(self, x: State, t: Time, label: Label) -> Time:
         gamma = self.responsibilities(x, t, label)
         # Moments about the likeliest point, which then takes no part: a variance of 1e-50 is not 1 − 1.
         top = gamma.argmax(-1, keepdim=True)
@@ -150,15 +182,15 @@ class FiniteData(Law):
         return (self.path.wronskian(t) / self._divisor(t)) ** 2 * variance
 
     def sample_posterior(
-        self, x: State, t: Time, label: Label | None = None, generator: torch.Generator | None = None
+        self, x: State, t: Time, label: Label = None, generator: torch.Generator | None = None
     ) -> State:
-        def chosen(x: State, t: Time, label: Label | None) -> Tensor:
-            return torch.multinomial(self.responsibilities(x, t, label).cpu(), 1, generator=generator)[:, 0]
+        def chosen(law: FiniteData, x: State, t: Time, label: Label) -> Tensor:
+            places = torch.multinomial(law.responsibilities(x, t, label).cpu(), 1, generator=generator)[:, 0]
+            return law.points[places.to(law.points.device)]
 
-        places = self._rows(chosen, x, t, label)
-        return self.points[places.to(self.points.device)].to(x.device, x.dtype)
+        return self._by_rows(chosen, x, t, label).to(x.device, x.dtype)
 
-    def log_density(self, x: State, t: Time, label: Label | None = None) -> Time:
+    def log_density(self, x: State, t: Time, label: Label = None) -> Time:
         """log p_t(x) in nats; needs t > 0. With a label, of the class: log p_t(x | label)."""
         logits, common = self._log_joint(x, t, label)
         log_p = self._probabilities(x).log().expand_as(logits)
@@ -167,7 +199,7 @@ class FiniteData(Law):
         constant = math.prod(self.shape) * (self._divisor(t).log() + 0.5 * math.log(2 * math.pi))
         return logits.logsumexp(-1) - log_p.logsumexp(-1) - common - constant
 
-    def _solve(self, x: State, t: Time, r: Time, label: Label | None = None) -> State:
+    def _solve(self, x: State, t: Time, r: Time, label: Label = None) -> State:
         floor = torch.full_like(t, self.floor)
         start, end = torch.maximum(t, floor), torch.maximum(r, floor)
         state = x + expand(start - t, x) * self.velocity(x, t, label)

@@ -31,7 +31,7 @@ from shortflow.paths import Linear, Path
 from shortflow.theory.solve import rk4_average_velocity
 from shortflow.typing import expand
 
-__all__ = ["Law", "check_labels", "visible"]
+__all__ = ["Law", "check_known", "check_labels", "visible"]
 
 Time = Float[Tensor, "b"]
 State = Float[Tensor, "b ..."]
@@ -175,14 +175,20 @@ def check_labels(labels: Int[Tensor, "n"], count: int, what: str) -> None:
         raise ShortflowError(f"labels must be 0..C−1 with a {what} in every class, got the classes {found}")
 
 
-def visible(label: Label, labels: Int[Tensor, "n"] | None, classes: int) -> Bool[Tensor, "b n"]:
-    """Which of the labelled things each row may see: those of its class, and all of them where the label is C.
-
-    Raises:
-        ShortflowError: if there are no labels, or no such class.
-    """
+def check_known(label: Label, labels: Int[Tensor, "n"] | None, classes: int) -> None:
+    """Raise `ShortflowError` unless there are classes, and each row has one of them, or C for none."""
     if labels is None:
         raise ShortflowError("a label was given, but the law has no labels; build it with labels=..., or leave it out")
     if bool(((label < 0) | (label > classes)).any()):
         raise ShortflowError(f"labels must be 0..{classes - 1}, or {classes} for no class; got {label.tolist()}")
+
+
+def visible(label: Label, labels: Int[Tensor, "n"] | None, classes: int) -> Bool[Tensor, "b n"]:
+    """Which of the labelled things each row may see: those of its class, and all of them where the label is C.
+
+    Raises:
+        ShortflowError: as `check_known`.
+    """
+    check_known(label, labels, classes)
+    assert labels is not None
     return (label[:, None] == labels.to(label.device)) | (label[:, None] == classes)

@@ -49,16 +49,24 @@ def motion(law: Law, x: State, t: Time, label: Label = None) -> Motion:
     )
 
 
-def straightness(law: Law, x: State, times: Float[Tensor, "k"], weights: Float[Tensor, "k"], end: State) -> Time:
-    """∫‖v_t(x_t) − (x_1 − x_0)‖² dt/D of each row, over decreasing nodes of a quadrature, from x at time 1.
+def straightness(
+    law: Law,
+    x: State,
+    times: Float[Tensor, "k"],
+    weights: Float[Tensor, "k"],
+    end: State,
+    low: float = 0.0,
+    label: Label = None,
+) -> Time:
+    """∫_low^1 ‖v_t(x_t) − (x_1 − x_low)/(1 − low)‖² dt/D of each row, over decreasing nodes of a quadrature.
 
     Args:
-        end: X_{1,0}(x).
+        x, end: x_1, and X_{1,low}(x_1).
     """
-    straight, total = x - end, torch.zeros(len(x), dtype=x.dtype, device=x.device)
-    points = trajectory(law, x, [1.0, *times.tolist()])[1:]
+    straight, total = (x - end) / (1 - low), torch.zeros(len(x), dtype=x.dtype, device=x.device)
+    points = trajectory(law, x, [1.0, *times.tolist()], label)[1:]
     for point, time, weight in zip(points, times, weights, strict=True):
-        v = law.velocity(point, torch.full_like(total, float(time)))
+        v = law.velocity(point, torch.full_like(total, float(time)), label)
         total += float(weight) * (v - straight).square().flatten(1).mean(1)
     return total
 

@@ -70,11 +70,14 @@ def discrete_spread(
     told: Label = None,
     generator: torch.Generator | None = None,
     landed: State | None = None,
+    sharp: bool = True,
 ) -> Spread:
     """Variance and squared bias of T = X_{s,r}(α_s x_0 + σ_s ε) in the units of states, from `draws` pairs given x_t.
 
     Args:
         landed: X_{t,r}(x_t), if it is known already.
+        sharp: take what is linear in x_s out of the noise of the bias, for a derivative of the second step: needed
+            where the first step is short and the bias small.
     """
     require(draws >= 2, f"a variance needs at least 2 draws, got {draws}")
 
@@ -90,7 +93,9 @@ def discrete_spread(
     with torch.no_grad():
         target = flow(x_s, middle, ends, seen)
         # What is linear in x_s − E[x_s | x_t] has the mean 0; without it the mean's noise is of the order of the bias.
-        linear = torch.func.jvp(lambda point: flow(point, middle, ends, seen), (mean_s,), (x_s - mean_s,))[1]
+        linear = torch.zeros_like(target)
+        if sharp:
+            linear = torch.func.jvp(lambda point: flow(point, middle, ends, seen), (mean_s,), (x_s - mean_s,))[1]
         exact = flow(x_t, t, r, told) if landed is None else landed
     target, rest = (each.flatten(1).reshape(len(x_t), draws, -1) for each in (target, target - linear))
     (variance, _), (noise, mean) = (_moments(each) for each in (target, rest))
