@@ -11,6 +11,19 @@ from shortflow.errors import ConfigError
 
 __all__ = ["diagnose"]
 
+CHIEF = (
+    *("velocity_variance", "removed", "removed_by_images", "dimension", "few_steps", "discrete_variance"),
+    *(
+        "continuous_variance",
+        "error_rate",
+        "boundary_share",
+        "self_distance",
+        "residual/semigroup",
+        "residual/eulerian",
+    ),
+)
+"""What is printed of the curves and maps; the record has all of them."""
+
 
 def diagnose(
     run: Annotated[
@@ -61,6 +74,7 @@ def diagnose(
             show_default=False,
         ),
     ] = None,
+    every: Annotated[bool, typer.Option("--all", help="Print every curve and map, not only the chief ones.")] = False,
     imports: Imports = None,
 ) -> None:
     """Ask data which path, target and batch will help, or a run where its error is made.
@@ -73,10 +87,8 @@ def diagnose(
     """
     from shortflow.diagnose import Looking, report_table
 
-    if (run is None) == (data is None) and run is None:
-        raise ConfigError(
-            "say what to diagnose: a run (shortflow diagnose RUN), or data (shortflow diagnose --data digits)"
-        )
+    if run is None and data is None:
+        raise ConfigError("say what to diagnose: shortflow diagnose RUN, or shortflow diagnose --data NAME|FOLDER")
     looking = Looking(points=points, flow_points=flow_points, rows=rows, flow_rows=max(2, rows * 3 // 16), seed=seed)
     if run is None:
         assert data is not None
@@ -86,7 +98,7 @@ def diagnose(
     record = found.to_dict()
     place = out or path
     found.write(place)
-    for line in report_table(record):
+    for line in report_table(record, None if every else CHIEF):
         say(line)
     say()
     for advice in record["advice"]:

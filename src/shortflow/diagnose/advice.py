@@ -15,8 +15,13 @@ WORDS = {"free": "mixing without the class", "masked": "masked by class", "class
 
 
 def _percent(e: Estimate) -> str:
-    text = f"{100 * e.value:.2g} %"
-    return text if math.isnan(e.error) else f"{text} ± {100 * e.error:.1g}"
+    text = _short(100 * e.value)
+    return f"{text} %" if math.isnan(e.error) else f"{text} ± {100 * e.error:.1g} %"
+
+
+def _short(value: float) -> str:
+    """Two digits, and all of those before the point."""
+    return f"{value:.0f}" if abs(value) >= 10 else f"{value:.2g}"
 
 
 def _stated(e: Estimate) -> str:
@@ -179,16 +184,11 @@ def _on_the_bound(d: Diagnosis) -> None:
         return
     bound, distance = d.number("bound"), d.number("distance")
     low = d.number("collapse_time").value
-    points = _curve(d, "error_rate")
-    worst = max(points, key=lambda point: point[1].value)
     shares = d.settings["error_shares"]
-    third = max(shares, key=lambda name: shares[name])
-    text = f"Most of the bound comes from {third}: train more there."
-    d.advise(
-        text,
-        ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares.items())
-        + f"; the largest rate at t = {worst[0]:.3g}",
-    )
+    worst = max(shares, key=lambda name: shares[name])
+    text = f"Most of the error is made at {worst}" + (f", above the collapse at {low:.2g}." if low > 0 else ".")
+    evidence = ", ".join(f"{name} {100 * share:.0f} %" for name, share in shares.items())
+    d.advise(text, f"shares of the bound: {evidence}; bound {_stated(bound)}, distance {_stated(distance)}")
     if distance.value > 1.001 * bound.value:
         d.advise(
             "The distance is above its bound: that is a defect of the measurement (or of the network's derivatives).",
@@ -197,7 +197,8 @@ def _on_the_bound(d: Diagnosis) -> None:
     if low > 0 and not d.settings["closed"]:
         d.advise(
             "The exact law is the data set itself: a part of this distance is that the network does not memorise.",
-            f"the flow of the data set collapses below t = {low:.3g}",
+            f"the flow of the data set collapses below t = {low:.3g}, which is where "
+            f"{100 * d.settings['error_below']:.0f} % of the bound come from",
         )
 
 
@@ -263,10 +264,15 @@ def _on_copies(d: Diagnosis) -> None:
     d.advise(text, evidence)
 
 
-def shares_of(times: Sequence[float], parts: Sequence[float]) -> dict[str, float]:
-    """How much of a sum comes from each third of the times."""
+def shares_of(times: Sequence[float], parts: Sequence[float], low: float) -> dict[str, float]:
+    """How much of a sum comes from each third of the times from `low` on; and from what lies below, if anything
+    does."""
     total = sum(parts) or 1.0
-    found = {"t < ⅓": 0.0, "⅓ ≤ t < ⅔": 0.0, "t ≥ ⅔": 0.0}
+    ends = [low + (1 - low) * k / 3 for k in range(1, 3)]
+    names = [f"t < {ends[0]:.2g}", f"{ends[0]:.2g} ≤ t < {ends[1]:.2g}", f"t ≥ {ends[1]:.2g}"]
+    above = sum(part for time, part in zip(times, parts, strict=True) if time >= low) or 1.0
+    found = dict.fromkeys(names, 0.0)
     for time, part in zip(times, parts, strict=True):
-        found[list(found)[min(2, int(3 * time))]] += part / total
+        if time >= low:
+            found[names[sum(time >= end for end in ends)]] += part / (above if low > 0 else total)
     return found

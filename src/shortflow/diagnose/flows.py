@@ -213,8 +213,9 @@ def _path(
     shown = [each for each in CURVES if each >= share and each / (1 - each) < _highest(law.path)]
     curvature = []
     for time in k.times(torch.tensor(shown, dtype=torch.float64)):
-        x_t, _, _, label = k.noisy(time.expand(n), generator, flows=True)
-        curvature.append(mean_of(motion(law, x_t, time.expand(n), label).curvature))
+        t = time.repeat(n)
+        x_t, _, _, label = k.noisy(t, generator, flows=True)
+        curvature.append(mean_of(motion(law, x_t, t, label).curvature))
     words = f"curvature E‖D_t v‖²/D: {name}"
     d.curve(f"curvature/{name}", shown, curvature, words, "per dimension", x_label="σ/(α + σ)")
     d.scalar(f"energy/{name}", mean_of(energy), f"kinetic energy of the marginal flow: {name}", "per dimension")

@@ -47,7 +47,6 @@ def memory(d: Diagnosis, model: Model, training: Dataset, held_out: Dataset, loo
             f"copies/{name}",
             _share(ratio < COPY),
             f"copies of training data among {words} (nearest below ⅓ of the second)",
-            "of 1",
         )
         d.scalar(
             f"nearest/{name}",
@@ -55,12 +54,12 @@ def memory(d: Diagnosis, model: Model, training: Dataset, held_out: Dataset, loo
             f"distance to the nearest training data: {words}",
             "network units",
         )
-        levels = torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
+        levels = torch.linspace(0.1, 0.9, 9, dtype=torch.float64)
         d.curve(
             f"nearest_ratio/{name}",
             levels.tolist(),
             torch.quantile(ratio, levels.to(ratio)).tolist(),
-            f"nearest over second nearest training data: quantiles of {words}",
+            f"distance to the nearest over that to the second nearest training data: {words}",
             x_label="quantile",
         )
     each = min(len(train), len(others))
@@ -70,7 +69,6 @@ def memory(d: Diagnosis, model: Model, training: Dataset, held_out: Dataset, loo
         "nearer_to_training",
         _share(nearer[:, 0]),
         f"samples nearer to {each:,} training than to as many held-out points (½: no preference)",
-        "of 1",
     )
 
 

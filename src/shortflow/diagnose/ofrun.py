@@ -18,6 +18,7 @@ from shortflow.diagnose.memory import memory
 from shortflow.diagnose.ofdata import Looking
 from shortflow.diagnose.record import Diagnosis
 from shortflow.diagnose.stages import Stages
+from shortflow.diagnose.velocities import COLLAPSE
 from shortflow.errors import ConfigError
 from shortflow.evaluate.transport import wasserstein
 from shortflow.flowmap import FlowMap
@@ -93,6 +94,7 @@ class _Run:
         self.map = as_map(self.flow)
         self.low, self.high = self.flow.span
         self.generator = torch.Generator().manual_seed(looking.seed)
+        self.collapse = self._collapse()
 
     def settings(self) -> dict[str, Any]:
         model, k = self.model, self.k
@@ -116,7 +118,6 @@ class _Run:
             "seed": self.looking.seed,
             "precision": str(k.x.dtype).removeprefix("torch."),
             "most_steps": COUNTS[-1],
-            "error_shares": {},
         }
 
     def told(self, label: Int[Tensor, "n"] | None, n: int) -> Int[Tensor, "n"] | None:
@@ -154,7 +155,10 @@ class _Run:
             "error_rate", times, [found.terms[i] for i in order], f"where the error is made: {words}", "network units"
         )
         parts = [found.weights[i] * found.terms[i].value for i in order]
-        d.settings["error_shares"] = shares_of([*times, self.flow.lowest], [*parts, found.rest.value])
+        times, parts = [*times, self.flow.lowest], [*parts, found.rest.value]
+        below = sum(part for time, part in zip(times, parts, strict=True) if time < self.collapse)
+        d.settings["error_below"] = below / sum(parts) if sum(parts) > 0 else 0.0
+        d.settings["error_shares"] = shares_of(times, parts, self.collapse)
         spread = float((k.x - k.x.mean(0)).square().flatten(1).sum(1).mean().sqrt())
         d.scalar("bound", Estimate(found.value, found.error), "bound on the W₂ of one step", "network units")
         d.scalar(
@@ -201,8 +205,8 @@ class _Run:
             return
         if self.flow.ends != "any":
             d.notes.append(
-                "The network knows jumps to one end only: there are none in between that could disagree, so no residuals "
-                "by cell; the Eulerian one of its own end is the rate of the error."
+                "The network knows jumps to one end only: none in between could disagree, so there are no residuals by "
+                "cell; the Eulerian one of its own end is the rate of the error."
             )
             return
         starts, ends = self.times(CELLS), [self.low, *self.times(CELLS)]
@@ -241,7 +245,9 @@ class _Run:
         for name in names:
             d.map(f"residual/{name}", starts, ends, maps[name], words[name], "per dimension")
             if name != "noise":
-                values = torch.tensor(list(maps[name].values()))
+                # Where a finite set has collapsed, its flow is not what the network should do.
+                cells = [cell for cell in maps[name] if ends[cell[1]] >= self.collapse] or list(maps[name])
+                values = torch.tensor([maps[name][cell] for cell in cells])
                 d.scalar(
                     f"mean/{name}",
                     float(values.mean()),
@@ -307,10 +313,9 @@ class _Run:
                 along.append(found[0])
                 squares.append(found[1])
         d.curve("boundary", times, error, "velocity at r = t: ‖u_{t,t} − v_t‖²/D", "per dimension")
+        known = [each.value for each, t in zip(error, times, strict=True) if t >= self.collapse]
         d.curve("boundary_share", times, share, "the same as a share of ‖v_t‖²")
-        d.scalar(
-            "mean/boundary", sum(each.value for each in error) / len(error), "mean over t: boundary", "per dimension"
-        )
+        d.scalar("mean/boundary", sum(known) / len(known), "mean over t: boundary", "per dimension")
         levels = level_of(k.law.path, torch.tensor(times, dtype=torch.float64)).tolist()
         d.curve(
             "dimension/learned",
@@ -402,7 +407,7 @@ class _Run:
     # ------------------------------------------------------------------------------------------------------------ notes
 
     def notes(self, d: Diagnosis, held_out: Dataset | None) -> None:
-        d.scalar("collapse_time", self._collapse(), "time below which one data point explains x_t (largest weight ½)")
+        d.scalar("collapse_time", self.collapse, COLLAPSE)
         if self.model.spec.image:
             d.notes.append("Distances are those of pixels, as the network sees them.")
         if self.flow.guided is not None:

@@ -15,7 +15,7 @@ axes.
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -120,19 +120,30 @@ def _number(value: float) -> float | None:
 # --------------------------------------------------------------------------------------------------------------- tables
 
 
-def report_table(record: Mapping[str, Any]) -> list[str]:
-    """A record as lines of text: its numbers, curves and maps as aligned columns."""
+def report_table(record: Mapping[str, Any], chosen: Collection[str] | None = None) -> list[str]:
+    """A record as lines of text: its numbers, curves and maps as aligned columns.
+
+    Args:
+        chosen: names, or what stands before their stroke, of the curves and maps that are shown; None: all.
+    """
     lines: list[str] = []
     if record["scalars"]:
-        rows = [
-            (each["label"], _stated(each["value"], each["error"], each["unit"])) for each in record["scalars"].values()
-        ]
+        numbers = record["scalars"].values()
+        rows = [(each["label"], _stated(each["value"], each["error"], each["unit"])) for each in numbers]
         lines += [*_aligned(rows), ""]
-    for group in _groups(record["curves"]):
-        lines += [*_curves({name: record["curves"][name] for name in group}), ""]
-    for each in record["maps"].values():
+    curves, maps = (
+        {name: each for name, each in record[kind].items() if chosen is None or _names(name) & set(chosen)}
+        for kind in ("curves", "maps")
+    )
+    for group in _groups(curves):
+        lines += [*_curves({name: curves[name] for name in group}), ""]
+    for each in maps.values():
         lines += [*_map(each), ""]
     return lines[:-1] if lines else lines
+
+
+def _names(name: str) -> set[str]:
+    return {name, name.partition("/")[0]}
 
 
 def _groups(curves: Mapping[str, Any]) -> list[list[str]]:
@@ -151,6 +162,8 @@ def _curves(curves: Mapping[str, Any]) -> list[str]:
     columns = [head[len(title) :].strip(" :,") or head for head in heads] if len(heads) > 1 else ["value"]
     rows = [(first["x_label"], *columns)]
     for i, x in enumerate(first["x"]):
+        if _plain(x) == rows[-1][0]:  # nodes of a quadrature lie close at its ends
+            continue
         cells = (_stated(curve["y"][i], curve["error"][i] if curve["error"] else None, "") for curve in curves.values())
         rows.append((_plain(x), *cells))
     return [f"{title.strip(' :,')}{unit}", *("  " + line for line in _aligned(rows, right=True))]

@@ -21,7 +21,7 @@ from shortflow.theory.nodes import level_of
 from shortflow.theory.variance import adaptive_bias
 from shortflow.typing import Report
 
-__all__ = ["NONE", "Variances", "dimensions", "variances"]
+__all__ = ["COLLAPSE", "NONE", "Variances", "dimensions", "variances"]
 
 SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
 """Values of σ/(α + σ) at which velocities are measured: times of the linear path with unit noise."""
@@ -85,7 +85,7 @@ def variances(d: Diagnosis, k: Known, rows: int, generator: torch.Generator, rep
     told, free, apart, skewed, largest, whole = [], [], [], [], [], []
     for i, time in enumerate(times):
         report(i, len(times))
-        t = time.expand(k.rows(rows))
+        t = time.repeat(k.rows(rows))
         x_t, x, eps, label = k.noisy(t, generator)
         told.append(mean_of(law.velocity_variance(x_t, t, label) / dimension))
         whole.append(mean_of(law.path.velocity(x, eps, t).square().flatten(1).mean(1)))
@@ -135,7 +135,7 @@ def dimensions(d: Diagnosis, k: Known, rows: int, generator: torch.Generator, re
     law, found, sizes = k.law, [], []
     for i, time in enumerate(times):
         report(i, len(times) + 2)
-        t = time.expand(k.rows(rows))
+        t = time.repeat(k.rows(rows))
         x_t = k.noisy(t, generator)[0]
         found.append(mean_of(posterior_dimension(law, x_t, t)))
         if isinstance(law, FiniteData):
