@@ -33,13 +33,13 @@ def noise(path: Path, n: int, d: int = 1) -> Tensor:
 
 
 @pytest.mark.parametrize("path", [Linear(), Cosine(noise_scale=0.5)], ids=str)
-@pytest.mark.parametrize("build", [gaussian, lambda path: mixture(path, 40), lambda path: finite(path, 40)])
+@pytest.mark.parametrize("build", [gaussian, lambda path: mixture(path, 16), lambda path: finite(path, 16)])
 def test_the_bound_of_an_exact_map_is_zero(build, path: Path) -> None:
     law = build(path)
-    found = continuous_bound(exact_flow(law), law, noise(path, 16), end=0.05, nodes=6)
+    found = continuous_bound(exact_flow(law), law, noise(path, 8), end=0.1, nodes=3)
     # Runge–Kutta steps, of another number on the way than in one jump.
-    assert found.value < 1e-3
-    assert found.distance.value < 1e-3
+    assert found.value < 2e-3
+    assert found.distance.value < 2e-3
 
 
 def test_a_shifted_velocity_attains_the_bound() -> None:
@@ -71,16 +71,15 @@ def test_the_bound_lies_above_the_true_distance_of_gaussians(path: Path) -> None
 
 def test_nodes_and_jumps_give_bounds_of_one_distance() -> None:
     """The sum over ever finer grids becomes the integral."""
-    law = mixture(Linear(), 40)
+    law = gaussian(Linear())
     flow = FlowMap(Perturbed(law, 0.1, 0.1), law.path, Transfer())
-    x = noise(law.path, 100)
+    x = noise(law.path, 200)
     integral = continuous_bound(flow, law, x, end=0.1, nodes=24)
     sums = []
     for n in (4, 64):
-        grid = torch.linspace(1, 0.1, n + 1, dtype=torch.float64).tolist()
-        found = discrete_bound(flow, law.on(steps=40 if n == 4 else 4), x, grid)
+        found = discrete_bound(flow, law, x, torch.linspace(1, 0.1, n + 1, dtype=torch.float64).tolist())
         assert found.holds
-        assert found.distance.value == pytest.approx(integral.distance.value, rel=1e-3)
+        assert found.distance.value == pytest.approx(integral.distance.value, rel=1e-6)
         sums.append(found.value)
     assert sums[0] <= sums[1] * (1 + 1e-3)
     assert sums[1] == pytest.approx(integral.value, rel=0.02)
