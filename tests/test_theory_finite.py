@@ -286,3 +286,37 @@ def test_bad_data_are_named() -> None:
         law.velocity(points, f64(0.5, 0.5, 0.5), torch.tensor([0, 3, 1]))
     with pytest.raises(bad, match=r"points have the shape \(1,\), x has the shape \(1, 2\)"):
         law.velocity(f64(1, 2)[None], f64(0.5))
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+@pytest.mark.parametrize("labelled", [True, False])
+def test_blocks_and_classes_apart_change_nothing(
+    ordered: bool, labelled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Large data are worked on in blocks of points and of rows, and class by class."""
+    points, labels = torch.randn(40, 2, 3, dtype=torch.float64), torch.arange(40) % 3
+    labels = labels.sort().values if ordered else labels
+    x, t = torch.randn(9, 2, 3, dtype=torch.float64), torch.linspace(0.1, 0.9, 9, dtype=torch.float64)
+    label = torch.tensor([3, 0, 2, 1, 3, 0, 0, 2, 1]) if labelled else None
+    weights = torch.rand(40, dtype=torch.float64) + 0.1
+
+    def results() -> list[torch.Tensor]:
+        law = FiniteData(path=Linear(), points=points, labels=labels, weights=weights, steps=3)
+        drawn = law.sample_posterior(x, 0.02 * t, label, torch.Generator().manual_seed(0))  # one point has all weight
+        rate = torch.func.jvp(lambda x: law.velocity(x, t, label), (x,), (x.flip(0),))[1]
+        end = law.flow_map(x, t, 0.3 * t, label)
+        return [
+            law.velocity(x, t, label),
+            law.velocity_variance(x, t, label),
+            law.log_density(x, t, label),
+            drawn,
+            rate,
+            end,
+        ]
+
+    whole = results()
+    monkeypatch.setattr("shortflow.theory.finite.SMALL", 0)
+    for block in (2**24, 100, 7):
+        monkeypatch.setattr("shortflow.theory.finite.BLOCK", block)
+        for found, want in zip(results(), whole, strict=True):
+            close(found, want)

@@ -1,4 +1,5 @@
-"""The command line: train, encode, sample, evaluate, reference, compare, status, import, recipes, show, cost, demo.
+"""The command line: train, encode, sample, evaluate, reference, compare, diagnose, status, import, and what tells
+about recipes: recipes, show, cost, demo.
 
 A thin shell around `shortflow.runs` and `shortflow.studies`.
 torch and everything that needs it is imported inside the commands, so that --help answers at once.
@@ -14,6 +15,7 @@ import typer
 from shortflow.cli.common import say_error
 from shortflow.cli.comparing import Compare, compare
 from shortflow.cli.demo import demo
+from shortflow.cli.diagnosing import diagnose
 from shortflow.cli.encoding import encode
 from shortflow.cli.evaluating import evaluate, reference
 from shortflow.cli.importing import import_weights
@@ -34,7 +36,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help: twice as fast, and never cut
 )
-for _command in (train, encode, sample, evaluate, reference, compare, status, recipes, show, cost, demo):
+for _command in (train, encode, sample, evaluate, reference, compare, diagnose, status, recipes, show, cost, demo):
     app.command(cls={train: Train, status: Status, compare: Compare}.get(_command))(_command)
 app.command("import")(import_weights)
 

@@ -63,7 +63,8 @@ def evaluate(
         str,
         typer.Argument(
             metavar="RUN|IMAGES",
-            help="A run directory or a model.safetensors file; or anybody's images: a folder, .zip, .npz, .npy or .tar file.",
+            help="A run directory or a model.safetensors file; or anybody's images: a folder, .zip, .npz, .npy or "
+            ".tar.",
             show_default=False,
         ),
     ],

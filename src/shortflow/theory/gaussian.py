@@ -83,6 +83,14 @@ class Gaussian(Law):
         _, s = self.marginal(x, t)
         return (expand(self.path.wronskian(t), x) * std / s).square().flatten(1).sum(1)
 
+    def sample_posterior(
+        self, x: State, t: Time, label: Label | None = None, generator: torch.Generator | None = None
+    ) -> State:
+        _, std = self._parameters(x)
+        _, s = self.marginal(x, t)
+        z = torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
+        return self.posterior_data(x, t) + std * expand(self.path.sigma(t), x) / s * z
+
     def log_density(self, x: State, t: Time, label: Label | None = None) -> Time:
         m, s = self.marginal(x, t)
         return -(0.5 * ((x - m) / s).square() + torch.log(s) + 0.5 * math.log(2 * math.pi)).flatten(1).sum(1)

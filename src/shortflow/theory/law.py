@@ -10,8 +10,8 @@ Both come from one pair (x̂_{t,r}, ε̂_{t,r}), the data and noise of a straigh
     x = α_t x̂ + σ_t ε̂,    X = α_r x̂ + σ_r ε̂,    u = (α_r − α_t)/(r − t) · x̂ + (σ_r − σ_t)/(r − t) · ε̂.
 
 At r = t the pair is the posterior, so nothing is 0/0 there. Every path is the linear path with unit noise seen through
-x' = x/(α + σ), t' = σ/(α + σ), in which jumps are straight lines; there the pair is x̂ = x' − t'u', ε̂ = x' + (1 − t')u',
-and there the flow is solved where it has no closed form.
+x' = x/(α + σ), t' = σ/(α + σ), in which jumps are straight lines; there the pair is x̂ = x' − t'u', ε̂ = x' + (1 −
+t')u', and there the flow is solved where it has no closed form.
 
 All functions are batched over rows, each row with its own times, and can be differentiated by `torch.func.jvp` and
 by autograd. Use float64 where digits matter: tensors of a law follow the dtype and device of x.
@@ -23,14 +23,15 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from shortflow.errors import ShortflowError
 from shortflow.paths import Linear, Path
 from shortflow.theory.solve import rk4_average_velocity
 from shortflow.typing import expand
 
-__all__ = ["Law"]
+__all__ = ["Law", "check_known", "check_labels", "visible"]
 
 Time = Float[Tensor, "b"]
 State = Float[Tensor, "b ..."]
@@ -68,6 +69,12 @@ class Law(ABC):
         """tr Cov[v_c | x_t = x], the total variance of the conditional velocity v_c = α' x_0 + σ' ε; shape (b,)."""
 
     @abstractmethod
+    def sample_posterior(
+        self, x: State, t: Time, label: Label | None = None, generator: torch.Generator | None = None
+    ) -> State:
+        """One data point x_0 ~ p(x_0 | x_t = x) for each row; (x − α x_0)/σ is the noise that belongs to it."""
+
+    @abstractmethod
     def log_density(self, x: State, t: Time, label: Label | None = None) -> Time:
         """log p_t(x) in nats, shape (b,)."""
 
@@ -76,6 +83,10 @@ class Law(ABC):
         self, n: int, generator: torch.Generator | None = None, dtype: torch.dtype | None = None
     ) -> Float[Tensor, "n ..."]:
         """n independent data points, drawn on the CPU, in the default dtype unless told."""
+
+    def on(self, path: Path | None = None, steps: int | None = None) -> "Law":
+        """The same data on another path, or with another number of Runge–Kutta steps."""
+        return replace(self, path=path or self.path, steps=steps or self.steps)
 
     def sample_marginal(self, t: Time, generator: torch.Generator | None = None) -> State:
         """One point x_t = α_t x_0 + σ_t ε for each row of t, in the dtype of t."""
@@ -106,7 +117,8 @@ class Law(ABC):
         return torch.func.jvp(lambda x, t: self.velocity(x, t, label), (x, t), (v, torch.ones_like(t)))[1]
 
     def average_posterior(self, x: State, t: Time, r: Time, label: Label | None = None) -> tuple[State, State]:
-        """(x̂_{t,r}, ε̂_{t,r}) with x = α_t x̂ + σ_t ε̂ and X_{t,r}(x) = α_r x̂ + σ_r ε̂; the posterior itself if r = t."""
+        """(x̂_{t,r}, ε̂_{t,r}) with x = α_t x̂ + σ_t ε̂ and X_{t,r}(x) = α_r x̂ + σ_r ε̂; the posterior itself if r =
+        t."""
         scale_t, scale_r = (self.path.alpha(time) + self.path.sigma(time) for time in (t, r))
         start, end = self.path.sigma(t) / scale_t, self.path.sigma(r) / scale_r
         state = x / expand(scale_t, x)
@@ -122,7 +134,8 @@ class Law(ABC):
         return expand(d_alpha, x) * data + expand(d_sigma, x) * noise
 
     def transfer_velocity(self, x: State, t: Time, r: Time, label: Label | None = None) -> State:
-        """F = α'_t x̂_{t,r} + σ'_t ε̂_{t,r}: X_{t,r}(x) = ā x + b̄ F with (ā, b̄) of `Path.transfer`; v_t(x) if r = t."""
+        """F = α'_t x̂_{t,r} + σ'_t ε̂_{t,r}: X_{t,r}(x) = ā x + b̄ F with (ā, b̄) of `Path.transfer`; v_t(x) if r =
+        t."""
         data, noise = self.average_posterior(x, t, r, label)
         return self.path.velocity(data, noise, t)
 
@@ -133,7 +146,7 @@ class Law(ABC):
     @cached_property
     def _linear(self) -> "Law":
         """The same data on the linear path with unit noise."""
-        return replace(self, path=Linear())
+        return self.on(Linear())
 
     def _solve(self, x: State, t: Time, r: Time, label: Label | None = None) -> State:
         """u_{t,r}(x) by Runge–Kutta steps along this path. Called on the linear path only, by `average_posterior`."""
@@ -150,3 +163,32 @@ def _secant(f: Callable[[Time], Time], df: Callable[[Time], Time], t: Time, r: T
     short = gap.abs() < torch.finfo(gap.dtype).eps ** 0.2
     quotient = (f(r) - f(t)) / torch.where(short, torch.ones_like(gap), gap)
     return torch.where(short, (df(t) + 4 * df((t + r) / 2) + df(r)) / 6, quotient)
+
+
+def check_labels(labels: Int[Tensor, "n"], count: int, what: str) -> None:
+    """Raise `ShortflowError` unless each of `count` things (`what` in words) has a label, every class 0..C−1 a
+    thing."""
+    if len(labels) != count:
+        raise ShortflowError(f"labels has {len(labels)} entries for {count} {what}s")
+    found = labels.unique().tolist()
+    if found != list(range(len(found))):
+        raise ShortflowError(f"labels must be 0..C−1 with a {what} in every class, got the classes {found}")
+
+
+def check_known(label: Label, labels: Int[Tensor, "n"] | None, classes: int) -> None:
+    """Raise `ShortflowError` unless there are classes, and each row has one of them, or C for none."""
+    if labels is None:
+        raise ShortflowError("a label was given, but the law has no labels; build it with labels=..., or leave it out")
+    if bool(((label < 0) | (label > classes)).any()):
+        raise ShortflowError(f"labels must be 0..{classes - 1}, or {classes} for no class; got {label.tolist()}")
+
+
+def visible(label: Label, labels: Int[Tensor, "n"] | None, classes: int) -> Bool[Tensor, "b n"]:
+    """Which of the labelled things each row may see: those of its class, and all of them where the label is C.
+
+    Raises:
+        ShortflowError: as `check_known`.
+    """
+    check_known(label, labels, classes)
+    assert labels is not None
+    return (label[:, None] == labels.to(label.device)) | (label[:, None] == classes)

@@ -10,9 +10,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from shortflow.errors import ShortflowError
+from shortflow.flowmap import AverageVelocity, FlowMap
 from shortflow.theory.law import Law
 
-__all__ = ["ExactNetwork"]
+__all__ = ["ExactNetwork", "exact_flow"]
 
 Output = Literal["average_velocity", "velocity", "transfer"]
 
@@ -61,3 +62,8 @@ class ExactNetwork(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{type(self.law).__name__}, output={self.output!r}"
+
+
+def exact_flow(law: Law) -> FlowMap:
+    """The exact flow map X_{t,r} of the law as a `FlowMap`: what samplers, targets and measurements take."""
+    return FlowMap(ExactNetwork(law), law.path, AverageVelocity())

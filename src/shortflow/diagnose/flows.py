@@ -1,0 +1,260 @@
+"""What exact flows of a data set say about targets and paths: floors, biases, curvature, the error of few steps."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from shortflow.diagnose.known import Known
+from shortflow.diagnose.record import Diagnosis
+from shortflow.paths import Cosine, Linear, Path, VarianceExploding
+from shortflow.theory import exact_flow
+from shortflow.theory.estimates import Estimate, log_slope, mean_of
+from shortflow.theory.nodes import level_of, noise_nodes, times_of
+from shortflow.theory.straightness import ddim, motion, straightness
+from shortflow.theory.variance import continuous_floor, discrete_spread
+from shortflow.typing import Report
+
+__all__ = ["name_of", "paths", "targets"]
+
+CELLS = (0.1, 0.3, 0.5, 0.7, 0.85, 0.95)
+"""Values of σ/(α + σ) of the starts t of the cells, where the law is a density; the ends r are these, and 0."""
+CURVES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
+"""The same, where curvatures are shown."""
+FIRST = (1 / 2, 1 / 4, 1 / 8, 1 / 16)  # its length as a share of the gap
+DRAWS = 4  # of the posterior
+NODES = 16
+STEPS = (1, 2, 4, 8)
+FULL = 12  # Runge–Kutta steps from noise to data
+
+
+def _steps(gap: float) -> int:
+    return max(3, round(FULL * gap))
+
+
+def cells(share: float) -> tuple[float, ...]:
+    """Starts of cells: above the share at which a finite set collapses, in equal steps of log η up to .97."""
+    if share == 0:
+        return CELLS
+    low, high = (math.log(each / (1 - each)) for each in (share, 0.97))
+    return tuple(1 / (1 + math.exp(-(low + (high - low) * i / 5))) for i in range(1, 6)) if low < high else ()
+
+
+def targets(d: Diagnosis, k: Known, share: float, rows: int, generator: torch.Generator, report: Report) -> None:
+    """Maps over (t, r) of the floor of continuous time, and of variance and bias of a discrete target with its first
+    step of half the gap, both over its square; and how variance and bias fall with the first step.
+
+    Args:
+        share: σ/(α + σ) of the earliest end: where a finite set collapses to its points, below which trajectories leap
+            from one to another; 0 for a density.
+    """
+    levels = [each for each in cells(share) if each / (1 - each) < _highest(k.law.path)]
+    starts = k.times(torch.tensor(levels, dtype=torch.float64)).tolist()
+    if not starts:
+        return
+    low = float(k.times(torch.tensor([share], dtype=torch.float64))) if share > 0 else 0.0
+    ends, n, unit = [low, *starts], k.rows(rows, flows=True), "per dimension"
+    values: dict[str, dict[tuple[int, int], float]] = {name: {} for name in ("floor", "ratio", "variance", "bias")}
+    places = [(i, j) for i, t in enumerate(starts) for j, r in enumerate(ends) if r < t]
+    for done, (i, j) in enumerate(places):
+        report(done, len(places) + len(FIRST))
+        for name, value in _cell(k, n, starts[i], ends[j], generator).items():
+            values[name][i, j] = value
+    words = "of the target with a first step δ of half the gap, over δ²"
+    head = "variance of the target in continuous time"
+    d.map("continuous_variance", starts, ends, values["floor"], f"{head}, E tr(J Cov Jᵀ)", unit)
+    d.map("noise_to_signal", starts, ends, values["ratio"], f"{head}, over that of the exact average velocity")
+    d.map("discrete_variance", starts, ends, values["variance"], f"variance {words}", unit)
+    d.map("discrete_bias", starts, ends, values["bias"], f"squared bias {words}", unit)
+    t, r = starts[-2 if len(starts) > 1 else -1], ends[len(ends) // 2 - 1]
+    _scan(d, k, n, t, r, generator, lambda done: report(len(places) + done, len(places) + len(FIRST)))
+
+
+def _highest(path: Path) -> float:
+    return float(level_of(path, torch.ones(1, dtype=torch.float64)))
+
+
+def _cell(k: Known, n: int, t: float, r: float, generator: torch.Generator) -> dict[str, float]:
+    """Noise and bias of the targets of one jump, per dimension."""
+    law = k.flows
+    flow = exact_flow(law.on(steps=_steps(t - r)))
+    time, end = (torch.full((n,), each, dtype=k.x.dtype, device=k.x.device) for each in (t, r))
+    x_t, x, eps, label = k.noisy(time, generator, flows=True)
+    floor = float(continuous_floor(flow, law, x, eps, time, end, label, label).mean()) / k.dimension
+    with torch.no_grad():
+        landed = flow(x_t, time, end, label)
+    spread = discrete_spread(
+        flow,
+        law,
+        x_t,
+        time,
+        (time + end) / 2,
+        end,
+        draws=DRAWS,
+        label=label,
+        told=label,
+        generator=generator,
+        landed=landed,
+        sharp=False,
+    )
+    scale = k.dimension * ((t - r) / 2) ** 2
+    return {
+        "floor": floor,
+        "ratio": floor / float(((landed - x_t).flatten(1) / (r - t)).var(0).mean()),
+        "variance": float(spread.variance.mean()) / scale,
+        "bias": max(0.0, float(spread.bias.mean())) / scale,
+    }
+
+
+def _scan(
+    d: Diagnosis, k: Known, n: int, t: float, r: float, generator: torch.Generator, told: Callable[[int], None]
+) -> None:
+    """Variance and squared bias of a discrete target against its first step, and their orders."""
+    flow = exact_flow(k.flows.on(steps=2 * _steps(t - r)))
+    time, end = (torch.full((n,), each, dtype=k.x.dtype, device=k.x.device) for each in (t, r))
+    x_t, _, _, label = k.noisy(time, generator, flows=True)
+    gaps, variances, biases = [share * (t - r) for share in FIRST], [], []
+    with torch.no_grad():
+        landed = flow(x_t, time, end, label)
+    for done, gap in enumerate(gaps):
+        told(done)
+        spread = discrete_spread(
+            flow,
+            k.flows,
+            x_t,
+            time,
+            time - gap,
+            end,
+            draws=2 * DRAWS,
+            label=label,
+            told=label,
+            generator=generator,
+            landed=landed,
+        )
+        variances.append(mean_of(spread.variance / k.dimension))
+        biases.append(mean_of(spread.bias / k.dimension))
+    where = f"at t = {t:.3g}, r = {r:.3g}"
+    d.curve(
+        "first_step/variance",
+        gaps,
+        variances,
+        f"target {where} by its first step: variance",
+        "per dimension",
+        x_label="δ = t − s",
+    )
+    d.curve(
+        "first_step/bias",
+        gaps,
+        biases,
+        f"target {where} by its first step: squared bias",
+        "per dimension",
+        x_label="δ = t − s",
+    )
+    for name, values, order in (("variance", variances, 2), ("bias", biases, 4)):
+        if all(each.value > 0 for each in values):
+            slope = log_slope(torch.tensor(gaps), torch.tensor([each.value for each in values]))
+            words = "squared bias" if name == "bias" else name
+            d.scalar(
+                f"order/{name}", slope, f"order of the target's {words} in its first step ({order} as it vanishes)"
+            )
+
+
+# --------------------------------------------------------------------------------------------------------------- paths
+
+
+def compared(path: Path, std: float) -> dict[str, Path]:
+    """Paths by name: the usual ones, two with noise as wide as the data, and the recipe's if it is none of these."""
+    width = float(f"{std:.2g}")
+    found: dict[str, Path] = {
+        "linear": Linear(),
+        "cosine": Cosine(),
+        "variance-exploding": VarianceExploding(),
+        f"linear, noise {width:g}": Linear(noise_scale=width),
+        f"cosine, noise {width:g}": Cosine(noise_scale=width),
+    }
+    return found if path in found.values() else {**found, "the recipe's": path}
+
+
+def name_of(path: Path, std: float) -> str:
+    """The name of a path among those that are compared."""
+    return next(name for name, each in compared(path, std).items() if each == path)
+
+
+def paths(d: Diagnosis, k: Known, share: float, rows: int, generator: torch.Generator, report: Report) -> None:
+    """Curvature over noise levels, energies, turning angle and the error of few DDIM steps of the exact flow, by path.
+
+    Args:
+        share: σ/(α + σ) at which flows end: where a finite set collapses to its points, 0 for a density.
+    """
+    std = float(k.x.std(0).double().square().mean().sqrt())
+    d.settings["path_name"] = name_of(k.law.path, std)
+    d.scalar("data_std", std, "standard deviation of the data, root mean square over coordinates")
+    all_paths = compared(k.law.path, std)
+    names = list(all_paths)
+    for done, (name, path) in enumerate(all_paths.items()):
+        _path(d, k.on(path), name, share, rows, generator, lambda i, n, done=done: report(done * n + i, len(names) * n))
+
+
+def _path(
+    d: Diagnosis, k: Known, name: str, share: float, rows: int, generator: torch.Generator, report: Report
+) -> None:
+    law, n = k.flows.on(steps=4), k.rows(rows, flows=True)
+    low = 0.0 if share == 0 else float(times_of(law.path, torch.tensor([share / (1 - share)], dtype=torch.float64)))
+    times, weights = noise_nodes(law.path, low, 1.0, NODES)
+    energy, turning = torch.zeros(n), torch.zeros(n)
+    for i, (time, weight) in enumerate(zip(times.tolist(), weights.tolist(), strict=True)):
+        report(i, 2 * NODES)
+        t = torch.full((n,), time, dtype=k.x.dtype, device=k.x.device)
+        x_t, _, _, label = k.noisy(t, generator, flows=True)
+        found = motion(law, x_t, t, label)
+        energy = energy + weight * found.energy.cpu()
+        turning = turning + weight * found.turning.cpu()
+    shown = [each for each in CURVES if each >= share and each / (1 - each) < _highest(law.path)]
+    curvature = []
+    for time in k.times(torch.tensor(shown, dtype=torch.float64)):
+        t = time.repeat(n)
+        x_t, _, _, label = k.noisy(t, generator, flows=True)
+        curvature.append(mean_of(motion(law, x_t, t, label).curvature))
+    words = f"curvature E‖D_t v‖²/D: {name}"
+    d.curve(f"curvature/{name}", shown, curvature, words, "per dimension", x_label="σ/(α + σ)")
+    d.scalar(f"energy/{name}", mean_of(energy), f"kinetic energy of the marginal flow: {name}", "per dimension")
+    d.scalar(f"turning/{name}", mean_of(turning), f"angle by which trajectories turn: {name}", "rad")
+    _few_steps(d, k, name, low, times, weights, generator)
+
+
+def _few_steps(
+    d: Diagnosis, k: Known, name: str, low: float, times: Tensor, weights: Tensor, generator: torch.Generator
+) -> None:
+    """How far the end of N DDIM steps with the exact velocity is from that of the flow, in units of the data."""
+    law = k.flows.on(steps=4)
+    n = max(16, k.rows(64, flows=True) // 2)
+    one = torch.ones(n, dtype=k.x.dtype, device=k.x.device)
+    x, _, _, label = k.noisy(one, generator, flows=True)
+    legs = times.tolist()
+    point, at = x, 1.0
+    for time in (*legs, low):
+        point, at = law.flow_map(point, one * at, one * time, label), time
+    gap = straightness(law, x, times, weights, point, low, label)
+    d.scalar(f"bend/{name}", mean_of(gap), f"∫‖v − mean velocity‖² dt of trajectories: {name}", "per dimension")
+    alpha = float(law.path.alpha(torch.tensor([low], dtype=torch.float64)))
+    errors: list[Estimate] = []
+    for steps in STEPS:
+        made = ddim(law, x, _grid(law.path, low, steps), label)
+        errors.append(mean_of((made - point).square().flatten(1).mean(1) / alpha**2))
+    d.curve(
+        f"few_steps/{name}",
+        STEPS,
+        errors,
+        f"squared error of N DDIM steps with the exact velocity: {name}",
+        "per dimension",
+        x_label="steps",
+    )
+
+
+def _grid(path: Path, low: float, steps: int) -> list[float]:
+    """Uniform in t; on the variance-exploding path uniform in σ^{1/7}, from the highest level to .002 at most."""
+    if not isinstance(path, VarianceExploding):
+        return [1 + (low - 1) * i / steps for i in range(steps)] + [low]
+    last = max(low, 0.002 / path.sigma_max) ** (1 / 7)
+    return [(1 + (last - 1) * i / steps) ** 7 for i in range(steps)] + [low]
