@@ -232,7 +232,7 @@ def test_latents_are_decoded_where_their_autoencoder_is(latents: Path, capsys: p
 def test_latents_are_not_scored(latents: Path, tmp_path: Path) -> None:
     with pytest.raises(MetricError, match="this model makes latents, and images are scored"):
         runs.score(hub.load(latents), (1,), n=10)
-    with pytest.raises(MetricError, match="this model makes latents; draw and decode them"):
+    with pytest.raises(MetricError, match="this model makes latents; give the autoencoder that decodes them"):
         runs.drawn_images(hub.load(latents), (1,), 10)
     with pytest.raises(ConfigError, match="this model makes latents; write an array"):
         runs.save_folder(hub.load(latents), 2, tmp_path / "folder")

@@ -10,12 +10,12 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -29,7 +29,9 @@ from shortflow.evaluate.tally import chunks
 from shortflow.files import atomic_path, write_atomic
 from shortflow.typing import Report
 
-__all__ = ["World", "gather", "processes"]
+__all__ = ["World", "done_with", "gather", "processes"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +46,15 @@ class World:
         """Until all processes are here."""
         if self.size > 1:
             torch.distributed.barrier()
+
+    def in_turn(self, f: Callable[[], T]) -> T:
+        """f() in the first process, and then in all others: what it has fetched is there when they look."""
+        if self.rank > 0:
+            self.wait()
+        result = f()
+        if self.rank == 0:
+            self.wait()
+        return result
 
 
 @contextmanager
