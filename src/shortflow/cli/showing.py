@@ -243,7 +243,6 @@ def _show_run(path: Path) -> None:
 def _show_imported(model: Any) -> None:
     """Where weights of others are from, and what they are taken for. How long they were trained is not known."""
     from shortflow.config import to_yaml
-    from shortflow.data.latentspec import in_short
     from shortflow.nn.configs import parameter_count
 
     origin, spec = model.imported, model.spec
@@ -251,8 +250,7 @@ def _show_imported(model: Any) -> None:
     known = [f"{parameter_count(model.flow.network):,} parameters", *([f"step {model.step:,}"] if model.step else [])]
     say(f"# {model.path}: imported from {origin.get('file')} ({origin.get('kind')}, {which}), {', '.join(known)}")
     say(f"# file: SHA-256 {origin.get('sha256')}, of {origin.get('project')}")
-    latent = spec.latent
-    seen = "images in [−1, 1]" if latent is None else f"latents of {latent.encoder}, times {in_short(latent.scale)}"
+    seen = "images in [−1, 1]" if spec.latent is None else f"latents {spec.latent.in_words()}"
     say(f"# data: {spec.name}, {'×'.join(map(str, spec.shape))}, {seen}; {count(spec.num_classes, 'class', 'classes')}")
     for note in origin.get("notes", ()):
         say(f"# note: {note}")
