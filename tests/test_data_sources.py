@@ -130,7 +130,7 @@ def test_what_is_no_source_is_refused_with_the_remedy(tmp_path: Path) -> None:
         "broken.npz": "cannot be read",
         "floats.npz": "must be uint8 images, got float64",
         "names.npz": "no array is called images, samples, arr_0, x; there are pictures",
-        "labels.npz": "labels must be numbers from 0, one for each of the 2 images, got float64",
+        "labels.npz": "labels must be whole numbers from 0, one for each of the 2 images, got float64",
         "objects.npz": "cannot be read",
         "mixed.zip": "put all images at the top \\(unconditional\\), or all into one folder for each class",
         "strange.zip": "1 files that are no images \\(program.exe",

@@ -130,6 +130,7 @@ def evaluate(
     """
     from shortflow import runs
 
+    _check_neighbours(neighbours)
     rule, kind, acting = runs.sampler_named(sampler, gamma), runs.grid_named(grid), window_of(window)
     settings: dict[str, Any] = {
         "seed": seed,
@@ -213,6 +214,7 @@ def reference(
     """
     from shortflow import runs
 
+    _check_neighbours(neighbours)
     if out.suffix != ".npz":
         raise ConfigError(f"--out {out}: statistics are .npz files; give a name that ends so")
     if out.exists():
@@ -252,6 +254,11 @@ def _extractor(name: str, source: str, inception: Path | None, other_weights: bo
         with progress("bytes", title="Inception weights") as shown:
             download_inception(shown)
     return runs.extractor_named(name, source=source, weights=inception, published=not other_weights, device=device)
+
+
+def _check_neighbours(count: int) -> None:
+    if count < 0:
+        raise ConfigError(f"--neighbours must be at least 0, got {count}")
 
 
 def _decoder(model: Any, encoder: str | None, device: str) -> Any:

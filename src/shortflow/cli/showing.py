@@ -161,7 +161,12 @@ def show(
     if data is not None or settings:
         say(to_yaml(runs.configure(what, data, resolution=resolution, settings=settings or ())[0]).rstrip())
         return
-    recipe = recipe_named(what)
+    if resolution is not None:
+        raise ConfigError(f"--resolution {resolution} is that of --data; give both, or leave it out")
+    try:
+        recipe = recipe_named(what)
+    except ConfigError as error:
+        raise ConfigError(f"{error} (nor is there a run, a model or a run file of that name)") from error
     module = sys.modules[RECIPES[recipe.name].__module__]
     say((module.__doc__ or "").strip() + "\n")
     say(to_yaml(recipe))

@@ -63,7 +63,9 @@ class DataConfig:
         if not self.source.strip():
             raise ShortflowError("data.source is empty; give a name such as digits, or a folder of images")
         if self.resolution is not None and self.resolution < 1:
-            raise ShortflowError(f"data.resolution must be positive, got {self.resolution}")
+            raise ShortflowError(
+                f"data.resolution is the side of the images in pixels and must be at least 1, got {self.resolution}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -174,7 +174,21 @@ def _scan(folder: Path) -> tuple[list[Path], list[str], tuple[str, ...]]:
             raise DataError(f"{sub}: a class without an image; add images or remove the folder")
         paths += inside
         names += [sub.name] * len(inside)
+    check_classes(str(folder), [sub.name for sub in folders])
     return paths, names, tuple(sub.name for sub in folders)
+
+
+def check_classes(where: str, classes: Sequence[str]) -> None:
+    """Raise `DataError` if two classes differ in capital letters only: one of them is a slip, or will be on a disk that
+    makes no difference."""
+    known: dict[str, str] = {}
+    for name in classes:
+        other = known.setdefault(name.casefold(), name)
+        if other != name:
+            raise DataError(
+                f"{where}: the classes {other} and {name} differ in capital letters only; put their images into one "
+                "folder, or rename one"
+            )
 
 
 def _check_extensions(folder: Path, files: list[Path]) -> None:

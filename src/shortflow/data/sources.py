@@ -27,7 +27,7 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 
 from shortflow.data import builtin
-from shortflow.data.images import EXTENSIONS, center_crop, listed, read_image
+from shortflow.data.images import EXTENSIONS, center_crop, check_classes, listed, read_image
 from shortflow.errors import DataError
 
 __all__ = ["Source", "open_source"]
@@ -201,6 +201,7 @@ def _zipped(path: Path, split: str, resolution: int) -> Source:
     chosen = sorted((entry for entry in entries if entry.filename in parts), key=lambda entry: entry.filename)
     names = [parts[entry.filename][0] for entry in chosen] if depths == {2} else []
     classes = tuple(sorted(set(names)))
+    check_classes(str(path), classes)
     return _Zipped(
         name=path.stem,
         split=split,
@@ -275,17 +276,22 @@ def _npz(path: Path) -> tuple[UInt8[np.ndarray, "n c h w"], Int[np.ndarray, "n"]
         raise
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path}: cannot be read ({error}); write or fetch the file again") from error
+    given = images.shape
     if images.ndim == 3:
         images = images[:, None]
     elif images.ndim == 4 and images.shape[3] in (1, 3) and images.shape[1] not in (1, 3):
         images = images.transpose(0, 3, 1, 2)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3) or images.size == 0:
-        raise DataError(f"{path}: {name} must be uint8 images, got {images.dtype} of shape {images.shape}")
+        raise DataError(
+            f"{path}: {name} must be uint8 images, got {images.dtype} of shape {given}; scale them to 0…255, round and "
+            "convert them"
+        )
     if labels is None:
         return images, None, ()
     if labels.ndim != 1 or len(labels) != len(images) or labels.dtype.kind not in "iu" or labels.min() < 0:
         raise DataError(
-            f"{path}: labels must be numbers from 0, one for each of the {len(images)} images, got {labels.dtype} of "
-            f"shape {labels.shape}"
+            f"{path}: labels must be whole numbers from 0, one for each of the {len(images)} images, got "
+            f"{labels.dtype} of shape {labels.shape}"
+            + (f" from {labels.min()} to {labels.max()}" if labels.size else "")
         )
     return images, labels.astype(np.int64), tuple(map(str, range(int(labels.max()) + 1)))

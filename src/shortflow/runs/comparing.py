@@ -34,6 +34,8 @@ __all__ = [
     "training_images",
 ]
 
+_POINTS = "features are those of images, and this model makes points; leave out --features"
+
 # Given (what is being done, Report or None): who shows it, and how.
 Reports = Callable[[str], Report | None]
 
@@ -95,7 +97,7 @@ def drawn_images(
     """
     spec, how = model.spec, Drawing(**drawing)
     if spec.kind == "points":
-        raise MetricError("features are those of images, and this model makes points; leave out --features")
+        raise MetricError(_POINTS)
     if spec.kind == "latents" and how.autoencoder is None:
         raise MetricError(
             "features are those of images, and this model makes latents; give the autoencoder that decodes them "
@@ -141,8 +143,10 @@ def training_images(model: Model, resolution: int | None = None) -> Stored:
 
     Raises:
         DataError: if they are not there.
-        MetricError: if it was trained on latents.
+        MetricError: if it was trained on latents, or points.
     """
+    if model.spec.kind == "points":
+        raise MetricError(_POINTS)
     if model.spec.kind == "latents":
         raise MetricError(
             f"{model.path}: this model was trained on latents, which are no images to compare with; give a reference "

@@ -113,15 +113,14 @@ def gather(
         return total
     folder = _folder(beside, images, extractor, plan)
     with _disk(folder):
-        if world.rank == 0:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_atomic(folder / "choices.json", json.dumps(_choices(images, extractor, plan), indent=1) + "\n")
-        world.wait()
         for first, last in parts[world.rank :: world.size]:
             if _found(folder, first, last) is not None:
                 seen.add(last - first)
                 continue
             tally = Tally.of(seen.of(images.read(first, last)), extractor, plan, first, last)
+            if world.rank == 0 and first == parts[0][0]:  # nothing is written for images that cannot be read
+                choices = json.dumps(_choices(images, extractor, plan), indent=1)
+                write_atomic(folder / "choices.json", f"{choices}\n")
             with atomic_path(_file(folder, first)) as temporary:
                 save_file({name: value.contiguous() for name, value in tally.tensors().items()}, temporary)
     world.wait()
