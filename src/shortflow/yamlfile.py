@@ -52,7 +52,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_constructor(None, _Loader.construct_undefined)
+_Loader.add_constructor(None, _Loader.construct_undefined)  # pyright: ignore[reportArgumentType]
 
 
 def parse_yaml(text: str, what: str) -> Any:
