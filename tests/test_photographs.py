@@ -22,15 +22,19 @@ from shortflow.evaluate import save_program
 from shortflow.evaluate.tally import Tally
 
 FACTOR, CLASSES, EACH = 8, 5, 4
-TINY = (
-    "network={kind: SiTConfig, size: tiny, depth: 1, width: 16, heads: 2, patch: 2}",
-    "train.batch=8",
-    "train.group=4",
-    "train.images=32",
-    "train.preview_every=4",
-)
-SETTINGS = [word for setting in TINY for word in ("--set", setting)]
 slow = pytest.mark.slow
+
+
+def tiny(side: int) -> list[str]:
+    """Settings of a run on latents of images of this side."""
+    patch = 2 if side < 256 else 4
+    return [
+        f"network={{kind: SiTConfig, size: tiny, depth: 1, width: 16, heads: 2, patch: {patch}}}",
+        "train.batch=8",
+        "train.group=4",
+        "train.images=32",
+        "train.preview_every=4",
+    ]
 
 
 def travelled(shortflow: Shortflow, folder: Path, side: int, labels: bool = True) -> Path:
@@ -39,7 +43,8 @@ def travelled(shortflow: Shortflow, folder: Path, side: int, labels: bool = True
     saved(folder / "vae", factor=FACTOR, scaling_factor=0.18215)
     said = shortflow("encode", photos, "--encoder", folder / "vae", "--resolution", side, "--out", latents)
     assert (said.code, said.err) == (0, "")
-    said = shortflow("train", "esc", "--data", latents, "--out", folder / "run", *SETTINGS)
+    settings = [f"--set={setting}" for setting in tiny(side)]
+    said = shortflow("train", "esc", "--data", latents, "--out", folder / "run", *settings)
     assert (said.code, said.err) == (0, "")
     return folder / "run"
 
@@ -114,7 +119,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     saved(folder / "vae", factor=FACTOR)
     source = runs.Images(runs_source(archive(folder / "photos.zip", CLASSES, EACH)), load(folder / "vae"))
     runs.encode(source, load(folder / "vae"), folder / "latents")
-    for _ in runs.training(*runs.configure("esc", str(folder / "latents"), settings=TINY), folder / "run"):
+    for _ in runs.training(*runs.configure("esc", str(folder / "latents"), settings=tiny(16)), folder / "run"):
         pass
     return folder
 
