@@ -160,9 +160,9 @@ def _images(folder: Path) -> None:
     (folder / "empty").mkdir()
     image("notes/0.png")
     (folder / "notes/notes.txt").write_text("remember the milk\n")
-    with zipfile.ZipFile(folder / "whole.zip", "w") as archive:
+    with zipfile.ZipFile(folder / "cut.zip", "w") as archive:
         archive.write(folder / "photos/cats/0.png", "cats/0.png")
-    (folder / "cut.zip").write_bytes((folder / "whole.zip").read_bytes()[:200])
+    (folder / "cut.zip").write_bytes((folder / "cut.zip").read_bytes()[:200])
     np.savez(folder / "floats.npz", random.normal(size=(8, 16, 16, 3)))
     few = random.integers(256, size=(4, 8, 8, 3), dtype=np.uint8)
     np.savez(folder / "labelled.npz", images=few, labels=[0, 1, -1, 0])
