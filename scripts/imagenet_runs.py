@@ -1,7 +1,7 @@
 """The published runs on ImageNet-256 as run files: python scripts/imagenet_runs.py (--check: whether they are current)
 
 examples/imagenet-256/NAME.yaml holds the whole run, resolved; a comment has the published figure with its source, and
-what the run will take (`shortflow.estimate`).
+what the run will take (`shortflow.estimate`). docs/imagenet.md has all of them in a table.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from typing import Any
 from shortflow.config import DataConfig, RunConfig
 from shortflow.config.runfile import to_yaml
 from shortflow.data import DataSpec
-from shortflow.estimate import SHARE, estimate
+from shortflow.estimate import SHARE, Estimate, estimate
 from shortflow.files import write_atomic
 from shortflow.losses import Product, Variational
 from shortflow.nn.configs import SiTConfig
@@ -41,6 +41,9 @@ from shortflow.train.settings import TrainSettings
 from shortflow.velocity import Mixture
 
 FOLDER = Path(__file__).parents[1] / "examples" / "imagenet-256"
+PAGE = Path(__file__).parents[1] / "docs" / "imagenet.md"
+BEGIN, END = "<!-- python scripts/imagenet_runs.py -->", "<!-- end -->"
+GPUS = 8  # that share a batch in the table
 EPOCH = 1_281_167  # images
 LATENTS = DataSpec(name="imagenet-256", shape=(4, 32, 32), classes=tuple(str(i) for i in range(1000)), image=False)
 SOURCE = "./imagenet-256-latents"  # as `shortflow encode` makes it
@@ -188,23 +191,25 @@ RUNS: dict[str, Published] = {
         size="XL",
         figure="7.77 (1 step, guidance doubles the passes), 5.33 (2), 3.66 (4), 2.77 (8); arXiv 2503.07565",
     ),
-    "alphaflow-b2": Published(recipe=alphaflow(), size="B", figure="5.40 (1 step), 5.01 (2); its paper"),
-    "soflow-b2": Published(recipe=soflow(), size="B", figure="4.85 (1 step), 4.24 (2); its paper"),
-    "imf-b2": Published(recipe=imf(), size="B", figure="3.39 (1 step); its paper, with a transformer of another kind"),
+    "alphaflow-b2": Published(recipe=alphaflow(), size="B", figure="5.40 (1 step), 5.01 (2); arXiv 2510.20771"),
+    "soflow-b2": Published(recipe=soflow(), size="B", figure="4.85 (1 step), 4.24 (2); arXiv 2512.15657"),
+    "imf-b2": Published(
+        recipe=imf(), size="B", figure="3.39 (1 step); arXiv 2512.02012, with a transformer of another kind"
+    ),
     "tvm-xl2": Published(
         recipe=tvm(),
         size="XL",
         steps=300_000,
         network={"qk_norm": True, "modulation_norm": True},
-        figure="3.29 (1 step), 1.99 (4); its paper",
+        figure="3.29 (1 step), 1.99 (4); arXiv 2511.19797",
         notes=("the number of steps is not established: 300,000 is a guess",),
     ),
 }
 
 
-def text(name: str, published: Published) -> str:
+def text(name: str, published: Published, found: Estimate) -> str:
+    """The run file."""
     run = published.run
-    found = estimate(run, LATENTS)
     local = f"about {found.kept / 2 / 2**20:,.0f} MiB an image in bf16"
     heads = [
         f"{published.recipe.title}: {name}",
@@ -220,15 +225,48 @@ def text(name: str, published: Published) -> str:
     return "".join(f"# {line}\n" for line in heads) + to_yaml(run)
 
 
+def row(name: str, published: Published, found: Estimate) -> list[str]:
+    """The run in the table."""
+    run = published.run
+    each = found.held + found.kept / 2 * run.train.batch / GPUS  # activations in bf16
+    network = f"{published.size}/{published.patch}, {found.parameters / 1e6:,.0f}M"
+    return [
+        f"[`{name}`](../examples/imagenet-256/{name}.yaml)",
+        network,
+        f"{run.train.batch:,}",
+        f"{run.train.images / 1e6:,.0f}M",
+        f"{found.step:.2f}",
+        f"{found.hours():,.0f}",
+        f"{each / 2**30:,.0f} GiB",
+        published.figure,
+    ]
+
+
+def table(rows: list[list[str]]) -> str:
+    head = ["run file", "network", "batch", "images", "F a step", "H100-hours", "memory", "published FID-50k"]
+    lines = [head, ["---", "---", *["---:"] * 5, "---"], *rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def page(rows: list[list[str]]) -> str:
+    """The page with these rows in its table."""
+    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
+    return f"{before}{BEGIN}\n{table(rows)}{END}{rest.split(END)[1]}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; fail if a file is not what it would be")
     options = parser.parse_args()
-    stale = []
+    files, rows, stale = {}, [], []
     for name, published in RUNS.items():
-        path, content = FOLDER / f"{name}.yaml", text(name, published)
+        found = estimate(published.run, LATENTS)
+        files[FOLDER / f"{name}.yaml"] = text(name, published, found)
+        rows.append(row(name, published, found))
+    files[PAGE] = page(rows)
+    for path, content in files.items():
         if options.check:
-            stale += [name] if not path.is_file() or path.read_text() != content else []
+            stale += [] if path.is_file() and path.read_text(encoding="utf-8") == content else [path.name]
         else:
             write_atomic(path, content)
     if stale:

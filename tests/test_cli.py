@@ -510,7 +510,7 @@ def test_default_outputs_lie_in_the_working_directory(
         (("--times", ","), "--times: expected numbers"),
         (("--times", "0,1"), "times of a grid must decrease"),
         (("--steps", "0"), "steps must be at least 1, got 0"),
-        (("-n", "0"), "n and batch_size must be at least 1"),
+        (("-n", "0"), "n must be at least 1, got 0"),
         (("--interpolate", "--times", "1,0"), "--interpolate goes with --steps only"),
         (("--interpolate", "--sampler", "re-noise"), "--interpolate goes with --steps only"),
         (("--interpolate", "--single"), "--interpolate goes with --steps only"),

@@ -236,7 +236,7 @@ def test_what_does_not_go_together(shortflow: Shortflow, trained: Path, files: P
         refused("the shipped classifier are for one process", "evaluate", trained)
     refused("there is no such folder or file", "evaluate", "nowhere.npz", *against)
     refused("there is no such folder or file", "evaluate", pngs, "--reference", "nowhere", "--features", program)
-    refused("takes images of 1 channels, got 3", "evaluate", pngs, *against, "--features", "classifier:digits")
+    refused("takes images of 1 channel, got 3", "evaluate", pngs, *against, "--features", "classifier:digits")
     refused("no classifier is shipped for", "evaluate", pngs, *against, "--features", "classifier")
     refused("pickled statistics are not opened", "evaluate", pngs, "--reference", "edm2.pkl", "--features", program)
     refused("give a name that ends so", "reference", pngs, "--out", files / "s.npy")

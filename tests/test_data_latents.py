@@ -169,6 +169,8 @@ def test_differences_are_named() -> None:
     near = LatentSpec(encoder="e", sha256=None, pixels=(3, 8, 8), shift=(0.0,), scale=(0.18215,))
     trap = LatentSpec(encoder="e", sha256=None, pixels=(3, 8, 8), shift=(0.0,), scale=(0.18125,))
     assert trap.differences(near, ("a", "b")) == ["the scale of a is 0.18125, that of b is 0.18215"]
+    close = LatentSpec(encoder="e", sha256=None, pixels=(3, 8, 8), shift=(0.0,), scale=(0.18215001,))
+    assert close.differences(near, ("a", "b")) == ["the scale of a is 0.18215001, that of b is 0.18215"]
     assert "sha256 cdcdcdcdcdcd…" in apart({"sha256": "cd" * 32})[0]
     assert apart({"sha256": None, "encoder": "./small"}) == []  # by its name
     assert "is vaes/small, that of the data is big" in apart({"sha256": None, "encoder": "big"})[0]

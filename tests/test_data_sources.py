@@ -123,6 +123,7 @@ def test_what_is_no_source_is_refused_with_the_remedy(tmp_path: Path) -> None:
     zipped(tmp_path / "mixed.zip", {**PHOTOS, "c.png": PHOTOS["a/0.png"]})
     zipped(tmp_path / "strange.zip", PHOTOS, program__exe=b"x")
     zipped(tmp_path / "empty.zip", {})
+    zipped(tmp_path / "capitals.zip", {"A/0.png": PHOTOS["a/0.png"], "a/1.png": PHOTOS["a/0.png"]})
     cases = {
         "nowhere": "neither a known name nor a folder or file",
         "words.txt": "neither a folder nor a .zip, .npz, .npy, .tar or .parquet file",
@@ -130,8 +131,9 @@ def test_what_is_no_source_is_refused_with_the_remedy(tmp_path: Path) -> None:
         "broken.npz": "cannot be read",
         "floats.npz": "must be uint8 images .*, got float64 of shape \\(2, 8, 8, 3\\)",
         "names.npz": "no array is called images, samples, arr_0, x; there are pictures",
-        "labels.npz": "labels must be numbers from 0, one for each of the 2 images, got float64",
+        "labels.npz": "labels must be whole numbers from 0, one for each of the 2 images, got float64",
         "objects.npz": "cannot be read",
+        "capitals.zip": "the classes A and a differ in capital letters only",
         "mixed.zip": "put all images at the top \\(unconditional\\), or all into one folder for each class",
         "strange.zip": "1 files that are no images \\(program.exe",
         "empty.zip": "no images",

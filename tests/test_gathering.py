@@ -2,9 +2,6 @@
 
 import json
 import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +10,7 @@ import pytest
 import torch
 
 from extractors import pictures, small
+from launcher import launched
 from shortflow.cli import main
 from shortflow.data.stored import Stored, open_images
 from shortflow.errors import MetricError, ShortflowError
@@ -143,27 +141,6 @@ def test_what_is_refused(images: Stored, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 # ------------------------------------------------------------------------------------------------------------ launchers
-
-
-def launched(world: int, *arguments: object) -> list[str]:
-    """What the processes of a launcher say."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    shared = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-m", "shortflow", *map(str, arguments)],
-            env={**shared, "WORLD_SIZE": str(world), "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(world)
-    ]
-    said = [process.communicate(timeout=200)[0] for process in running]
-    assert all(process.returncode == 0 for process in running), "\n\n".join(text[-2000:] for text in said)
-    return said
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """The published runs: their files are what the recipes say, and what they take is what the papers say."""
 
+import re
 import runpy
 from dataclasses import replace
 from pathlib import Path
@@ -83,9 +84,30 @@ def test_what_is_kept_grows_with_depth_alone() -> None:
     assert (four - two) / 2 > 4 * 10 * tokens * width  # at least ten tensors of a block, the hidden layer among them
 
 
+def test_the_table_says_what_the_files_say() -> None:
+    """Every run, with the figures at the head of its file."""
+    rows = [line.strip("| ").split(" | ") for line in SCRIPT["PAGE"].read_text().splitlines() if line.startswith("| [")]
+    assert [re.match(r"\[`([\w-]+)`\]", row[0])[1] for row in rows] == list(SCRIPT["RUNS"])  # type: ignore[index]
+    for (name, published), row in zip(SCRIPT["RUNS"].items(), rows, strict=True):
+        head = (ROOT / "examples/imagenet-256" / f"{name}.yaml").read_text().split("recipe:")[0]
+        _, network, batch, images, cost, hours, memory, figure = row
+        assert f"{network.split(', ')[1]} parameters" in head
+        assert f" steps of {batch} = " in head
+        assert images == f"{published.run.train.images / 1e6:,.0f}M"
+        assert f"# {cost} F a step" in head
+        assert f"; {hours} H100-hours at 40% of the peak" in head
+        assert f"FID-50k on ImageNet-256: {figure}." in head
+        held, kept = re.search(r"([\d.]+) GiB for .* about ([\d,]+) MiB an image", head).groups()  # type: ignore[union-attr]
+        each = float(held) + float(kept.replace(",", "")) / 1024 * published.run.train.batch / 8
+        assert float(memory.removesuffix(" GiB").replace(",", "")) == pytest.approx(each, rel=0.01, abs=0.6)
+
+
 @pytest.mark.slow
 def test_what_the_files_say_is_current() -> None:
     """If this fails: python scripts/imagenet_runs.py."""
+    rows = []
     for name, published in SCRIPT["RUNS"].items():
-        path = ROOT / "examples" / "imagenet-256" / f"{name}.yaml"
-        assert path.read_text() == SCRIPT["text"](name, published), name
+        path, found = ROOT / "examples" / "imagenet-256" / f"{name}.yaml", estimate(published.run, LATENTS)
+        assert path.read_text() == SCRIPT["text"](name, published, found), name
+        rows.append(SCRIPT["row"](name, published, found))
+    assert SCRIPT["PAGE"].read_text() == SCRIPT["page"](rows)

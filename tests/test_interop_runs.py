@@ -232,7 +232,7 @@ def test_latents_are_decoded_where_their_autoencoder_is(latents: Path, capsys: p
 def test_latents_are_not_scored(latents: Path, tmp_path: Path) -> None:
     with pytest.raises(MetricError, match="this model makes latents, and images are scored"):
         runs.score(hub.load(latents), (1,), n=10)
-    with pytest.raises(MetricError, match="this model makes latents; draw and decode them"):
+    with pytest.raises(MetricError, match="this model makes latents; give the autoencoder that decodes them"):
         runs.drawn_images(hub.load(latents), (1,), 10)
     with pytest.raises(ConfigError, match="this model makes latents; write an array"):
         runs.save_folder(hub.load(latents), 2, tmp_path / "folder")
@@ -315,6 +315,40 @@ def test_another_latent_scale_is_refused(latents: Path) -> None:
         caught.value
     )
     assert "--scale 0.18125 --shift 0.0, which writes no latent anew" in str(caught.value)
+
+
+def test_latents_that_are_normalised_by_channel(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A mean and a deviation for each channel, as IMM, iMF and TVM have them (methods 3.0), go all the way."""
+    mean, std = (0.86488, -0.27787343, 0.21616915, 0.3738409), (4.85503674, 5.31922414, 3.93725398, 3.9870003)
+    torch.save(published.weights(LATENTS, second=True), tmp_path / "w.pt")
+    given = ("--latent-scale", ",".join(repr(1 / s) for s in std), "--latent-shift", ",".join(map(repr, mean)))
+    arguments = ("import", tmp_path / "w.pt", "--from", "meanflow", "--encoder", "./vaes/sd-vae-ft-mse", *given)
+    code, said = shortflow(capsys, *arguments, "--out", tmp_path / "run")
+    assert code == 0, said
+    shown = "minus [0.86488, -0.277873, 0.216169, 0.373841], times [0.205972, 0.187997, 0.253984, 0.250815]"
+    assert f"latents 4×8×8 of ./vaes/sd-vae-ft-mse, {shown}" in said
+    assert f"latents of ./vaes/sd-vae-ft-mse, {shown};" in shortflow(capsys, "show", tmp_path / "run")[1]
+
+    model = hub.load(tmp_path / "run", "cpu")
+    x = torch.randn(3, 4, 8, 8)
+    z = x.numpy() * np.array(std)[:, None, None] + np.array(mean)[:, None, None]
+    np.testing.assert_allclose(model.spec.decode(x), z, rtol=1e-5, atol=1e-5)
+
+    vae = saved(tmp_path / "vae", factor=8)
+    code, said = shortflow(capsys, "sample", tmp_path / "run", "--n", 2, "--encoder", vae, "--out", tmp_path / "s.npy")
+    assert code == 0, said
+    raw = next(iter(runs.draw(model.flow, model.spec, 2))).pixels
+    np.testing.assert_array_equal(np.load(tmp_path / "s.npy"), load_autoencoder(str(vae)).decode(raw))
+
+    # Latents in the same units are a start for it; in the units of one number they are not.
+    run = replace(runs.configure("meanflow", "digits")[0], network=model.run.network, init_from=str(tmp_path / "run"))
+    here = replace(model.spec, name="mine")
+    check_references(run, here)
+    assert here.latent is not None
+    for other, word in (({"scale": (0.18215,) * 4}, "scale"), ({"shift": (0.0,) * 4}, "shift")):
+        with pytest.raises(ConfigError, match=f"the {word} of init_from .* is .*, that of mine is") as caught:
+            check_references(run, replace(here, latent=replace(here.latent, **other)))
+        assert f"--shift {','.join(map(repr, mean))}" in str(caught.value)
 
 
 def test_classes_of_imported_weights_have_a_number_only(latents: Path) -> None:

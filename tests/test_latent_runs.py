@@ -1,12 +1,9 @@
 """Runs on latents: photographs → latents → a class-consistent run → samples → pictures, and every mismatch refused."""
 
 import json
-import os
 import re
 import shutil
 import warnings
-import zipfile
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ import torch
 from PIL import Image
 
 from autoencoders import saved
+from photographs import archive
 from shortflow import hub, runs
 from shortflow.cli import main
 from shortflow.config import override, recipe_named
@@ -24,7 +22,6 @@ from shortflow.data.encoders import load_autoencoder
 from shortflow.data.latents import open_latents
 from shortflow.errors import CheckpointError, ConfigError, MetricError
 
-PHOTOS = Path(os.environ.get("SHORTFLOW_DATA", "nowhere")) / "imagenet-samples-256/imagenet_samples_256.zip"
 SIDE, CLASSES, EACH = 16, 5, 4
 TINY = [
     "network={kind: SiTConfig, size: tiny, depth: 1, width: 16, heads: 2}",
@@ -40,29 +37,8 @@ SETTINGS = [word for setting in TINY for word in ("--set", setting)]
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A zip file of photographs in class folders: real ones, four views of each, or else noise."""
-    path, random = tmp_path_factory.mktemp("photos") / "photos.zip", np.random.default_rng(0)
-    found: dict[str, bytes] = {}
-    if PHOTOS.is_file():
-        with zipfile.ZipFile(PHOTOS) as archive:
-            names = sorted(name for name in archive.namelist() if name.endswith(".jpg"))[:CLASSES]
-            found = {name.split("/")[0]: archive.read(name) for name in names}
-    with zipfile.ZipFile(path, "w") as archive:
-        for k in range(CLASSES):
-            name, content = list(found.items())[k] if found else (f"class {k}", b"")
-            for view in range(EACH):
-                entry = f"{name}/{view}.{'jpg' if found else 'png'}"
-                with archive.open(entry, "w") as file:
-                    if view == 0 and found:
-                        file.write(content)
-                        continue
-                    pixels = np.asarray(Image.open(BytesIO(content))) if found else noise(random)
-                    Image.fromarray(np.roll(pixels, 40 * view, axis=1)).save(file, "JPEG" if found else "PNG")
-    return path
-
-
-def noise(random: np.random.Generator) -> np.ndarray:
-    return random.integers(256, size=(40, 48, 3), dtype=np.uint8)
+    """A zip file of photographs in class folders."""
+    return archive(tmp_path_factory.mktemp("photos") / "photos.zip", CLASSES, EACH)
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +177,7 @@ def test_without_the_autoencoder_latents_are_written(folder: Path, shortflow: An
 
 
 def test_scores_of_latents_name_the_remedy(folder: Path, shortflow: Any) -> None:
-    with pytest.raises(MetricError, match=r"this model makes latents, .*\(shortflow sample RUN --encoder FOLDER"):
+    with pytest.raises(MetricError, match=r"this model makes latents, .*\(shortflow evaluate RUN --reference"):
         runs.score(hub.load(folder / "run", "cpu"), (1,))
     assert shortflow("evaluate", folder / "run").code == 2
 

@@ -228,12 +228,18 @@ def test_extra_averages_are_saved_and_go_on_bit_for_bit(tmp_path: Path) -> None:
     ("build", "message"),
     [
         (lambda: Optimizer(algorithm="sgd"), "(?s)algorithm"),  # type: ignore[arg-type]
-        (lambda: Optimizer(eps=0.0), r"optimizer.eps = 0.0 is impossible"),
-        (lambda: Optimizer(eps=math.inf), r"optimizer.eps = inf is impossible"),
-        (lambda: Optimizer(ema_length=0.0), r"optimizer.ema_length = 0.0 is impossible"),
-        (lambda: Optimizer(ema_length=0.3), r"optimizer.ema_length = 0.3 is impossible"),
-        (lambda: Optimizer(extra_ema=(0.9, 1.0)), r"optimizer.extra_ema = \(0.9, 1.0\) is impossible"),
-        (lambda: Optimizer(extra_ema=(0.9, 0.9)), r"optimizer.extra_ema = \(0.9, 0.9\) is impossible"),
+        (lambda: Optimizer(eps=0.0), r"optimizer.eps must be positive and finite, got 0.0"),
+        (lambda: Optimizer(eps=math.inf), r"optimizer.eps must be positive and finite, got inf"),
+        (lambda: Optimizer(ema_length=0.0), r"optimizer.ema_length must be in \(0, 0.2886\] or null, got 0.0"),
+        (lambda: Optimizer(ema_length=0.3), r"optimizer.ema_length must be in \(0, 0.2886\] or null, got 0.3"),
+        (
+            lambda: Optimizer(extra_ema=(0.9, 1.0)),
+            r"optimizer.extra_ema must be in \[0, 1\), each once, got \(0.9, 1.0\)",
+        ),
+        (
+            lambda: Optimizer(extra_ema=(0.9, 0.9)),
+            r"optimizer.extra_ema must be in \[0, 1\), each once, got \(0.9, 0.9\)",
+        ),
     ],
 )
 def test_impossible_settings_are_refused(build: Callable[[], object], message: str) -> None:

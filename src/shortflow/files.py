@@ -41,6 +41,10 @@ def atomic_path(path: Path, durable: bool = True) -> Iterator[Path]:
         os.replace(temporary, path)
         if durable:
             sync_folder(path.parent)
+    except OSError as error:
+        if error.errno is not None and error.filename in (None, str(temporary)):
+            error.filename = str(path)  # which is what its reader has heard of
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -8,6 +8,7 @@ whose fixed point is u_{t,t}(c) = w v_c + (1 − w) v_∅ with the effective sca
 Sampling: F = F_∅ + w (F_c − F_∅).
 """
 
+import math
 from abc import abstractmethod
 from dataclasses import dataclass
 
@@ -426,12 +427,14 @@ def guide(flow: FlowMap, scale: float, window: tuple[float, float] = (0.0, 1.0))
     the scale and the window instead, at no cost.
 
     Raises:
-        SamplerError: if guidance is already part of the weights (it would act twice), or for a scale below 1 where the
-            network is told it.
+        SamplerError: if the scale is not finite, if guidance is already part of the weights (it would act twice), or
+            for a scale below 1 where the network is told it.
         IncompatibleParts: if the network has no null class or the window is empty.
     """
     if scale == 1:
         return flow
+    if not math.isfinite(scale):
+        raise SamplerError(f"guidance must be a finite number, got {scale}; 1 is none")
     check_window("guide", window)
     if flow.told is not None:
         if scale < 1:

@@ -42,20 +42,25 @@ class Optimizer:
     extra_ema: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        for name, good in {
-            "algorithm": self.algorithm in ("adamw", "radam", "adam"),
-            "lr": self.lr > 0,
-            "betas": all(0 <= beta < 1 for beta in self.betas),
-            "eps": self.eps > 0 and math.isfinite(self.eps),
-            "weight_decay": self.weight_decay >= 0,
-            "clip": self.clip is None or self.clip > 0,
-            "warmup": 0 <= self.warmup < 1,
-            "cooldown": 0 <= self.cooldown <= 1,
-            "ema": 0 <= self.ema < 1,
+        positive, share = "must be positive and finite", "must be in [0, 1)"
+        several = len(set(self.extra_ema)) == len(self.extra_ema)
+        for name, good, rule in (
+            ("algorithm", self.algorithm in ("adamw", "radam", "adam"), "must be adamw, radam or adam"),
+            ("lr", 0 < self.lr < math.inf, positive),
+            ("betas", all(0 <= beta < 1 for beta in self.betas), share),
+            ("eps", 0 < self.eps < math.inf, positive),
+            ("weight_decay", 0 <= self.weight_decay < math.inf, "must be at least 0 and finite"),
+            ("clip", self.clip is None or self.clip > 0, "must be positive, or null for none"),
+            ("warmup", 0 <= self.warmup < 1, share),
+            ("cooldown", 0 <= self.cooldown <= 1, "must be in [0, 1]"),
+            ("ema", 0 <= self.ema < 1, share),
             # A profile of power 0, the plain mean of the run, has the length 1/√12.
-            "ema_length": self.ema_length is None or 0 < self.ema_length <= 12**-0.5,
-            "extra_ema": all(0 <= decay < 1 for decay in self.extra_ema)
-            and len(set(self.extra_ema)) == len(self.extra_ema),
-        }.items():
+            (
+                "ema_length",
+                self.ema_length is None or 0 < self.ema_length <= 12**-0.5,
+                "must be in (0, 0.2886] or null",
+            ),
+            ("extra_ema", all(0 <= decay < 1 for decay in self.extra_ema) and several, f"{share}, each once"),
+        ):
             if not good:
-                raise ShortflowError(f"optimizer.{name} = {getattr(self, name)} is impossible")
+                raise ShortflowError(f"optimizer.{name} {rule}, got {getattr(self, name)}")

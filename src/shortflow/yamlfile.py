@@ -14,6 +14,7 @@ __all__ = ["parse_yaml", "read_yaml"]
 
 _LARGEST = 200_000  # characters; a resolved run has about 3,000
 _DEEPEST = 40
+_PRINTED = "`shortflow show RECIPE --data DATA` prints such a file"
 
 
 class _Loader(yaml.SafeLoader):
@@ -36,6 +37,12 @@ class _Loader(yaml.SafeLoader):
         self.depth -= 1
         return node
 
+    def construct_undefined(self, node: Any) -> Any:
+        tag = node.tag.replace("tag:yaml.org,2002:", "!!")
+        raise yaml.constructor.ConstructorError(
+            None, None, f"the tag {tag} is not allowed; run files hold values only, write it out", node.start_mark
+        )
+
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         seen = set()
         for key, _ in node.value:
@@ -43,6 +50,9 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is given twice", key.start_mark)
             seen.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
         return super().construct_mapping(node, deep)
+
+
+_Loader.add_constructor(None, _Loader.construct_undefined)  # pyright: ignore[reportArgumentType]
 
 
 def parse_yaml(text: str, what: str) -> Any:
@@ -57,7 +67,8 @@ def parse_yaml(text: str, what: str) -> Any:
         return yaml.load(text, _Loader)  # a subclass of the safe loader
     except yaml.MarkedYAMLError as error:
         line = "" if error.problem_mark is None else f" (line {error.problem_mark.line + 1})"
-        raise ConfigError(f"{what} is not YAML that can be read: {error.problem}{line}") from error
+        spaces = "; indent with spaces" if "'\\t'" in str(error.problem) else ""
+        raise ConfigError(f"{what} is not YAML that can be read: {error.problem}{spaces}{line}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{what} is not YAML: {str(error).splitlines()[0]}") from error
     except (ValueError, OverflowError) as error:  # dates and numbers that look right and are not
@@ -77,13 +88,13 @@ def read_yaml(path: Path) -> dict[Any, Any]:
             raise ConfigError(f"{path} is no run file: it has more than {4 * _LARGEST:,} bytes")
         text = content.decode()
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+        raise ConfigError(f"{path} cannot be read: {error.strerror}; {_PRINTED}") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not a text file (UTF-8): {error.reason} at byte {error.start}") from error
+        raise ConfigError(
+            f"{path} is not a text file (UTF-8): {error.reason} at byte {error.start}; {_PRINTED}"
+        ) from error
     plain = parse_yaml(text, str(path))
     if not isinstance(plain, dict):
-        raise ConfigError(
-            f"{path} must hold the settings recipe, network, data and train, got {type(plain).__name__}; "
-            "`shortflow show RECIPE --data DATA` prints such a file"
-        )
+        kind = "nothing" if plain is None else type(plain).__name__
+        raise ConfigError(f"{path} must hold the settings recipe, network, data and train, got {kind}; {_PRINTED}")
     return plain

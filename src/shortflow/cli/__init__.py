@@ -6,13 +6,14 @@ torch and everything that needs it is imported inside the commands, so that --he
 Exit codes: 0 done, 2 something that the user can mend (said on standard error), 130 interrupted.
 """
 
+import errno
 import sys
 import warnings
 from collections.abc import Sequence
 
 import typer
 
-from shortflow.cli.common import say_error
+from shortflow.cli.common import Command, say_error
 from shortflow.cli.comparing import Compare, compare
 from shortflow.cli.demo import demo
 from shortflow.cli.diagnosing import diagnose
@@ -37,8 +38,16 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help: twice as fast, and never cut
 )
 for _command in (train, encode, sample, evaluate, reference, compare, diagnose, status, recipes, show, cost, demo):
-    app.command(cls={train: Train, status: Status, compare: Compare}.get(_command))(_command)
-app.command("import")(import_weights)
+    app.command(cls={train: Train, status: Status, compare: Compare}.get(_command, Command))(_command)
+app.command("import", cls=Command)(import_weights)
+
+_REMEDIES = {
+    errno.ENOSPC: "make space, and give the same command again",
+    errno.EDQUOT: "make space, and give the same command again",
+    errno.EACCES: "give a place that you may write to",
+    errno.EPERM: "give a place that you may write to",
+    errno.EROFS: "give a place that can be written to",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -49,5 +58,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ShortflowError as error:
         say_error(str(error))
     except OSError as error:  # no space, no permission, a file where a directory should be
-        say_error(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        remedy = f"; {_REMEDIES[error.errno]}" if error.errno in _REMEDIES else ""
+        say_error((f"{error.filename}: {error.strerror}" if error.filename else str(error)) + remedy)
     sys.exit(2)

@@ -15,6 +15,7 @@ from shortflow.errors import ConfigError
 
 __all__ = [
     "Bf16",
+    "Command",
     "Compile",
     "Encoder",
     "Guidance",
@@ -173,13 +174,38 @@ def size(count: int) -> str:
     return f"{count / 2**20:,.1f} MiB" if count < 2**30 else f"{count / 2**30:,.1f} GiB"
 
 
+class Command(TyperCommand):
+    """A command that names the value that it cannot take, which typer does not for numbers."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        words = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            options = getattr(getattr(error, "param", None), "opts", [])
+            given = _value_of(options, words)
+            if type(error).__name__ == "BadParameter" and given is not None and repr(given) not in str(error):
+                error.message = f"{error.message}, got {given!r}"  # type: ignore[attr-defined]
+            raise
+
+
+def _value_of(options: Sequence[str], words: Sequence[str]) -> str | None:
+    """The last value that an option has among the words of a command line."""
+    found = None
+    for word, following in zip(words, [*words[1:], None], strict=True):
+        name, separator, value = word.partition("=")
+        if name in options:
+            found = value if separator else following
+    return found
+
+
 def optional_value(option: str, absent: str, fits: Callable[[str], bool]) -> type[TyperCommand]:
     """The class of a command in which `option` may stand without a value, and then means `absent`.
 
     What comes after it is its value where it `fits`, and something of its own otherwise.
     """
 
-    class Optional(TyperCommand):
+    class Optional(Command):
         def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
             for i, word in enumerate(args):
                 if word == option and not any(map(fits, args[i + 1 : i + 2])):

@@ -1,5 +1,6 @@
 """`shortflow encode`."""
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -90,6 +91,7 @@ def encode(
     columns: dict[str, Any] = {"image": image, "label": label, "corrupt": corrupt}
 
     units = {"scale": _units(scale, "--scale"), "shift": _units(shift, "--shift")}
+    _check_units(**units)
     if (Path(source) / META).is_file():
         _rescale(Path(source), units, {"--encoder": encoder, "--out": out})
         return
@@ -100,7 +102,8 @@ def encode(
         )
     settings = runs.EncodeSettings(batch=batch, shard=shard_size, dtype=dtype, corrupt=corrupt)  # type: ignore[arg-type]
     engine = Engine()
-    autoencoder = engine.in_turn(lambda: _autoencoder(encoder, device or engine.device))
+    place = engine.device if device is None else _device(device)
+    autoencoder = engine.in_turn(lambda: _autoencoder(encoder, place))
     if is_lmdb(Path(source)):
         feed: Any = runs.Stored(open_lmdb(Path(source)), autoencoder)
     else:
@@ -122,6 +125,27 @@ def _autoencoder(encoder: str, device: Any) -> Any:
 
 def _units(text: str | None, option: str) -> Any:
     return text if text in (None, "measured") else numbers(text, option, float)
+
+
+def _check_units(scale: Any, shift: Any) -> None:
+    """Raise `ConfigError` for numbers that no latents can have, before any is made."""
+    for option, values, good in (("--scale", scale, "positive and finite"), ("--shift", shift, "finite")):
+        known = values if isinstance(values, list) else []
+        if not all(math.isfinite(value) and (value > 0 or option == "--shift") for value in known):
+            raise ConfigError(f"{option} must be {good}, got {','.join(map(str, known))}")
+
+
+def _device(name: str) -> Any:
+    import torch
+
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        why = str(error).splitlines()[0]
+        raise ConfigError(
+            f"--device {name} cannot be used ({why}); leave it out, or give another such as cpu"
+        ) from error
+    return name
 
 
 def _rescale(folder: Path, units: dict[str, Any], others: dict[str, Any]) -> None:

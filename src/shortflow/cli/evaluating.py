@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from shortflow.cli.common import Bf16, Compile, Guidance, Imports, Window, count, numbers, say, window_of
+from shortflow.cli.common import Bf16, Compile, Encoder, Guidance, Imports, Window, count, numbers, say, window_of
 from shortflow.cli.progress import progress
 from shortflow.cli.sampling import GammaShare, GridName, SamplerName, loaded
 from shortflow.errors import ConfigError
@@ -118,18 +118,20 @@ def evaluate(
     ] = None,
     bf16: Bf16 = False,
     compile: Compile = False,
+    encoder: Encoder = None,
     imports: Imports = None,
 ) -> None:
     """Score a model, or anybody's images, beside real data.
 
     A run is scored by number of steps, in the features of the classifier that is shipped for its data, next to held-out
     images; with --reference or --features in those of Inception (FID, sFID, Inception score, KID, precision and recall)
-    or of a network of yours. Every choice that a figure depends on is written to the JSON file beside it. Interrupted,
-    the same command goes on where it stopped; under torchrun, several processes share the work and give the same
-    figures.
+    or of a network of yours, for which latents are decoded as they are drawn. Every choice that a figure depends on is
+    written to the JSON file beside it. Interrupted, the same command goes on where it stopped; under torchrun, several
+    processes share the work and give the same figures.
     """
     from shortflow import runs
 
+    _check_neighbours(neighbours)
     rule, kind, acting = runs.sampler_named(sampler, gamma), runs.grid_named(grid), window_of(window)
     settings: dict[str, Any] = {
         "seed": seed,
@@ -148,17 +150,21 @@ def evaluate(
                 "scores in the features of the shipped classifier are for one process; start it without a launcher, or "
                 "give --reference or --features"
             )
-        _score(Path(target), numbers(steps, "--steps"), 1000 if n is None else n, settings, out, keep, compile)
+        number = 1000 if n is None else n
+        _score(Path(target), numbers(steps, "--steps"), number, settings, out, keep, compile, encoder)
         return
     _check_unused({"--keep": keep is not None}, "these features, whose sums are kept beside the result")
     with runs.processes() as world:
         if is_run:
             model = loaded(Path(target), compile, world.device)
             counts, number = numbers(steps, "--steps"), 50_000 if n is None else n
+            known = reference or runs.training_images(model, resolution)
+            settings["autoencoder"] = world.in_turn(lambda: _decoder(model, encoder, world.device))
             compared = runs.drawn_images(model, counts, number, resolution=resolution, **settings)
-            source, known = model.run.data.source, reference or runs.training_images(model, resolution)
+            source = model.run.data.source
         else:
             made = {"--n": n is not None, "--compile": compile, "--bf16": bf16, "--sampler": rule is not None}
+            made |= {"--encoder": encoder is not None}
             _check_unused(made | {"--guidance": guidance != 1, "--window": acting is not None}, "images that are there")
             if reference is None:
                 raise ConfigError(
@@ -209,6 +215,7 @@ def reference(
     """
     from shortflow import runs
 
+    _check_neighbours(neighbours)
     if out.suffix != ".npz":
         raise ConfigError(f"--out {out}: statistics are .npz files; give a name that ends so")
     if out.exists():
@@ -251,6 +258,22 @@ def _extractor(name: str, source: str, inception: Path | None, other_weights: bo
     return runs.extractor_named(name, source=source, weights=inception, published=not other_weights, device=device)
 
 
+def _check_neighbours(count: int) -> None:
+    if count < 0:
+        raise ConfigError(f"--neighbours must be at least 0, got {count}")
+
+
+def _decoder(model: Any, encoder: str | None, device: str) -> Any:
+    """The autoencoder of a model of latents, None for one of images."""
+    from shortflow import runs
+    from shortflow.errors import MetricError
+
+    found = runs.decoding(model.spec, model.run.data.encoder, encoder, device=device, say=say)
+    if found.note is not None:
+        raise MetricError(found.note)
+    return found.autoencoder
+
+
 def _check_unused(given: dict[str, bool], what: str = "the features of the shipped classifier") -> None:
     options = [option for option, is_given in given.items() if is_given]
     if options:
@@ -265,12 +288,21 @@ def _place(target: str, features: str, is_run: bool) -> Path:
 
 
 def _score(
-    run: Path, counts: list[int], n: int, settings: dict[str, Any], out: Path | None, keep: Path | None, compile: bool
+    run: Path,
+    counts: list[int],
+    n: int,
+    settings: dict[str, Any],
+    out: Path | None,
+    keep: Path | None,
+    compile: bool,
+    encoder: str | None,
 ) -> None:
     from shortflow import runs
     from shortflow.evaluate import write_record
 
     model = loaded(run, compile)
+    if model.spec.latent is None:
+        runs.decoding(model.spec, encoder=encoder)  # which refuses one
     try:
         with progress("sampling steps", title="scoring") as shown:
             record = runs.score(model, counts, n=n, keep=keep, report=shown, **settings)

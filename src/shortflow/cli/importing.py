@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from shortflow.cli.common import Settings, count, say
+from shortflow.cli.common import Settings, count, numbers, say
 
 __all__ = ["import_weights"]
 
@@ -40,8 +40,30 @@ def import_weights(
     ] = None,
     pixels: Annotated[bool, typer.Option("--pixels", help="The network sees images in [−1, 1], not latents.")] = False,
     latent_scale: Annotated[
-        float | None,
-        typer.Option(metavar="X", help="What latents were multiplied by; by default the number of the project."),
+        str | None,
+        typer.Option(
+            metavar="NUMBERS",
+            help="What latents were multiplied by, one number or one for each channel with commas: 1/deviation, where "
+            "they were normalised; by default the number of the project.",
+            show_default=False,
+        ),
+    ] = None,
+    latent_shift: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NUMBERS",
+            help="What was taken off them before, such as their mean; by default 0.",
+            show_default=False,
+        ),
+    ] = None,
+    encoder: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="The autoencoder that they were made with, if it is another than the project's (sd-vae-ft-ema or "
+            "sd-vae-ft-mse).",
+            show_default=False,
+        ),
     ] = None,
     data: Annotated[str, typer.Option(help="Name of the data that they were trained on.")] = "imagenet",
     settings: Settings = None,
@@ -62,7 +84,9 @@ def import_weights(
         classes=classes,
         resolution=resolution,
         pixels=pixels,
-        latent_scale=latent_scale,
+        latent_scale=None if latent_scale is None else numbers(latent_scale, "--latent-scale", float),
+        latent_shift=None if latent_shift is None else numbers(latent_shift, "--latent-shift", float),
+        encoder=encoder,
         data=data,
         settings=tuple(settings or ()),
     )
@@ -81,14 +105,10 @@ def import_weights(
 def _described(imported: Any) -> str:
     """The weights in a line."""
     from shortflow.config import in_words
-    from shortflow.data.latentspec import in_short
 
     spec, network = imported.spec, imported.flow.network
     sides = "×".join(map(str, spec.shape))
-    latent = spec.latent
-    seen = f"images {sides}"
-    if latent is not None:
-        seen = f"latents {sides} of {latent.encoder}, times {in_short(latent.scale)}"
+    seen = f"images {sides}" if spec.latent is None else f"latents {sides} {spec.latent.in_words()}"
     null = " and “no class”" if getattr(network, "null_label", None) is not None else ""
     known = f"{count(spec.num_classes, 'class', 'classes')}{null}"
     which = {"ema": "averaged weights", "model": "trained weights"}.get(imported.origin["weights"], "weights")

@@ -161,7 +161,12 @@ def show(
     if data is not None or settings:
         say(to_yaml(runs.configure(what, data, resolution=resolution, settings=settings or ())[0]).rstrip())
         return
-    recipe = recipe_named(what)
+    if resolution is not None:
+        raise ConfigError(f"--resolution {resolution} is that of --data; give both, or leave it out")
+    try:
+        recipe = recipe_named(what)
+    except ConfigError as error:
+        raise ConfigError(f"{error} (nor is there a run, a model or a run file of that name)") from error
     module = sys.modules[RECIPES[recipe.name].__module__]
     say((module.__doc__ or "").strip() + "\n")
     say(to_yaml(recipe))
@@ -243,7 +248,6 @@ def _show_run(path: Path) -> None:
 def _show_imported(model: Any) -> None:
     """Where weights of others are from, and what they are taken for. How long they were trained is not known."""
     from shortflow.config import to_yaml
-    from shortflow.data.latentspec import in_short
     from shortflow.nn.configs import parameter_count
 
     origin, spec = model.imported, model.spec
@@ -251,8 +255,7 @@ def _show_imported(model: Any) -> None:
     known = [f"{parameter_count(model.flow.network):,} parameters", *([f"step {model.step:,}"] if model.step else [])]
     say(f"# {model.path}: imported from {origin.get('file')} ({origin.get('kind')}, {which}), {', '.join(known)}")
     say(f"# file: SHA-256 {origin.get('sha256')}, of {origin.get('project')}")
-    latent = spec.latent
-    seen = "images in [−1, 1]" if latent is None else f"latents of {latent.encoder}, times {in_short(latent.scale)}"
+    seen = "images in [−1, 1]" if spec.latent is None else f"latents {spec.latent.in_words()}"
     say(f"# data: {spec.name}, {'×'.join(map(str, spec.shape))}, {seen}; {count(spec.num_classes, 'class', 'classes')}")
     for note in origin.get("notes", ()):
         say(f"# note: {note}")

@@ -74,7 +74,9 @@ class DataConfig:
             if value is not None and not value.strip():
                 raise ShortflowError(f"data.{name} is empty; give the name of a field or column, or null")
         if self.resolution is not None and self.resolution < 1:
-            raise ShortflowError(f"data.resolution must be positive, got {self.resolution}")
+            raise ShortflowError(
+                f"data.resolution is the side of the images in pixels and must be at least 1, got {self.resolution}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

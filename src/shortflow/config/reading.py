@@ -3,6 +3,7 @@
 import collections.abc
 import dataclasses
 import difflib
+import math
 import reprlib
 import types
 import typing
@@ -95,7 +96,10 @@ class _Reader:
             choices = [choice for choice in get_args(hint) if isinstance(choice, str)]
             meant = f", {nearest(plain, choices)}" if choices and len(choices) > 3 else ""
             quotes = "; put it in quotes" if basic == {str} and isinstance(plain, bool | int | float) else ""
-            self.fail(path, f"expected {_describe(hint)}, got {_shown(plain)}{meant}{quotes}")
+            finite = (
+                " that is finite" if isinstance(value, float) and not math.isfinite(value) and float in basic else ""
+            )
+            self.fail(path, f"expected {_describe(hint)}{finite}, got {_shown(plain)}{meant}{quotes}")
             return None
 
     def _part(self, bases: tuple[type, ...], plain: Any, path: tuple[str, ...]) -> Any:

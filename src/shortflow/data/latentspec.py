@@ -76,6 +76,11 @@ class LatentSpec:
         mean_of_all = sum(centres) / self.channels
         return mean_of_all, math.sqrt(max(0.0, sum(squares) / self.channels - mean_of_all**2))
 
+    def in_words(self) -> str:
+        """What they are latents of, and what is done to them: "of NAME, minus …, times …"."""
+        minus = f"minus {in_short(self.shift)}, " if any(self.shift) else ""
+        return f"of {self.encoder}, {minus}times {in_short(self.scale)}"
+
     def differences(self, other: "LatentSpec", names: tuple[str, str]) -> list[str]:
         """What keeps the two from being the same latents, in words; `names` say whose this one and the other one are.
 
@@ -97,7 +102,9 @@ class LatentSpec:
                 math.isclose(a, b, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE) for a, b in zip(here, there, strict=True)
             )
             if not same:
-                found.append(f"the {what} of {mine} is {in_short(here)}, that of {theirs} is {in_short(there)}")
+                exact = in_short(here) == in_short(there)
+                a, b = in_short(here, exact), in_short(there, exact)
+                found.append(f"the {what} of {mine} is {a}, that of {theirs} is {b}")
         if self.pixels != other.pixels:
             found.append(f"the images of {mine} are {self.pixels}, those of {theirs} {other.pixels}")
         return found
@@ -137,11 +144,10 @@ class LatentSpec:
             raise DataError(f"the description of latents makes no sense ({error}): {values!r:.200}") from error
 
 
-def in_short(values: Sequence[float]) -> str:
-    """The values as text, one number where all are equal."""
-    if values and all(value == values[0] for value in values):
-        return f"{values[0]:.6g}"
-    return f"[{', '.join(f'{value:.6g}' for value in values)}]"
+def in_short(values: Sequence[float], exact: bool = False) -> str:
+    """The values as text, one number where all are equal; with six digits, or all that they have."""
+    texts = [repr(value) if exact else f"{value:.6g}" for value in values]
+    return texts[0] if values and all(value == values[0] for value in values) else f"[{', '.join(texts)}]"
 
 
 def _column(values: Sequence[float]) -> Float32[np.ndarray, "c 1 1"]:

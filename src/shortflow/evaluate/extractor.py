@@ -145,7 +145,10 @@ class Extractor:
         if given == 3 and self.channels == 1 and bool((images == images[:, :1]).all()):
             return images[:, :1]  # grey images that were stored in colour
         if given != self.channels and given != 1:
-            raise MetricError(f"{self.name}: takes images of {self.channels} channels, got {given}")
+            wanted = "1 channel" if self.channels == 1 else f"{self.channels} channels"
+            raise MetricError(
+                f"{self.name}: takes images of {wanted}, got {given}; give other images, or other features"
+            )
         return images
 
 

@@ -13,6 +13,7 @@ from shortflow.runs.comparing import (
 )
 from shortflow.runs.configuring import configure, notes, open_run
 from shortflow.runs.decoding import Decoding, decoding, save_latents
+from shortflow.runs.drawing import Drawing
 from shortflow.runs.encoding import encode, rescaled
 from shortflow.runs.feeds import Images, Stored
 from shortflow.runs.gathering import World, gather, processes
@@ -39,6 +40,7 @@ from shortflow.runs.streaming import save_array, save_folder
 __all__ = [
     "Compared",
     "Decoding",
+    "Drawing",
     "Drawn",
     "EncodeSettings",
     "Encoded",

@@ -9,19 +9,18 @@ import numpy as np
 import torch
 
 from shortflow import evaluate
-from shortflow.config import to_plain
 from shortflow.data import images as data_images
 from shortflow.data.stored import Stored, of_dataset, open_images
 from shortflow.errors import MetricError
 from shortflow.evaluate import Extractor, Plan, Statistics
 from shortflow.evaluate.reference import REFERENCE_ORDER, SAMPLE_ORDER
 from shortflow.hub import Model, fingerprint
+from shortflow.runs.decoding import check_decoder
+from shortflow.runs.drawing import Drawing
 from shortflow.runs.gathering import World, done_with, gather
 from shortflow.runs.loading import load_data
-from shortflow.runs.sampling import Window, draw, guided, held_out_conditions, steps_named
-from shortflow.runs.scoring import grids_of
+from shortflow.runs.sampling import draw, held_out_conditions, steps_named
 from shortflow.runs.streaming import BATCH
-from shortflow.sample import Sampler, default_grid, default_sampler
 from shortflow.typing import Report
 
 __all__ = [
@@ -34,6 +33,8 @@ __all__ = [
     "statistics_of",
     "training_images",
 ]
+
+_POINTS = "features are those of images, and this model makes points; leave out --features"
 
 # Given (what is being done, Report or None): who shows it, and how.
 Reports = Callable[[str], Report | None]
@@ -78,70 +79,56 @@ def extractor_named(
 
 
 def drawn_images(
-    model: Model,
-    steps: Sequence[int],
-    n: int,
-    *,
-    seed: int = 0,
-    guidance: float = 1.0,
-    window: Window = None,
-    sampler: Sampler | None = None,
-    grid: str | None = None,
-    middle: float | None = None,
-    bf16: bool = False,
-    resolution: int | None = None,
+    model: Model, steps: Sequence[int], n: int, *, resolution: int | None = None, **drawing: Any
 ) -> Compared:
     """n images of a model in each number of steps, drawn when they are read, and never held together.
 
-    Settings are those of `score`.
+    Latents are decoded as they are drawn.
+
+    Args:
+        resolution: what the images are cropped and scaled to; None: as they are.
+        drawing: the fields of `Drawing`: seed, guidance, window, sampler, grid, middle, bf16, and for a model of
+            latents the autoencoder (`decoding`).
 
     Raises:
-        MetricError: if the model makes points or latents.
+        MetricError: if the model makes points, or latents that nothing decodes.
+        ConfigError: if the autoencoder is not the one that the latents were made with.
         SamplerError: if it cannot be sampled so.
     """
-    if model.spec.kind == "latents":
+    spec, how = model.spec, Drawing(**drawing)
+    if spec.kind == "points":
+        raise MetricError(_POINTS)
+    if spec.kind == "latents" and how.autoencoder is None:
         raise MetricError(
-            "features are those of images, and this model makes latents; draw and decode them (shortflow sample RUN "
-            "--encoder FOLDER --n 50000 --out samples.npy), and score samples.npy in place of the run"
+            "features are those of images, and this model makes latents; give the autoencoder that decodes them "
+            "(--encoder FOLDER)"
         )
-    if not model.spec.image:
-        raise MetricError("features are those of images, and this model makes points; leave out --features")
-    rule, flow = sampler or default_sampler(model.flow), guided(model.flow, guidance, window)
-    grids = grids_of(flow, steps, grid, middle)
-    for times in grids.values():
-        rule.check(flow, times)
+    if how.autoencoder is not None:
+        check_decoder(how.autoencoder, spec)
     made = {
-        "model": str(model.path),
+        **how.record(model),
         "sha256": fingerprint(model.path),
-        "images_seen": model.images,
-        "seed": seed,
-        "guidance": guidance,
-        "window": None if window is None else list(window),
-        "sampler": to_plain(rule),
-        "grid": grid or default_grid(flow),
-        "middle": middle,
-        "precision": "bf16" if bf16 else "fp32",
         "batch": BATCH,
         "compiled": getattr(model.flow.network, "_compiled_call_impl", None) is not None,
     }
-    drawing: dict[str, Any] = {"sampler": rule, "seed": seed, "bf16": bf16, "guidance": guidance, "window": window}
     conditions, split = held_out_conditions(model)
     if conditions is not None:
-        rows = np.arange(min(n, len(conditions)))
-        drawing["condition"] = torch.from_numpy(conditions.take(rows))
-        made["conditions"] = f"the first {len(rows):,} of {split}, in turn"
+        told = np.arange(min(n, len(conditions)))
+        how = replace(how, condition=torch.from_numpy(conditions.take(told)))
+        made["conditions"] = f"the first {len(told):,} of {split}, in turn"
     rows = {
-        steps_named(count): _drawn(model, n, {**drawing, "times": times}, f"{made} {times}", resolution)
-        for count, times in grids.items()
+        steps_named(count): _drawn(model, n, how.settings(model.flow, times), f"{made} {times}", resolution)
+        for count, times in how.grids(model.flow, steps).items()
     }
     return Compared(images=rows, made=made)
 
 
 def _drawn(model: Model, n: int, settings: Mapping[str, Any], identity: str, resolution: int | None) -> Stored:
-    c, h, w = model.spec.shape
+    spec = model.spec
+    c, h, w = spec.shape if spec.latent is None else spec.latent.pixels
 
     def read(first: int, last: int) -> Any:
-        for part in draw(model.flow, model.spec, last, first=first, batch_size=BATCH, **settings):
+        for part in draw(model.flow, spec, last, first=first, batch_size=BATCH, **settings):
             pixels = np.asarray(part.pixels)
             yield pixels if resolution is None else data_images.resize(pixels, resolution)
 
@@ -161,7 +148,15 @@ def training_images(model: Model, resolution: int | None = None) -> Stored:
 
     Raises:
         DataError: if they are not there.
+        MetricError: if it was trained on latents, or points.
     """
+    if model.spec.kind == "points":
+        raise MetricError(_POINTS)
+    if model.spec.kind == "latents":
+        raise MetricError(
+            f"{model.path}: this model was trained on latents, which are no images to compare with; give a reference "
+            "(--reference STATS|IMAGES)"
+        )
     return of_dataset(load_data(model.run.data, resolution=resolution))
 
 
@@ -312,7 +307,9 @@ def _made(made: Mapping[str, Any]) -> str:
         return f"{made['source']} ({kinds})"
     grid = made["grid"] if made["middle"] is None else f"{made['grid']}, middle {made['middle']:g}"
     guidance = f"guidance {made['guidance']:g}" + ("" if made["window"] is None else f" within {made['window']}")
-    return f"seed {made['seed']}, {guidance}, {made['sampler']['kind']}, grid {grid}, {made['precision']}"
+    decoder = made.get("autoencoder")
+    decoded = "" if decoder is None else f", decoded by {decoder['name']} {decoder['sha256'][:12]}"
+    return f"seed {made['seed']}, {guidance}, {made['sampler']['kind']}, grid {grid}, {made['precision']}{decoded}"
 
 
 def remarks(record: Mapping[str, Any]) -> list[str]:

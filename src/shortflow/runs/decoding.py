@@ -14,7 +14,7 @@ from shortflow.data.latentspec import LatentSpec
 from shortflow.errors import ConfigError, DataError
 from shortflow.files import atomic_path
 
-__all__ = ["Decoding", "decoding", "save_latents"]
+__all__ = ["Decoding", "check_decoder", "decoding", "save_latents"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +59,7 @@ def decoding(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if encoder is not None:
         found = load_autoencoder(encoder, device, say=say)
-        other = _another(found, spec.latent, spec.shape)
-        if other is not None:
-            raise ConfigError(f"{other}; give the folder of the one that the latents were made with")
+        check_decoder(found, spec)
         return Decoding(autoencoder=found)
     reasons = []
     places = dict.fromkeys(each for each in (source, spec.latent.encoder) if each is not None)
@@ -81,6 +79,15 @@ def decoding(
         note=f"latents are not decoded: {'; '.join(reasons)}. Give the folder of the autoencoder "
         f"{spec.latent.encoder}, with --encoder or as data.encoder"
     )
+
+
+def check_decoder(autoencoder: Autoencoder, spec: DataSpec) -> None:
+    """Raise `ConfigError` unless it is the autoencoder that the latents of a model were made with."""
+    if spec.latent is None:
+        raise ConfigError(f"this model makes {spec.kind}, which no autoencoder decodes; leave out {autoencoder.name}")
+    other = _another(autoencoder, spec.latent, spec.shape)
+    if other is not None:
+        raise ConfigError(f"{other}; give the folder of the one that the latents were made with")
 
 
 def _another(found: Autoencoder, latent: LatentSpec, shape: tuple[int, ...]) -> str | None:

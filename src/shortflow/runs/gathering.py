@@ -10,12 +10,12 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -29,7 +29,9 @@ from shortflow.evaluate.tally import chunks
 from shortflow.files import atomic_path, write_atomic
 from shortflow.typing import Report
 
-__all__ = ["World", "gather", "processes"]
+__all__ = ["World", "done_with", "gather", "processes"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +46,15 @@ class World:
         """Until all processes are here."""
         if self.size > 1:
             torch.distributed.barrier()
+
+    def in_turn(self, f: Callable[[], T]) -> T:
+        """f() in the first process, and then in all others: what it has fetched is there when they look."""
+        if self.rank > 0:
+            self.wait()
+        result = f()
+        if self.rank == 0:
+            self.wait()
+        return result
 
 
 @contextmanager
@@ -102,15 +113,14 @@ def gather(
         return total
     folder = _folder(beside, images, extractor, plan)
     with _disk(folder):
-        if world.rank == 0:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_atomic(folder / "choices.json", json.dumps(_choices(images, extractor, plan), indent=1) + "\n")
-        world.wait()
         for first, last in parts[world.rank :: world.size]:
             if _found(folder, first, last) is not None:
                 seen.add(last - first)
                 continue
             tally = Tally.of(seen.of(images.read(first, last)), extractor, plan, first, last)
+            if world.rank == 0 and first == parts[0][0]:  # nothing is written for images that cannot be read
+                choices = json.dumps(_choices(images, extractor, plan), indent=1)
+                write_atomic(folder / "choices.json", f"{choices}\n")
             with atomic_path(_file(folder, first)) as temporary:
                 save_file({name: value.contiguous() for name, value in tally.tensors().items()}, temporary)
     world.wait()

@@ -2,29 +2,22 @@
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from shortflow import evaluate
-from shortflow.config import to_plain
-from shortflow.errors import MetricError, SamplerError
-from shortflow.flowmap import FlowMap
+from shortflow.errors import MetricError
 from shortflow.hub import Model
+from shortflow.runs.drawing import Drawing
 from shortflow.runs.loading import load_data
-from shortflow.runs.sampling import Pixels, Window, class_labels, draw, guided, steps_named
+from shortflow.runs.sampling import Pixels, class_labels, draw, steps_named
 from shortflow.runs.streaming import BATCH, save_array
-from shortflow.sample import (
-    Sampler,
-    default_grid,
-    default_sampler,
-    grid_times,
-)
 from shortflow.typing import Report
 
-__all__ = ["grids_of", "score", "score_table", "verdict"]
+__all__ = ["score", "score_table", "verdict"]
 
 
 def score(
@@ -32,55 +25,35 @@ def score(
     steps: Sequence[int] = (1, 2, 4, 8, 128),
     *,
     n: int = 1000,
-    seed: int = 0,
-    guidance: float = 1.0,
-    window: Window = None,
-    sampler: Sampler | None = None,
-    grid: str | None = None,
-    middle: float | None = None,
-    bf16: bool = False,
     keep: Path | None = None,
     report: Report | None = None,
+    **drawing: Any,
 ) -> dict[str, Any]:
     """The quality of a model by number of steps, next to held-out real data: the content of evaluation.json.
 
-    `sampler` and `grid` are by default those that are usual for the model; `middle` is the middle time of two steps;
-    `guidance` and `window` are those of `guided`; `bf16` is that of `draw`. Images are scored as they are drawn, and
-    never held together; with `keep` they are written to that folder first, an array for each number of steps, so that
-    a scoring that was interrupted goes on with what is there (`save_array`). `report` is called with (steps of samples
-    that are done, in all).
+    Images are scored as they are drawn, and never held together; with `keep` they are written to that folder first, an
+    array for each number of steps, so that a scoring that was interrupted goes on with what is there (`save_array`).
 
     Images of digits, MNIST, Fashion-MNIST and CIFAR-10 are scored in the features of the shipped classifier, points by
     energy distance and sliced Wasserstein distance.
+
+    Args:
+        report: called with (steps of samples that are done, in all).
+        drawing: the fields of `Drawing`: seed, guidance, window, sampler, grid, middle, bf16.
 
     Raises:
         MetricError: if there is no classifier for the data, or n is too small for its scores.
         SamplerError: if the model cannot be sampled in one of the numbers of steps.
     """
-    source, spec = model.run.data.source, model.spec
+    source, spec, how = model.run.data.source, model.spec, Drawing(**drawing)
     _check_scoring(model, steps, n)
-    rule, flow = sampler or default_sampler(model.flow), guided(model.flow, guidance, window)
-    grids = grids_of(flow, steps, grid, middle)
-    for times in grids.values():
-        rule.check(flow, times)
+    grids = how.grids(model.flow, steps)
     train, held_out = (load_data(model.run.data, split) for split in ("train", "test"))
-    rows: dict[str, Any] = {}
-    record = {
-        "model": str(model.path),
-        "images_seen": model.images,
-        "seed": seed,
-        "guidance": guidance,
-        "window": None if window is None else list(window),
-        "sampler": to_plain(rule),
-        "grid": grid or default_grid(flow),
-        "middle": middle,
-        "data": source,
-        "precision": "bf16" if bf16 else "fp32",
-    }
-    drawing: dict[str, Any] = {"sampler": rule, "seed": seed, "bf16": bf16, "guidance": guidance, "window": window}
     if held_out.conditions is not None:
-        drawing["condition"] = held_out.told(np.arange(min(n, len(held_out))))
-    samples = _Samples(model, n, grids, drawing, keep, report)
+        how = replace(how, condition=held_out.told(np.arange(min(n, len(held_out)))))
+    rows: dict[str, Any] = {}
+    record = {**how.record(model), "data": source}
+    samples = _Samples(model, n, grids, how, keep, report)
     if not spec.image:
         for count in grids:
             points = np.concatenate(list(samples.of(count)))
@@ -106,13 +79,13 @@ class _Samples:
     model: Model
     n: int
     grids: Mapping[int, tuple[float, ...]]
-    drawing: Mapping[str, Any]
+    drawing: Drawing
     keep: Path | None
     report: Report | None
 
     def of(self, count: int) -> Iterator[Pixels]:
         """Those in `count` steps, batch by batch: from the disk if they are kept, else as they are drawn."""
-        settings = {**self.drawing, "times": self.grids[count]}
+        settings = self.drawing.settings(self.model.flow, self.grids[count])
         if self.keep is None:
             for part in draw(self.model.flow, self.model.spec, self.n, **settings):
                 self._tell(count, part.first + len(part.pixels))
@@ -131,16 +104,6 @@ class _Samples:
             self.report(self.n * before + done * count, self.n * sum(self.grids))
 
 
-def grids_of(
-    flow: FlowMap, steps: Sequence[int], grid: str | None, middle: float | None
-) -> dict[int, tuple[float, ...]]:
-    """The grid of each number of steps: two steps have the middle time where one is given, all others `grid`."""
-    if middle is not None and 2 not in steps:
-        raise SamplerError(f"the middle time {middle:g} is that of 2 steps, which are not among {list(steps)}")
-    two = {} if middle is None else {2: grid_times(flow, 2, middle=middle)}
-    return {count: two.get(count) or grid_times(flow, count, grid) for count in steps}
-
-
 def _check_scoring(model: Model, steps: Sequence[int], n: int) -> None:
     """Raise before time is spent if the model cannot be scored so."""
     source, spec = model.run.data.source, model.spec
@@ -148,9 +111,8 @@ def _check_scoring(model: Model, steps: Sequence[int], n: int) -> None:
         raise MetricError("give at least one number of steps to score, such as 1,2,4")
     if spec.kind == "latents":
         raise MetricError(
-            f"{source}: this model makes latents, and images are scored in the features of a classifier; draw and "
-            "decode them (shortflow sample RUN --encoder FOLDER --n 50000 --out samples.npy), and score the images "
-            "(shortflow evaluate samples.npy --reference STATS|IMAGES)"
+            f"{source}: this model makes latents, and images are scored in the features of a classifier; compare what "
+            "they are decoded to with a reference (shortflow evaluate RUN --reference STATS|IMAGES --encoder FOLDER)"
         )
     if spec.image and source not in evaluate.classifier_names():
         raise MetricError(

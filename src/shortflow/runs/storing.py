@@ -173,7 +173,7 @@ class Store:
             found = read_shard(path, verify=True)
         except DataError:
             return None  # damaged: it is written anew
-        changed = [f"{key} {found.made.get(key)}, not {made[key]}" for key in made if found.made.get(key) != made[key]]
+        changed = [_change(key, found.made.get(key), made[key]) for key in made if found.made.get(key) != made[key]]
         if changed:
             raise ConfigError(
                 f"{self.out} holds latents that were made with {'; '.join(changed)}; give another --out, or remove them"
@@ -356,6 +356,14 @@ class Store:
         if decoded.shape[1] in (1, 3):
             save_png(comparison(panels, columns=2), self.out / PICTURE)
         return None if images is None else (_psnr(decoded, images), _psnr(mirrors[..., ::-1], images))
+
+
+def _change(key: str, before: Any, now: Any) -> str:
+    """What a shard was made with, and what it would be made with now, in words."""
+    if key == "classes":
+        return "other classes"
+    a, b = (f"{value[:12]}…" if isinstance(value, str) and len(value) == 64 else value for value in (before, now))
+    return f"{key} {a}, not {b}"
 
 
 def _psnr(a: np.ndarray, b: np.ndarray) -> float:

@@ -139,8 +139,9 @@ def sample(
     Raises:
         SamplerError: at once, before any network call, if sampler, grid, classes and network do not fit.
     """
-    if n < 1 or batch_size < 1:
-        raise SamplerError(f"n and batch_size must be at least 1, got {n} and {batch_size}")
+    for name, value in (("n", n), ("batch_size", batch_size)):
+        if value < 1:
+            raise SamplerError(f"{name} must be at least 1, got {value}")
     if first < 0:
         raise SamplerError(f"the first image must be 0 or later, got {first}")
     grid = tuple(times) if times is not None else grid_times(flow, steps)

@@ -21,9 +21,8 @@ from shortflow.errors import CheckpointError, ConfigError, SamplerError
 from shortflow.evaluate import write_record
 from shortflow.hub import Model
 from shortflow.lock import RunLock, held_by
+from shortflow.runs.drawing import Drawing
 from shortflow.runs.sampling import steps_named
-from shortflow.runs.scoring import grids_of
-from shortflow.sample import default_sampler
 from shortflow.status import read_status
 from shortflow.studies.planning import StudyPlan, cell_directory, configured
 from shortflow.studies.variants import Planned
@@ -274,10 +273,10 @@ def _scores(plan: StudyPlan, variant: Planned, directory: Path, say: Callable[[s
 
 def _possible(model: Model, steps: tuple[int, ...]) -> tuple[list[int], dict[str, str]]:
     """The numbers of steps that the model can be sampled in, and why not in the others."""
-    rule, possible, impossible = default_sampler(model.flow), [], {}
+    possible, impossible = [], {}
     for count in steps:
         try:
-            rule.check(model.flow, grids_of(model.flow, [count], None, None)[count])
+            Drawing().grids(model.flow, [count])
             possible.append(count)
         except SamplerError as error:
             impossible[steps_named(count)] = str(error)

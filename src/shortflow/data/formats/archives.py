@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from shortflow.data.formats.base import LARGEST_IMAGE, Files, arranged, numbered, sum_of
+from shortflow.data.formats.base import LARGEST_IMAGE, Files, arranged, check_classes, numbered, sum_of
 from shortflow.data.images import EXTENSIONS
 from shortflow.errors import DataError
 
@@ -64,6 +64,7 @@ def open_zip(path: Path, split: str, resolution: int | None) -> Files:
         )
     chosen, names = arranged(str(path), list(entries), split)
     labels, classes = numbered(names)
+    check_classes(str(path), classes)
     return _Zipped(
         where=str(path),
         name=path.stem,

@@ -121,8 +121,8 @@ def _npz(path: Path) -> tuple[UInt8[np.ndarray, "n c h w"], Labels | None, tuple
         return images, None, ()
     if labels.ndim != 1 or len(labels) != len(images) or labels.dtype.kind not in "iu":
         raise DataError(
-            f"{path}: labels must be numbers from 0, one for each of the {len(images)} images, got {labels.dtype} of "
-            f"shape {labels.shape}"
+            f"{path}: labels must be whole numbers from 0, one for each of the {len(images)} images, got "
+            f"{labels.dtype} of shape {labels.shape}"
         )
     return images, *by_number(str(path), labels)
 
@@ -136,7 +136,7 @@ def _images(path: Path, name: str, images: np.ndarray) -> UInt8[np.ndarray, "n c
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3) or images.size == 0:
         raise DataError(
             f"{path}: {name} must be uint8 images (n, h, w, c), (n, c, h, w) or (n, h, w) of 1 or 3 channels, got "
-            f"{images.dtype} of shape {given}"
+            f"{images.dtype} of shape {given}; scale them to 0…255, round and convert them"
         )
     return images
 

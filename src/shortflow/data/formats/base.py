@@ -25,6 +25,7 @@ __all__ = [
     "Source",
     "arranged",
     "by_number",
+    "check_classes",
     "in_split",
     "numbered",
     "setting",
@@ -104,6 +105,19 @@ class Files(Source):
     def size(self, k: int) -> tuple[int, int]:
         with Image.open(self.content(k)) as image:
             return image.size
+
+
+def check_classes(where: str, classes: Sequence[str]) -> None:
+    """Raise `DataError` if two classes differ in capital letters only: one of them is a slip, or will be on a disk that
+    makes no difference."""
+    known: dict[str, str] = {}
+    for name in classes:
+        other = known.setdefault(name.casefold(), name)
+        if other != name:
+            raise DataError(
+                f"{where}: the classes {other} and {name} differ in capital letters only; put their images into one "
+                "folder, or rename one"
+            )
 
 
 def numbered(names: Sequence[str]) -> tuple[Labels | None, tuple[str, ...]]:

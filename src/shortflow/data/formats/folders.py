@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shortflow.data.conditions import CONDITION_FILES, Conditions, load_conditions
-from shortflow.data.formats.base import SPLITS, Files, numbered, sum_of
+from shortflow.data.formats.base import SPLITS, Files, check_classes, numbered, sum_of
 from shortflow.data.images import EXTENSIONS, some
 from shortflow.errors import DataError
 
@@ -51,6 +51,7 @@ def open_folder(folder: Path, split: str, resolution: int | None) -> Files:
     if len({classes for _, _, classes in scans}) > 1:
         raise DataError(f"{folder}: {', '.join(p.name for p in parts)} do not have the same classes; load one of them")
     labels, classes = numbered([name for _, names, _ in scans for name in names])
+    check_classes(str(folder), classes)
     inside = {part: files if not classes else [] for part, (files, _, classes) in zip(parts, scans, strict=True)}
     return _Folder(
         where=str(folder),

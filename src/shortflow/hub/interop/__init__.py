@@ -19,8 +19,9 @@ from torch import Tensor
 
 from shortflow.config import DataConfig, RunConfig, nearest, override
 from shortflow.data import DataSpec
+from shortflow.data.encoders import by_channel
 from shortflow.data.latentspec import LatentSpec
-from shortflow.errors import CheckpointError, ConfigError
+from shortflow.errors import CheckpointError, ConfigError, DataError
 from shortflow.flowmap import FlowMap
 from shortflow.hub.interop.files import AVERAGED, Weights, read_weights
 from shortflow.hub.interop.kinds import KINDS, Kind, without_head
@@ -43,7 +44,9 @@ class Given:
         classes: number of classes; None: one less than the rows of the table, whose last is "no class".
         resolution: side of the images in pixels, for weights without positions.
         pixels: the network sees images in [−1, 1] and no latents.
-        latent_scale: what latents were multiplied by; None: the number of the project.
+        latent_scale, latent_shift: what latents were multiplied by after the shift was taken off, one number or one
+            for each channel; None: the number of the project, and 0.
+        encoder: the name of the autoencoder that they were made with; None: that of the project.
         data: name of the data that the weights were trained on.
         settings: "field.path=value" of the run that is recorded, where the weights were trained otherwise.
         dtype: of the weights.
@@ -54,7 +57,9 @@ class Given:
     classes: int | None = None
     resolution: int | None = None
     pixels: bool = False
-    latent_scale: float | None = None
+    latent_scale: float | Sequence[float] | None = None
+    latent_shift: float | Sequence[float] | None = None
+    encoder: str | None = None
     data: str = "imagenet"
     settings: Sequence[str] = ()
     dtype: torch.dtype = torch.float32
@@ -64,11 +69,15 @@ class Given:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"--{name} must be at least 1, got {value}")
-        scale = self.latent_scale
-        if scale is not None and not (scale > 0 and math.isfinite(scale)):
-            raise ConfigError(f"--latent-scale must be a positive finite number, got {scale}")
-        if self.pixels and scale is not None:
-            raise ConfigError("--pixels and --latent-scale contradict each other; leave one of them out")
+        scales, shifts = _listed(self.latent_scale), _listed(self.latent_shift)
+        if not all(value > 0 and math.isfinite(value) for value in scales):
+            raise ConfigError(f"--latent-scale must be positive and finite, got {','.join(map(str, scales))}")
+        if not all(map(math.isfinite, shifts)):
+            raise ConfigError(f"--latent-shift must be finite, got {','.join(map(str, shifts))}")
+        for name in ("latent_scale", "latent_shift", "encoder"):
+            if self.pixels and getattr(self, name) is not None:
+                option = f"--{name.replace('_', '-')}"
+                raise ConfigError(f"--pixels and {option} contradict each other; leave one of them out")
         if self.resolution is not None and not self.pixels and self.resolution % FACTOR:
             raise ConfigError(
                 f"--resolution {self.resolution}: latents have an eighth of the side of an image; give a multiple of "
@@ -176,13 +185,24 @@ def _latents(kind: Kind, layout: Layout, given: Given) -> LatentSpec:
     """What the latents are. The sum of the autoencoder is nowhere recorded: it is known by its name."""
     channels, *sides = layout.shape
     height, width = (FACTOR * side for side in sides)
-    return LatentSpec(
-        encoder=kind.autoencoder,
-        sha256=None,
-        pixels=(3, height, width),
-        shift=(0.0,) * channels,
-        scale=(given.latent_scale or kind.latent_scale,) * channels,
-    )
+    scale = kind.latent_scale if given.latent_scale is None else given.latent_scale
+    shift = 0.0 if given.latent_shift is None else given.latent_shift
+    try:
+        return LatentSpec(
+            encoder=given.encoder or kind.autoencoder,
+            sha256=None,
+            pixels=(3, height, width),
+            shift=by_channel(shift, channels, "--latent-shift"),
+            scale=by_channel(scale, channels, "--latent-scale"),
+        )
+    except DataError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _listed(values: float | Sequence[float] | None) -> list[float]:
+    if values is None:
+        return []
+    return [values] if isinstance(values, int | float) else list(values)
 
 
 def _check_shapes(kind: Kind, layout: Layout, tensors: dict[str, Tensor], flow: FlowMap) -> None:
