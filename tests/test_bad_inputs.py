@@ -18,7 +18,7 @@ from bad_inputs import Case
 from commands import Shortflow
 
 CASES = bad_inputs.cases()
-COMMANDS = {"train", "encode", "sample", "evaluate", "reference", "status", "import", "recipes", "show", "cost", "demo"}
+COMMANDS = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
 
 
 @pytest.fixture(scope="module")
