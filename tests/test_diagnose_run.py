@@ -16,7 +16,7 @@ from oracles import f64
 from shortflow.config import RunConfig, recipe_named
 from shortflow.data import Dataset, DataSpec
 from shortflow.data.toys import toy
-from shortflow.diagnose import Looking, diagnose_data, diagnose_run, report_table
+from shortflow.diagnose import Looking, diagnose_run, report_table
 from shortflow.diagnose.known import known
 from shortflow.diagnose.maps import as_map, bound_of, dyadic_times, starting_points
 from shortflow.errors import ConfigError
@@ -27,7 +27,7 @@ from shortflow.recipes import RECIPES
 from shortflow.theory import ExactNetwork, FiniteData, Law, exact_flow
 from test_diagnose_data import check_record
 
-FEW = Looking(rows=48, flow_rows=12)
+FEW = Looking(rows=32, flow_rows=6)
 
 
 def model_of(flow: FlowMap, data: Dataset, name: str = "meanflow") -> Model:
@@ -37,7 +37,7 @@ def model_of(flow: FlowMap, data: Dataset, name: str = "meanflow") -> Model:
 
 
 def exact(data: Dataset, classes: bool = True) -> Law:
-    return known(data, DataSpec.fit(data), Linear(), classes=classes).law.on(steps=16)
+    return known(data, DataSpec.fit(data), Linear(), classes=classes).law.on(steps=2)
 
 
 class Wrong(ExactNetwork):
@@ -85,7 +85,7 @@ def test_a_constant_error_is_found_wherever_it_is() -> None:
 
 
 def test_guidance_in_the_weights_is_found() -> None:
-    data = toy("mixture", "train", 2000)
+    data = toy("mixture", "train", 500)
     flow = FlowMap(Guided(exact(data)), Linear(), AverageVelocity())
     d = diagnose_run(model_of(flow, data), data, looking=FEW)
     assert d.number("guidance").value == pytest.approx(3, abs=1e-6)
@@ -102,7 +102,7 @@ class Copying(nn.Module):
         self.points = nn.Parameter(points)
 
     def forward(self, x: Tensor, time: Tensor, second: Tensor | None = None, label: Tensor | None = None) -> Tensor:
-        nearest = torch.cdist(x, self.points).argmin(1)
+        nearest = (x.detach()[:, None] - self.points).square().sum(2).argmin(1)
         return (x - self.points[nearest] + 1e-4 * x) / time[:, None].clamp(min=1e-3)
 
 
@@ -222,18 +222,10 @@ def test_a_run_is_diagnosed_by_a_command(shortflow: Shortflow, tmp_path: Path) -
         (("--data", "digits", "--batch", "5000"), "from 2 to the 1,297 images"),
         (("--data", "digit"), "did you mean 'digits'"),
         (("nowhere",), "there is no model at nowhere"),
-        (("--data", "digits", "--recipe", "esk"), "esc"),
+        (("--data", "digits", "--recipe", "esk"), "no recipe called 'esk'"),
     ],
 )
 def test_impossible_diagnoses_are_refused(arguments: tuple[str, ...], message: str, shortflow: Shortflow) -> None:
     said = shortflow("diagnose", *arguments)
     assert said.code == 2
     assert message in said.err
-
-
-def test_a_diagnosis_of_data_has_the_slopes_of_targets(tmp_path: Path) -> None:
-    """Variance as δ², squared bias as δ⁴, on a law whose flow is curved, from the settings that a command has."""
-    data = toy("moons", "train", 4000)
-    d = diagnose_data(data, recipe_named("meanflow"), batch=64, looking=Looking(rows=32, flow_rows=96))
-    assert d.number("order/variance").value == pytest.approx(2, abs=0.35)
-    assert "order/bias" not in d.scalars or d.number("order/bias").value == pytest.approx(4, abs=1.5)

@@ -11,6 +11,7 @@ from oracles import f64, gaussian, mixture
 from shortflow.errors import ShortflowError
 from shortflow.paths import Cosine, Linear, Path, VarianceExploding
 from shortflow.theory import FiniteData, Gaussian
+from shortflow.theory.bounds import trajectory
 from shortflow.theory.estimates import mean_of
 from shortflow.theory.nodes import level_of, noise_nodes, times_of
 from shortflow.theory.straightness import ddim, motion, straightness
@@ -81,8 +82,8 @@ def test_energy_and_straightness_of_the_linear_path(generator: torch.Generator) 
     )
     found = mean_of(torch.as_tensor(energy))
     assert abs(found.value - (0.25 + 1 + 0.09 - 0.5 * math.pi / 2)) < 5 * found.error
-    end = law.flow_map(x, at(1.0, n), at(0.0, n))
-    gap = mean_of(straightness(law, x, times, weights, end))
+    points = trajectory(law, x, [1.0, *times.tolist(), 0.0])
+    gap = mean_of(straightness(law, points[1:-1], times, weights, x - points[-1]))
     assert abs(gap.value - 0.5 * (2 - math.pi / 2)) < 5 * gap.error
 
 

@@ -10,6 +10,7 @@ from shortflow.diagnose.known import Known
 from shortflow.diagnose.record import Diagnosis
 from shortflow.paths import Cosine, Linear, Path, VarianceExploding
 from shortflow.theory import exact_flow
+from shortflow.theory.bounds import trajectory
 from shortflow.theory.estimates import Estimate, log_slope, mean_of
 from shortflow.theory.nodes import level_of, noise_nodes, times_of
 from shortflow.theory.straightness import ddim, motion, straightness
@@ -231,11 +232,9 @@ def _few_steps(
     n = max(16, k.rows(64, flows=True) // 2)
     one = torch.ones(n, dtype=k.x.dtype, device=k.x.device)
     x, _, _, label = k.noisy(one, generator, flows=True)
-    legs = times.tolist()
-    point, at = x, 1.0
-    for time in (*legs, low):
-        point, at = law.flow_map(point, one * at, one * time, label), time
-    gap = straightness(law, x, times, weights, point, low, label)
+    points = trajectory(law, x, [1.0, *times.tolist(), low], label)
+    point = points[-1]
+    gap = straightness(law, points[1:-1], times, weights, (x - point) / (1 - low), label)
     d.scalar(f"bend/{name}", mean_of(gap), f"∫‖v − mean velocity‖² dt of trajectories: {name}", "per dimension")
     alpha = float(law.path.alpha(torch.tensor([low], dtype=torch.float64)))
     errors: list[Estimate] = []

@@ -32,6 +32,15 @@ SMALL = 2**20  # Weights below which taking classes apart costs more than it sav
 EARLIEST = 1e-8  # The time whose σ replaces σ_0 = 0 in a division; its inverse square fits into single precision.
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Geometry:
+    """The mean c of the points, ‖x_i − c‖², and, of data that are one block, both as an array (x_i − c, ‖x_i − c‖²)."""
+
+    centre: Float[Tensor, "d"]
+    squares: Float[Tensor, "n"]
+    points: Float[Tensor, "n e"] | None
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FiniteData(Law):
     """The law that picks point i with probability p_i.
@@ -124,26 +133,41 @@ class FiniteData(Law):
             parts.append(law._by_rows(value, x[rows], t[rows], None))
         return torch.cat(parts)[order.argsort()]
 
-    def _centre(self, like: Tensor) -> Float[Tensor, "d"]:
-        return sum((part.sum(0) for part in self._blocks(like)), like.new_zeros(())) / len(self.points)
+    @cached_property
+    def _kept(self) -> dict[tuple[torch.device, torch.dtype], "_Geometry"]:
+        """What `_geometry` has found, by device and dtype."""
+        return {}
+
+    def _geometry(self, like: Tensor) -> "_Geometry":
+        """What distances to the points are made of, in the dtype and on the device of `like`; computed once."""
+        key = (like.device, like.dtype)
+        if key not in self._kept:
+            with torch.inference_mode(False), torch.no_grad():
+                like = torch.zeros((), dtype=like.dtype, device=like.device)  # no tensor of a transformation
+                centre = sum((part.sum(0) for part in self._blocks(like)), like) / len(self.points)
+                squares = torch.cat([(part - centre).square().sum(1) for part in self._blocks(like)])
+                points = None
+                if self.points.numel() <= BLOCK:
+                    points = torch.cat([next(self._blocks(like)) - centre, squares[:, None]], 1)
+            self._kept[key] = _Geometry(centre=centre, squares=squares, points=points)
+        return self._kept[key]
 
     def _log_joint(self, x: State, t: Time, label: Label) -> tuple[Tensor, Tensor]:
         """(log p_i − ‖x − α x_i‖²/(2σ²) + q of shape (b, n), q of shape (b,)), q common to the points of a row."""
         if tuple(x.shape[1:]) != self.shape:
             raise ShortflowError(f"points have the shape {self.shape}, x has the shape {tuple(x.shape)}")
         # Seen from their mean the points are as short as they can be, and so is what rounding takes from the product.
-        centre = self._centre(x)
+        known = self._geometry(x)
         alpha, sigma = self.path.alpha(t)[:, None], self._divisor(t)[:, None]
-        state = x.flatten(1) - alpha * centre
+        state = x.flatten(1) - alpha * known.centre
         # Factors go to the rows, and the points' squares are one more coordinate: one product, and nothing after it.
-        rows = torch.cat([alpha / sigma**2 * state, -0.5 * (alpha / sigma) ** 2], 1)
-        bias, first, found = self._probabilities(x).log(), 0, []
-        for part in self._blocks(x):
-            part = part - centre
-            part = torch.cat([part, part.square().sum(1, keepdim=True)], 1)
-            found.append(torch.addmm(bias[first : first + len(part)], rows, part.T))
-            first += len(part)
-        logits = torch.cat(found, 1) if len(found) > 1 else found[0]
+        rows, scale = alpha / sigma**2 * state, -0.5 * (alpha / sigma) ** 2
+        bias = self._probabilities(x).log()
+        if known.points is not None:
+            logits = torch.addmm(bias, torch.cat([rows, scale], 1), known.points.T)
+        else:  # of large data no second copy is made: what the mean adds to the product is taken off
+            products = torch.cat([rows @ part.T for part in self._blocks(x)], 1)
+            logits = products - (rows @ known.centre)[:, None] + scale * known.squares + bias
         if label is not None:
             logits = logits.masked_fill(~visible(label, self.labels, self.num_classes), -torch.inf)
         return logits, 0.5 * (state / sigma).square().sum(1)
@@ -174,9 +198,10 @@ class FiniteData(Law):
         top = gamma.argmax(-1, keepdim=True)
         nearest = self.points[top[:, 0].to(self.points.device)].to(x.device, x.dtype).flatten(1)
         others = gamma.scatter(1, top, 0.0)
-        norms = torch.cat([part.square().sum(1) for part in self._blocks(x)])
-        products = torch.cat([nearest @ part.T for part in self._blocks(x)], 1)
-        squares = norms - 2 * products + norms[top]
+        known = self._geometry(x)
+        near = nearest - known.centre
+        products = torch.cat([near @ part.T for part in self._blocks(x)], 1) - (near @ known.centre)[:, None]
+        squares = known.squares - 2 * products + known.squares[top]
         shift = self._averaged(others) - others.sum(1, keepdim=True) * nearest
         variance = (others * squares).sum(1) - shift.square().sum(1)
         return (self.path.wronskian(t) / self._divisor(t)) ** 2 * variance

@@ -16,7 +16,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from shortflow.theory.bounds import trajectory
 from shortflow.theory.law import Law
 from shortflow.typing import expand
 
@@ -51,23 +50,22 @@ def motion(law: Law, x: State, t: Time, label: Label = None) -> Motion:
 
 def straightness(
     law: Law,
-    x: State,
+    points: Sequence[State],
     times: Float[Tensor, "k"],
     weights: Float[Tensor, "k"],
-    end: State,
-    low: float = 0.0,
+    mean: State,
     label: Label = None,
 ) -> Time:
-    """∫_low^1 ‖v_t(x_t) − (x_1 − x_low)/(1 − low)‖² dt/D of each row, over decreasing nodes of a quadrature.
+    """∫‖v_t(x_t) − mean velocity‖² dt/D of each row, over the nodes of a quadrature.
 
     Args:
-        x, end: x_1, and X_{1,low}(x_1).
+        points: where trajectories are at the nodes (`trajectory`).
+        mean: the mean velocity (x_1 − x_low)/(1 − low) of the interval.
     """
-    straight, total = (x - end) / (1 - low), torch.zeros(len(x), dtype=x.dtype, device=x.device)
-    points = trajectory(law, x, [1.0, *times.tolist()], label)[1:]
+    total = torch.zeros(len(mean), dtype=mean.dtype, device=mean.device)
     for point, time, weight in zip(points, times, weights, strict=True):
         v = law.velocity(point, torch.full_like(total, float(time)), label)
-        total += float(weight) * (v - straight).square().flatten(1).mean(1)
+        total += float(weight) * (v - mean).square().flatten(1).mean(1)
     return total
 
 
