@@ -1,0 +1,49 @@
+"""Pages: runs, studies and diagnoses as one self-contained HTML file, made of nothing but their files.
+
+    files       what is read, and what cannot be          metrics     what figures are called
+    runpage     a run        studypage   a study          diagnosispage   a diagnosis      sidebyside   several
+    samples, training, recipes   sections                 charts, motion, svg, blocks, page   how they are drawn and set
+
+The page opens from disk and asks for nothing: styles, figures and pictures are in it, there is no script, and a policy
+in its head forbids the browser to load anything else. jinja2 and matplotlib come with the extra `report`.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from shortflow.errors import ConfigError
+
+__all__ = ["report_page", "write_report"]
+
+
+def report_page(paths: list[Path], title: str | None = None) -> str:
+    """The HTML of a page on what lies at `paths`: one run, study or diagnosis, or several side by side.
+
+    Raises:
+        CheckpointError: if there is no run, study or diagnosis at one of them.
+        ConfigError: if nothing is named, a study or diagnosis cannot be read, or the extra `report` is missing.
+    """
+    if not paths:
+        raise ConfigError("name at least one run, study or diagnosis")
+    try:
+        import jinja2
+        import matplotlib
+    except ImportError as error:
+        raise ConfigError(f"pages need {error.name}; install them with: pip install 'shortflow[report]'") from error
+    del jinja2, matplotlib
+    from shortflow.report.files import opened
+    from shortflow.report.page import page_of, rendered
+
+    found: list[Any] = [opened(path) for path in paths]
+    return rendered(page_of(found, title))
+
+
+def write_report(paths: list[Path], out: Path, title: str | None = None) -> Path:
+    """Write the page to `out`, atomically; returns it. Errors are those of `report_page`."""
+    from shortflow.files import write_atomic
+
+    html = report_page(paths, title)
+    if out.is_dir():
+        raise ConfigError(f"--out {out} is a folder; give the name of a file, such as {out / 'page.html'}")
+    write_atomic(out, html)
+    return out
