@@ -71,7 +71,8 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_command_argument_and_option_is_explained() -> None:
     group: Any = typer.main.get_command(app)
-    commands = ["train", "encode", "sample", "evaluate", "reference", "status", "recipes", "show", "cost", "demo"]
+    commands = ["train", "encode", "sample", "evaluate", "reference", "status", "report"]
+    commands += ["recipes", "show", "cost", "demo"]
     assert list(group.commands) == [*commands, "import"]
     explained = 0
     for name, command in group.commands.items():
@@ -87,7 +88,7 @@ def test_every_command_argument_and_option_is_explained() -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["", "train", "encode", "sample", "evaluate", "reference", "status", "recipes", "show", "cost", "demo", "import"],
+    ["", "train", "encode", "sample", "evaluate", "reference", "status", "report", "recipes", "show", "cost", "demo", "import"],
 )
 def test_help_ends_well_and_names_every_option(command: str, shortflow: Shortflow) -> None:
     said = shortflow(*command.split(), "--help")

@@ -1,4 +1,4 @@
-"""The command line: train, encode, sample, evaluate, reference, status, import, recipes, show, cost, demo.
+"""The command line: train, encode, sample, evaluate, reference, status, report, import, recipes, show, cost, demo.
 
 A thin shell around `shortflow.runs`.
 torch and everything that needs it is imported inside the commands, so that --help answers at once.
@@ -16,6 +16,7 @@ from shortflow.cli.demo import demo
 from shortflow.cli.encoding import encode
 from shortflow.cli.evaluating import evaluate, reference
 from shortflow.cli.importing import import_weights
+from shortflow.cli.reporting import report
 from shortflow.cli.sampling import sample
 from shortflow.cli.showing import cost, recipes, show
 from shortflow.cli.training import Train, train
@@ -33,7 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help: twice as fast, and never cut
 )
-for _command in (train, encode, sample, evaluate, reference, status, recipes, show, cost, demo):
+for _command in (train, encode, sample, evaluate, reference, status, report, recipes, show, cost, demo):
     app.command(cls={train: Train, status: Status}.get(_command))(_command)
 app.command("import")(import_weights)
 

@@ -8,12 +8,13 @@ The page opens from disk and asks for nothing: styles, figures and pictures are 
 in its head forbids the browser to load anything else. jinja2 and matplotlib come with the extra `report`.
 """
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
 from shortflow.errors import ConfigError
 
-__all__ = ["report_page", "write_report"]
+__all__ = ["check_installed", "report_page", "write_report"]
 
 
 def report_page(paths: list[Path], title: str | None = None) -> str:
@@ -25,12 +26,7 @@ def report_page(paths: list[Path], title: str | None = None) -> str:
     """
     if not paths:
         raise ConfigError("name at least one run, study or diagnosis")
-    try:
-        import jinja2
-        import matplotlib
-    except ImportError as error:
-        raise ConfigError(f"pages need {error.name}; install them with: pip install 'shortflow[report]'") from error
-    del jinja2, matplotlib
+    check_installed()
     from shortflow.report.files import opened
     from shortflow.report.page import page_of, rendered
 
@@ -38,12 +34,18 @@ def report_page(paths: list[Path], title: str | None = None) -> str:
     return rendered(page_of(found, title))
 
 
+def check_installed() -> None:
+    """Raise `ConfigError` if jinja2 or matplotlib are missing, before anything is drawn."""
+    missing = [name for name in ("jinja2", "matplotlib") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(f"pages need {' and '.join(missing)}; install them with: pip install 'shortflow[report]'")
+
+
 def write_report(paths: list[Path], out: Path, title: str | None = None) -> Path:
     """Write the page to `out`, atomically; returns it. Errors are those of `report_page`."""
     from shortflow.files import write_atomic
 
-    html = report_page(paths, title)
     if out.is_dir():
         raise ConfigError(f"--out {out} is a folder; give the name of a file, such as {out / 'page.html'}")
-    write_atomic(out, html)
+    write_atomic(out, report_page(paths, title))
     return out

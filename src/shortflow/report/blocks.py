@@ -86,7 +86,7 @@ class Chart(Block):
 
 @dataclass(frozen=True, kw_only=True)
 class Picture(Block):
-    """An image: what it is called, what it shows, and its data. `drawn`: dark on white, so dark mode turns it over."""
+    """An image: what it is called, what it shows, and its data."""
 
     kind: ClassVar[str] = "picture"
     title: str
@@ -95,7 +95,6 @@ class Picture(Block):
     width: int
     height: int
     caption: str = ""
-    drawn: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,11 +138,11 @@ class Page:
     style: Sequence[Markup] = field(default_factory=tuple)
 
 
-def png(content: bytes, title: str, alt: str, caption: str = "", drawn: bool = False) -> Picture:
+def png(content: bytes, title: str, alt: str, caption: str = "") -> Picture:
     """The picture of a PNG file."""
     width, height = (int.from_bytes(content[at : at + 4], "big") for at in (16, 20))
     data = f"data:image/png;base64,{base64.b64encode(content).decode()}"
-    return Picture(title=title, data=data, alt=alt, width=width, height=height, caption=caption, drawn=drawn)
+    return Picture(title=title, data=data, alt=alt, width=width, height=height, caption=caption)
 
 
 def number(value: Any, digits: int = 4) -> str:

@@ -1,5 +1,6 @@
 """The kinds of figures: lines with error bars, a ranking, cells of a map, arrows of a field."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from shortflow.report.svg import DASHES, INK, MARKERS, MUTED, SERIES, colour, fi
 
 __all__ = ["Series", "arrows", "cells", "lines", "ranking"]
 
+WIDE, SMALL = (5.0, 3.2), (4.0, 2.75)  # inches of a figure, in a wide and in a narrow column
 _POINTS = 400  # of a curve that are drawn
 _MAP = "cividis"  # readable in grey, and by the colour-blind
 
@@ -50,6 +52,7 @@ def lines(
     log_y: bool | None = None,
     floor: tuple[str, float] | None = None,
     table: bool = True,
+    small: bool = False,
 ) -> Chart:
     """Lines over a common axis.
 
@@ -59,13 +62,14 @@ def lines(
         log_y: None: where all values are positive and the largest is eight times the smallest.
         floor: (name, value) of a level to compare with, such as that of real data.
         table: whether the numbers stand below the figure.
+        small: for a narrow column.
     """
     series = [_finite(one) for one in series]
     values = [value for one in series for value in one.y] + ([floor[1]] if floor else [])
     positive = bool(values) and min(values) > 0
     log_y = positive and max(values) > 8 * min(values) if log_y is None else log_y and positive
     log_x = log_x and all(value > 0 for one in series for value in one.x)
-    with figure() as made:
+    with figure(*(SMALL if small else WIDE)) as made:
         axes = made.add_subplot()
         for one in series:
             _line(axes, one, marked)
@@ -138,10 +142,11 @@ def _axis(axes: Axes, which: str, log: bool, places: Sequence[float] | None = No
 
 
 def _tick(value: float) -> str:
+    """A number at an axis, as short as it can be told from its neighbours."""
     for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
         if abs(value) >= size and (size > 1e3 or abs(value) >= 1e4):
-            return f"{value / size:.4g} {unit}".replace("-", "−")
-    return f"{value:.4g}".replace("-", "−")
+            return f"{value / size:.5g} {unit}".replace("-", "−")
+    return f"{value:.5g}".replace("-", "−")
 
 
 def _described(series: Sequence[Series], x: str, y: str, floor: tuple[str, float] | None) -> str:
@@ -201,11 +206,15 @@ def ranking(
     rows = [row for row in rows if math.isfinite(row[1])]
     values = [row[1] for row in rows] + ([floor[1]] if floor else [])
     log = min(values) > 0 and max(values) > 8 * min(values)
-    with figure(5.6, 0.9 + 0.27 * max(len(rows), 3)) as made:
+    with figure(5.0, 0.9 + 0.27 * max(len(rows), 3)) as made:
         axes = made.add_subplot()
         for k, (_, value, error) in enumerate(rows):
             hue = colour(0) if k < best else MUTED
-            style: dict[str, Any] = {"color": hue, "marker": "o" if k < best else "s", "markersize": 6 if k < best else 5}
+            style: dict[str, Any] = {
+                "color": hue,
+                "marker": "o" if k < best else "s",
+                "markersize": 6 if k < best else 5,
+            }
             axes.errorbar([value], [k], xerr=None if not error else [error], capsize=3, elinewidth=1.4, **style)
         if floor is not None:
             axes.axvline(floor[1], color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)))
@@ -255,12 +264,12 @@ def cells(
     def shade(value: float) -> Any:
         return shades(0.5 if high == low else (value - low) / (high - low))
 
-    with figure(5.6, 3.9) as made:
+    with figure(5.0, 3.6) as made:
         axes = made.add_subplot()
         for (i, j), value in found.items():
             corner, size = (edges_x[i], edges_y[j]), (edges_x[i + 1] - edges_x[i], edges_y[j + 1] - edges_y[j])
             hue = shade(level(value))
-            axes.add_patch(Rectangle(corner, *size, facecolor=to_hex(hue), edgecolor="none", linewidth=0))
+            axes.add_patch(Rectangle(corner, *size, facecolor=to_hex(hue), edgecolor=to_hex(hue), linewidth=0.4))
             if few:
                 middle = (corner[0] + size[0] / 2, corner[1] + size[1] / 2)
                 axes.text(*middle, number(value, 3), ha="center", va="center", color=_readable(hue))
@@ -290,9 +299,7 @@ def _cell_numbers(
         return f"{number(float(edges[k]), 3)} to {number(float(edges[k + 1]), 3)}"
 
     columns = range(len(edges_x) - 1)
-    rows = [
-        [between(edges_y, j), *(number(found.get((i, j))) for i in columns)] for j in range(len(edges_y) - 1)
-    ]
+    rows = [[between(edges_y, j), *(number(found.get((i, j))) for i in columns)] for j in range(len(edges_y) - 1)]
     return Table(
         caption=f"{title}: the numbers", head=[f"{y} \\ {x}", *(between(edges_x, i) for i in columns)], rows=rows
     )
@@ -303,14 +310,21 @@ def _scale(made: Any, axes: Axes, shade: Any, ends: tuple[float, float], log: bo
     low, high = ends if ends[0] < ends[1] else (ends[0] - 0.5, ends[1] + 0.5)
     beside = axes.inset_axes((1.04, 0.0, 0.05, 1.0))
     steps = np.linspace(low, high, 33)
-    for a, b in zip(steps[:-1], steps[1:], strict=True):
-        beside.add_patch(Rectangle((0, a), 1, b - a, facecolor=to_hex(shade((a + b) / 2)), edgecolor="none"))
+    for a, b in itertools.pairwise(steps):
+        hue = to_hex(shade((a + b) / 2))
+        beside.add_patch(Rectangle((0, a), 1, b - a, facecolor=hue, edgecolor=hue, linewidth=0.4))
     beside.set_xlim(0, 1)
     beside.set_ylim(low, high)
     beside.set_xticks([])
     beside.yaxis.tick_right()
-    beside.yaxis.set_major_locator(MaxNLocator(5))
-    beside.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(10**value if log else value)))
+    if log:
+        subs = (1, 2, 5) if high - low < 2.5 else (1,)
+        places = [m * 10.0**k for k in range(math.floor(low), math.ceil(high) + 1) for m in subs]
+        places = [place for place in places if low <= math.log10(place) <= high]
+        beside.set_yticks([math.log10(place) for place in places], [_tick(place) for place in places])
+    else:
+        beside.yaxis.set_major_locator(MaxNLocator(5))
+        beside.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
 
 
 def _readable(hue: tuple[float, ...]) -> str:
@@ -320,11 +334,9 @@ def _readable(hue: tuple[float, ...]) -> str:
     return "#000000" if (luminance + 0.05) ** 2 > 0.05 * 1.05 else "#ffffff"
 
 
-def arrows(
-    name: str, title: str, panels: Sequence[tuple[str, np.ndarray]], at: np.ndarray, caption: str = ""
-) -> Chart:
+def arrows(name: str, title: str, panels: Sequence[tuple[str, np.ndarray]], at: np.ndarray, caption: str = "") -> Chart:
     """Fields of arrows in the plane beside each other, each scaled to its own longest arrow."""
-    with figure(5.6, 0.3 + 5.3 / len(panels)) as made:
+    with figure(5.0, 0.3 + 4.7 / len(panels)) as made:
         for k, (heading, field) in enumerate(panels):
             axes = made.add_subplot(1, len(panels), k + 1)
             longest = max(float(np.linalg.norm(field, axis=-1).max()), 1e-12)

@@ -1,5 +1,6 @@
 """The sections of a diagnosis: its advice with the evidence, its curves, its maps over (t, r), its numbers."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,7 +34,9 @@ def _advice(record: Mapping[str, Any]) -> list[Block]:
     for each in record.get("advice") or ():
         if isinstance(each, Mapping) and each.get("text"):
             rows.append([str(each["text"]), _evidence(each.get("evidence"))])
-    return [Table(caption="Advice, and what it rests on", head=["advice", "evidence"], rows=rows, words=frozenset({1}))] * bool(rows)
+    return [
+        Table(caption="Advice, and what it rests on", head=["advice", "evidence"], rows=rows, words=frozenset({1}))
+    ] * bool(rows)
 
 
 def _evidence(value: Any) -> str:
@@ -62,7 +65,7 @@ def _figures(record: Mapping[str, Any], name: str) -> list[Block]:
             else:
                 charts.append(chart)
     if charts:
-        found.append(Row(blocks=charts, narrow=len(charts) > 4))
+        found.append(Row(blocks=charts, narrow=False))
     if left_out:
         found.append(Notes(texts=left_out))
     return found
@@ -75,21 +78,23 @@ def _numbers(values: Any) -> list[float | None]:
 def _curve(key: str, each: Mapping[str, Any], name: str) -> Chart | None:
     x, y = _numbers(each.get("x")), _numbers(each.get("y"))
     error = _numbers(each.get("error")) or [None] * len(y)
-    points = [
-        (a, b, e) for a, b, e in zip(x, y, error, strict=False) if a is not None and b is not None
-    ]
+    points = [(a, b, e) for a, b, e in zip(x, y, error, strict=False) if a is not None and b is not None]
     if not points or len(x) != len(y):
         return None
     title = _title(key)
     label, unit = str(each.get("label") or title), str(each.get("unit") or "")
     known = [e for _, _, e in points]
-    one = Series(
-        name=title, x=[p[0] for p in points], y=[p[1] for p in points], error=known if any(known) else None
-    )
+    one = Series(name=title, x=[p[0] for p in points], y=[p[1] for p in points], error=known if any(known) else None)
     wide = min(one.x) > 0 and max(one.x) > 20 * min(one.x)
     return lines(
-        name, title, [one], x=str(each.get("x_label") or _abscissa(one.x)), y=unit or label, caption=f"{label}.",
-        log_x=wide, marked=len(points) <= 40,
+        name,
+        title,
+        [one],
+        x=str(each.get("x_label") or _abscissa(one.x)),
+        y=unit or label,
+        caption=f"{label}.",
+        log_x=wide,
+        marked=len(points) <= 40,
     )
 
 
@@ -108,8 +113,16 @@ def _map(key: str, each: Mapping[str, Any], name: str) -> Chart | None:
         return None
     unit = str(each.get("unit") or "value")
     return cells(
-        name, _title(key), grid, x="t", y="r", edges_x=edges_t, edges_y=edges_r, unit=unit,
-        caption=f"{each.get('label') or _title(key)}.", log=_spans(grid),
+        name,
+        _title(key),
+        grid,
+        x="t",
+        y="r",
+        edges_x=edges_t,
+        edges_y=edges_r,
+        unit=unit,
+        caption=f"{each.get('label') or _title(key)}.",
+        log=_spans(grid),
     )
 
 
@@ -123,13 +136,13 @@ def _edges(places: Sequence[float | None], count: int) -> list[float] | None:
     known = [place for place in places if place is not None]
     if len(known) != len(places) or count < 1 or len(known) not in (count, count + 1):
         return None
-    if any(b <= a for a, b in zip(known[:-1], known[1:], strict=True)):
+    if any(b <= a for a, b in itertools.pairwise(known)):
         return None
     if len(known) == count + 1:
         return known
     if count == 1:
         return [known[0] - 0.5, known[0] + 0.5]
-    middles = [(a + b) / 2 for a, b in zip(known[:-1], known[1:], strict=True)]
+    middles = [(a + b) / 2 for a, b in itertools.pairwise(known)]
     return [2 * known[0] - middles[0], *middles, 2 * known[-1] - middles[-1]]
 
 

@@ -21,14 +21,28 @@ from safetensors import SafetensorError, safe_open
 from shortflow.config import RunConfig, from_plain, load_run
 from shortflow.errors import CheckpointError, ConfigError, ShortflowError
 from shortflow.files import sha256_of
+from shortflow.lock import held_by
 from shortflow.status import RunStatus, read_status
 
-__all__ = ["FORMAT", "INDEX", "PICTURES", "Diagnosis", "Header", "Pictures", "Run", "Study", "opened"]
+__all__ = [
+    "FORMAT",
+    "INDEX",
+    "PICTURES",
+    "Diagnosis",
+    "Header",
+    "Pictures",
+    "Run",
+    "Study",
+    "lacks_pictures",
+    "opened",
+    "run_directories",
+]
 
 PICTURES, INDEX = "pictures", "pictures.json"  # the folder of a run's pictures, and the file that says what they are
 FORMAT = 1  # of that file
 
 STUDY, DIAGNOSIS = "results.json", "diagnosis.json"
+_OF_A_RUN = ("run.yaml", "model.safetensors", "stats.jsonl", "evaluation.json")
 _LARGEST = 2**26  # bytes of a JSON file
 _LARGEST_PICTURE = 2**24
 _LONGEST = 2**29  # bytes of a record
@@ -148,7 +162,7 @@ def opened(path: str | Path) -> Run | Study | Diagnosis:
     """
     path = Path(path).expanduser()
     if path.is_file():
-        if path.name in ("run.yaml", "model.safetensors", "stats.jsonl", "evaluation.json", STUDY):
+        if path.name in (*_OF_A_RUN, STUDY):
             path = path.parent
         elif path.suffix == ".json":
             return _diagnosis(path, path.stem)
@@ -208,7 +222,7 @@ def _run(directory: Path) -> Run:
         faults.found.append(f"stats.jsonl: {damaged} of its lines cannot be read, and are left out")
     if status is not None:
         faults.found += [remark for remark in status.remarks if "stats.jsonl" not in remark]
-    files = ("run.yaml", "model.safetensors", "stats.jsonl", "evaluation.json", DIAGNOSIS)
+    files = (*_OF_A_RUN, DIAGNOSIS)
     return Run(
         directory=directory,
         name=_name(directory),
@@ -281,14 +295,14 @@ def _evaluation(path: Path) -> dict[str, Any] | None:
 
 
 def _previews(folder: Path, faults: _Faults) -> Iterator[tuple[int, bytes]]:
-    """The first, the last and some previews between."""
+    """The first preview, the last, and one between."""
     steps = {}
     with suppress(OSError):
         for path in folder.iterdir():
             if found := re.fullmatch(r"step-(\d{1,18})\.png", path.name):
                 steps[int(found[1])] = path
     order = sorted(steps)
-    chosen = order if len(order) <= 4 else [order[round(k * (len(order) - 1) / 3)] for k in range(4)]
+    chosen = order if len(order) <= 3 else [order[0], order[(len(order) - 1) // 2], order[-1]]
     for step in chosen:
         png = faults.read(_png, steps[step])
         if png is not None:
@@ -398,6 +412,41 @@ def _diagnosis(path: Path, name: str) -> Diagnosis:
             f"{path} is no diagnosis that this version reads; make it again: shortflow diagnose DATA|RUN --out {path}"
         )
     return Diagnosis(path=path, name=name, record=record)
+
+
+# ------------------------------------------------------------------------------------------------- what is to be drawn
+
+
+def run_directories(path: Path, cells: bool) -> list[Path]:
+    """The run at `path`; with `cells` those of a study, the first of each variant that is done. Errors come later."""
+    path = path.expanduser()
+    if path.is_file() and path.name in _OF_A_RUN:
+        path = path.parent
+    if (path / STUDY).is_file() and not cells:
+        return []
+    if not (path / STUDY).is_file():
+        return [path] if path.is_dir() else []
+    found: dict[str, Path] = {}
+    for cell in _study(path).rows("cells"):
+        if cell.get("status") == "done" and isinstance(cell.get("path"), str):
+            found.setdefault(str(cell.get("variant")), path / cell["path"])
+    return list(found.values())
+
+
+def lacks_pictures(directory: Path, ended: bool) -> bool:
+    """Whether a run has a model, and no pictures that this model has drawn.
+
+    Args:
+        ended: leave out a run that is still going on: it wants the machine for itself.
+    """
+    model = directory / "model.safetensors"
+    if not model.is_file() or (ended and held_by(directory) is not None):
+        return False
+    try:
+        drawn = _json(directory / PICTURES / INDEX)
+        return drawn["format"] != FORMAT or drawn["model"]["sha256"] != sha256_of(model)
+    except (ShortflowError, OSError, KeyError, TypeError):
+        return True
 
 
 # -------------------------------------------------------------------------------------------------------- small things

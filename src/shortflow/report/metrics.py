@@ -6,7 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["METRICS", "Metric", "by_steps", "comparable", "floor_of", "main_metric", "measured", "metric_of", "steps_of"]
+__all__ = [
+    "METRICS",
+    "Metric",
+    "by_steps",
+    "comparable",
+    "floor_of",
+    "main_metric",
+    "measured",
+    "metric_of",
+    "steps_of",
+]
 
 Rows = Mapping[str, Mapping[str, Any]]
 
@@ -30,7 +40,7 @@ METRICS = (
     Metric(key="distance", label="Fréchet distance", reading="falls with N: compare at equal N only"),
     Metric(
         key="fd_percent",
-        label="Fréchet distance, % of variance",
+        label="Fréchet distance (% of variance)",
         reading="of the features of a fixed classifier; falls with N, so compare at equal N only",
     ),
     Metric(key="energy_distance", label="energy distance", reading="of two clouds of points; 0 for the same law"),
@@ -70,7 +80,11 @@ def steps_of(name: str) -> int | None:
 def by_steps(rows: Rows, key: str) -> dict[int, float]:
     """The metric by number of steps, fewest first."""
     found = {steps_of(name): measured(row.get(key)) for name, row in rows.items()}
-    return {steps: value for steps, value in sorted(found.items(), key=lambda each: each[0] or 0) if steps and value is not None}
+    return {
+        steps: value
+        for steps, value in sorted(found.items(), key=lambda each: each[0] or 0)
+        if steps and value is not None
+    }
 
 
 def floor_of(rows: Rows, key: str) -> tuple[str, float] | None:

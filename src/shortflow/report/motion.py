@@ -12,9 +12,9 @@ from typing import ClassVar
 import numpy as np
 from markupsafe import Markup
 
-from shortflow.report.blocks import Block
+from shortflow.report.blocks import Block, Chart
 
-__all__ = ["Motion", "motion"]
+__all__ = ["Motion", "cloud", "motion"]
 
 SIDE, GAP, HEAD = 260, 24, 46  # of a panel, between two, above
 SECONDS = 8
@@ -65,6 +65,21 @@ def motion(
     return Motion(name=name, title=title, svg=Markup(svg), style=Markup("\n".join(rules)), caption=caption)
 
 
+def cloud(name: str, title: str, points: np.ndarray, reach: float, real: bool = False) -> Chart:
+    """Points in the plane, on both axes from −reach to reach."""
+    at = _Frame(x=0, reach=reach)
+    dots = "".join(f"M{x:.1f} {y - HEAD:.1f}h0" for x, y in at.of(points))
+    said = f"{len(points):,} points; both axes go from {-reach:.2g} to {reach:.2g}."
+    svg = (
+        f'<svg viewBox="0 0 {SIDE} {SIDE}" role="img" aria-labelledby="{name}-title {name}-desc" '
+        f'xmlns="http://www.w3.org/2000/svg"><title id="{name}-title">{escape(title)}</title>'
+        f'<desc id="{name}-desc">{escape(said)}</desc><svg width="{SIDE}" height="{SIDE}">'
+        f'<rect width="{SIDE}" height="{SIDE}" class="frame"/>'
+        f'<path d="{dots}" class="dots{" real" * real}"/></svg></svg>'
+    )
+    return Chart(title=title, svg=Markup(svg))
+
+
 @dataclass(frozen=True)
 class _Frame:
     """Where a panel is, and how points of the plane lie in it."""
@@ -109,9 +124,7 @@ def _moves(at: _Frame, states: np.ndarray, name: str, until: float) -> list[str]
     """A rule for each point: where it is, relative to its end, at which share of the time."""
     ways = at.of(_frames(states))
     shares = BEGIN + (until - BEGIN) * np.linspace(0, 1, len(ways))
-    rules = [
-        f"@keyframes {name}-bar{{0%,{BEGIN}%{{transform:scaleX(0)}}{until:.4g}%,100%{{transform:scaleX(1)}}}}"
-    ]
+    rules = [f"@keyframes {name}-bar{{0%,{BEGIN}%{{transform:scaleX(0)}}{until:.4g}%,100%{{transform:scaleX(1)}}}}"]
     for k, way in enumerate(ways.swapaxes(0, 1)):
         moved = way - way[-1]
         stops = [f"0%{{transform:translate({moved[0][0]:.0f}px,{moved[0][1]:.0f}px)}}"]

@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from shortflow.report.blocks import Block, Page, Row, Section
 from shortflow.report.diagnosispage import diagnosis_sections
@@ -73,6 +73,7 @@ def rendered(page: Page) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
+    environment.filters["code"] = _code
     environment.globals |= {"swatch": swatch, "anchor": _Anchors()}
     styles = "\n".join(_styles(page.sections))
     text = environment.get_template("page.html.j2").render(
@@ -82,6 +83,11 @@ def rendered(page: Page) -> str:
         made=f"shortflow {_version()}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
     )
     return re.sub(r"\n\s*\n+", "\n", text)
+
+
+def _code(text: str) -> Markup:
+    """A sentence in which `commands` are set as such."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 class _Anchors:

@@ -16,7 +16,6 @@ from shortflow.report.blocks import (
     Sentences,
     Table,
     number,
-    png,
     share,
 )
 from shortflow.report.charts import Series, lines
@@ -26,7 +25,7 @@ from shortflow.report.recipes import method_section
 from shortflow.report.samples import samples_section
 from shortflow.report.training import curve, training_section
 
-__all__ = ["made_again", "quality_chart", "run_sections", "sums_table", "summary_facts", "trained_seconds"]
+__all__ = ["made_again", "quality_chart", "run_sections", "summary_facts", "sums_table", "trained_seconds"]
 
 
 def run_sections(run: Run, name: str = "run") -> list[Section]:
@@ -96,10 +95,10 @@ def _scored(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
     values = by_steps(rows, metric.key)
     fewest, best = min(values), min(values, key=lambda steps: values[steps])
     floor = floor_of(rows, metric.key)
-    text = f"In {_steps(fewest)}: {metric.label} {number(values[fewest])}"
+    text = f"{metric.label[0].upper()}{metric.label[1:]} in {_steps(fewest)}: {number(values[fewest])}"
     if best != fewest:
         text += f"; at best {number(values[best])}, in {_steps(best)}"
-    said = [text + (f"; {floor[0]} have {number(floor[1])}." if floor else ".")]
+    said = [text + (f". {floor[0][0].upper()}{floor[0][1:]}: {number(floor[1])}." if floor else ".")]
     try:
         said += verdict({"rows": rows})
     except (KeyError, TypeError):  # a record that is not ours
@@ -205,9 +204,7 @@ def quality_chart(
             error = None
             if metric.key == "inception_score":
                 error = [measured(rows[_row(rows, steps)].get("inception_score_std")) for steps in values]
-            series.append(
-                Series(name=label, x=list(values), y=list(values.values()), error=error, place=place)
-            )
+            series.append(Series(name=label, x=list(values), y=list(values.values()), error=error, place=place))
     if not series:
         return None
     floor = next((found for _, rows in runs if (found := floor_of(rows, metric.key))), None)
@@ -223,6 +220,7 @@ def quality_chart(
         log_x=True,
         floor=floor,
         table=key is not None or len(runs) > 1,
+        small=key is not None,
     )
 
 
@@ -305,7 +303,12 @@ def _cost(run: Run) -> Section:
     if run.lines:
         rows.append(["steps done", number(run.lines[-1]["step"])])
     if seconds is not None:
-        rows.append(["time of these steps", f"{duration(seconds)} ({number(round(seconds))} s)"])
+        rows.append(
+            [
+                "time of these steps",
+                duration(seconds) if seconds < 120 else f"{duration(seconds)} ({round(seconds):,} s)",
+            ]
+        )
         rows.append(["images a second", number(round(run.lines[-1]["images"] / seconds))])
         rows.append(["slowest and fastest line", _speeds(run.lines)])
     if per_step is not None:
@@ -337,7 +340,9 @@ def _settings(run: Run) -> Section:
     text = run.text or (to_yaml(run.config) if run.config is not None else None)
     if text is None:
         return Section(title="Settings")
-    said = Sentences(texts=["Every setting, as the run was made with it. Saved as run.yaml, this file starts the run again."])
+    said = Sentences(
+        texts=["Every setting, as the run was made with it. Saved as run.yaml, this file starts the run again."]
+    )
     return Section(title="Settings", blocks=[said, Code(text=text.rstrip() + "\n", label="run.yaml", folded=True)])
 
 
@@ -376,7 +381,9 @@ def _sampling_options(record: Mapping[str, Any]) -> Iterator[str]:
 def sums_table(sums: Sequence[tuple[str, int, str]]) -> Table:
     """Files and their sums."""
     rows = [[name, f"{size:,}", total] for name, size, total in sums]
-    return Table(caption="Files that this page was made of", head=["file", "bytes", "SHA-256"], rows=rows, words=frozenset({2}))
+    return Table(
+        caption="Files that this page was made of", head=["file", "bytes", "SHA-256"], rows=rows, words=frozenset({2})
+    )
 
 
 def made_again_section(run: Run) -> Section:
@@ -396,9 +403,10 @@ def made_again_section(run: Run) -> Section:
             if isinstance(each, Mapping)
         ]
         table = Table(
-            caption="Other models that it learned from", head=["as", "run", "SHA-256"], rows=rows, words=frozenset({1, 2})
+            caption="Other models that it learned from",
+            head=["as", "run", "SHA-256"],
+            rows=rows,
+            words=frozenset({1, 2}),
         )
         blocks.append(table)
     return Section(title="Make it again", blocks=blocks)
-
-

@@ -4,14 +4,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from shortflow.pictures import scatter
-from shortflow.report.blocks import Block, Notes, Picture, Row, Section, Sentences, number, png
+from shortflow.report.blocks import Block, Notes, Row, Section, Sentences, number, png
 from shortflow.report.charts import arrows
 from shortflow.report.files import Pictures
 from shortflow.report.metrics import measured
-from shortflow.report.motion import motion
+from shortflow.report.motion import cloud, motion
+
+DOTS = 1500  # of a cloud
 
 __all__ = ["sample_pictures", "samples_section"]
 
@@ -28,8 +28,11 @@ def samples_section(
     if pictures is not None:
         if late is not None:
             blocks.append(Notes(texts=[late]))
-        blocks += sample_pictures(pictures)
-        blocks += [block for block in (_ways(pictures, name), _field(pictures, name)) if block is not None]
+        moved = _ways(pictures, name)
+        blocks += [] if moved is None else [moved]
+        blocks += sample_pictures(pictures, name)
+        arrowed = _field(pictures, name)
+        blocks += [] if arrowed is None else [arrowed]
         blocks += [Row(blocks=found)] if (found := _between(pictures)) else []
         notes = [str(note) for note in pictures.index.get("notes") or ()]
         if notes:
@@ -44,12 +47,12 @@ def samples_section(
     return Section(title="Samples", blocks=blocks)
 
 
-def sample_pictures(pictures: Pictures, most: int | None = None) -> list[Block]:
+def sample_pictures(pictures: Pictures, name: str, most: int | None = None) -> list[Block]:
     """Real data beside samples by number of steps; of `most` numbers of steps at most."""
     index = pictures.index
     clouds = index.get("clouds")
     if isinstance(clouds, Mapping) and (arrays := pictures.arrays.get(str(clouds.get("file")))):
-        return [Row(blocks=_clouds(arrays, most), narrow=True)]
+        return [Row(blocks=_clouds(arrays, most, name), narrow=True)]
     drawn: list[Block] = []
     real = index.get("real")
     if isinstance(real, Mapping) and real.get("file") in pictures.images:
@@ -63,30 +66,30 @@ def sample_pictures(pictures: Pictures, most: int | None = None) -> list[Block]:
             drawn.append(png(pictures.images[each["file"]], steps, alt))
     if not drawn:
         return []
-    return [Sentences(texts=[f"The same noise in every panel. {_classes(index)}".strip()]), Row(blocks=drawn, narrow=True)]
+    return [
+        Sentences(texts=[f"The same noise in every panel. {_classes(index)}".strip()]),
+        Row(blocks=drawn, narrow=True),
+    ]
 
 
-def _clouds(arrays: Mapping[str, np.ndarray], most: int | None) -> list[Block]:
+def _clouds(arrays: Mapping[str, np.ndarray], most: int | None, prefix: str) -> list[Block]:
     """Points in the plane as pictures, all to one scale."""
-    named = {name: points for name, points in arrays.items() if points.ndim == 2 and points.shape[1] == 2 and len(points)}
+    named = {
+        name: points for name, points in arrays.items() if points.ndim == 2 and points.shape[1] == 2 and len(points)
+    }
     steps = sorted((name for name in named if name.startswith("steps_")), key=lambda name: int(name[6:]))
     order = [name for name in ("real", *steps[:most]) if name in named]
-    reach = float(np.quantile(np.abs(named[order[0]]), 0.999)) * 1.15 if order else 1.0
-    found: list[Block] = []
-    for name in order:
-        label = "real" if name == "real" else _steps(int(name[6:]))
-        picture = scatter(named[name], extent=reach, size=240)
-        alt = f"{len(named[name]):,} points, {label}; the axes go from {number(-reach, 2)} to {number(reach, 2)}."
-        found.append(_png_of(Image.fromarray(picture[0]), label, alt))
-    return found
-
-
-def _png_of(image: Any, title: str, alt: str) -> Picture:
-    import io
-
-    file = io.BytesIO()
-    image.save(file, format="PNG", optimize=True)
-    return png(file.getvalue(), title, alt, drawn=True)
+    reach = float(np.quantile(np.abs(named[order[0]]), 0.999)) * 1.25 if order else 1.0
+    return [
+        cloud(
+            f"{prefix}-cloud{k}",
+            "real" if name == "real" else _steps(int(name[6:])),
+            named[name][:DOTS],
+            reach,
+            name == "real",
+        )
+        for k, name in enumerate(order)
+    ]
 
 
 def _ways(pictures: Pictures, name: str) -> Block | None:
@@ -122,7 +125,9 @@ def _field(pictures: Pictures, name: str) -> Block | None:
     if field.ndim != 3 or field.shape != (len(times), *at.shape) or at.shape[1:] != (2,):
         return None
     panels = [(f"t = {time:g}", each) for time, each in zip(times, field, strict=True)]
-    caption = "The velocity u(x, t) that was learned at r = t, which points follow from t = 1 (noise) down to t = 0 (data)."
+    caption = (
+        "The velocity u(x, t) that was learned at r = t, which points follow from t = 1 (noise) down to t = 0 (data)."
+    )
     return arrows(f"{name}-field", "Velocity", panels, at, caption)
 
 
@@ -169,5 +174,3 @@ def _classes(index: Mapping[str, Any]) -> str:
 
 def _steps(count: Any) -> str:
     return "1 step" if count == 1 else f"{count} steps"
-
-

@@ -91,8 +91,8 @@ def _table(runs: Sequence[tuple[str, Run]]) -> Table:
 def _samples(runs: Sequence[tuple[str, Run]]) -> Section:
     parts = [
         Section(title=f"Samples of {name}", blocks=blocks)
-        for name, run in runs
-        if run.pictures is not None and (blocks := sample_pictures(run.pictures, most=2))
+        for k, (name, run) in enumerate(runs)
+        if run.pictures is not None and (blocks := sample_pictures(run.pictures, f"all-s{k}", most=2))
     ]
     return Section(title="Samples side by side", parts=parts)
 

@@ -60,7 +60,7 @@ def colour(place: int) -> str:
 
 
 @contextmanager
-def figure(width: float = 5.6, height: float = 3.5) -> Iterator[Figure]:
+def figure(width: float = 5.0, height: float = 3.2) -> Iterator[Figure]:
     """A figure in the style of the pages, of so many inches; what is drawn in it is drawn within the context."""
     with mpl.rc_context(_STYLE):
         made = Figure(figsize=(width, height), layout="constrained")
@@ -93,7 +93,8 @@ def themed(text: str, name: str, title: str, description: str) -> Markup:
     rest = re.sub(r"url\(#", f"url(#{name}-", rest)
     rest = re.sub(r'href="#', f'href="#{name}-', rest)
     rest = re.sub(r"#[0-9a-f]{6}\b", lambda found: _variable(found[0]), rest)
-    rest = re.sub(r"(?<=\d\.\d\d\d)\d+", "", rest)  # thousandths of a point are enough
+    # In tags, not in texts: hundredths of a point are enough.
+    rest = re.sub(r"<[^>]+>", lambda tag: re.sub(r"(?<=\d\.\d\d)\d+", "", tag[0]), rest)
     said = f'<title id="{name}-title">{escape(title)}</title><desc id="{name}-desc">{escape(description)}</desc>'
     opened = (
         f'<svg viewBox="{box[1]}" role="img" aria-labelledby="{name}-title {name}-desc" '

@@ -1,5 +1,6 @@
 """Curves of training, and maps over time: what stats.jsonl holds."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -42,7 +43,7 @@ def curves_side_by_side(runs: Sequence[tuple[str, Run]], quantity: str, name: st
         return None
     caption = f"{reading[0].upper()}{reading[1:]}." if reading else ""
     title = f"{label[0].upper()}{label[1:]}"
-    return lines(name, title, series, x="images seen", y=label, caption=caption, marked=False)
+    return lines(name, title, series, x="images seen", y=label, caption=caption, marked=False, small=True)
 
 
 def training_section(run: Run, name: str) -> Section:
@@ -58,9 +59,7 @@ def training_section(run: Run, name: str) -> Section:
     blocks: list[Block] = [Row(blocks=drawn, narrow=True)] if drawn else []
     if len(run.lines) < 2:
         blocks.append(Sentences(texts=["The record has one line so far; curves begin with the second."]))
-    maps = [
-        chart for chart in (_error_by_time(run.lines, f"{name}-e"), _derivative(run.lines, f"{name}-d")) if chart
-    ]
+    maps = [chart for chart in (_error_by_time(run.lines, f"{name}-e"), _derivative(run.lines, f"{name}-d")) if chart]
     if maps:
         blocks.append(Row(blocks=maps))
     notes = list(_odd(run.lines))
@@ -91,10 +90,10 @@ def _error_by_time(record: Sequence[Mapping[str, Any]], name: str) -> Chart | No
     kept = [line for line in kept if len(line["error_by_time"]) == bins]
     count = min(_COLUMNS, len(kept))
     cuts = [round(k * len(kept) / count) for k in range(count + 1)]
-    groups = [kept[a:b] for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+    groups = [kept[a:b] for a, b in itertools.pairwise(cuts)]
     values = [[_mean([line["error_by_time"][b] for line in group]) for b in range(bins)] for group in groups]
     edges = [0.0, *(float(group[-1]["images"]) for group in groups)]
-    if any(b <= a for a, b in zip(edges[:-1], edges[1:], strict=True)):
+    if any(b <= a for a, b in itertools.pairwise(edges)):
         return None
     return cells(
         name,

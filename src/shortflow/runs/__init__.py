@@ -16,6 +16,7 @@ from shortflow.runs.decoding import Decoding, decoding, save_latents
 from shortflow.runs.encoding import encode, rescaled
 from shortflow.runs.feeds import Images, Stored
 from shortflow.runs.gathering import World, gather, processes
+from shortflow.runs.illustrating import illustrate
 from shortflow.runs.planning import Plan, plan
 from shortflow.runs.running import training
 from shortflow.runs.sampling import (
@@ -60,6 +61,7 @@ __all__ = [
     "generate",
     "grid_named",
     "guided",
+    "illustrate",
     "interpolation",
     "notes",
     "open_images",

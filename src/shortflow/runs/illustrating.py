@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
+from PIL import Image, ImageChops
 from torch import Tensor
 
 from shortflow import hub
@@ -129,12 +130,12 @@ class _Work:
             pixels, _ = self._drawn(count, rows * columns, classes, asked) or (None, None)
             if pixels is not None:
                 name = f"steps-{count}.png"
-                save_png(image_grid(pixels, columns), self.folder / name)
+                save_png(_sheet(pixels, columns), self.folder / name)
                 drawn.append({"steps": count, "file": name, "columns": columns, "rows": rows})
         self.found["samples"] = drawn
         if real is not None and spec.kind == "images":
             chosen = _by_class(real, columns, rows, classes)
-            save_png(image_grid(chosen, columns), self.folder / "real.png")
+            save_png(_sheet(chosen, columns), self.folder / "real.png")
             split = "held out" if real is self.held_out else "training data"
             self.found["real"] = {"file": "real.png", "of": split, "columns": columns, "rows": len(chosen) // columns}
 
@@ -142,9 +143,7 @@ class _Work:
         """Samples and their classes; None, and a note, where the model cannot take so many steps."""
         try:
             settings: dict[str, Any] = {"steps": steps, "seed": self.seed, "classes": classes}
-            return generate(
-                self.model.flow, self.model.spec, n, autoencoder=self.decoding.autoencoder, **settings
-            )
+            return generate(self.model.flow, self.model.spec, n, autoencoder=self.decoding.autoencoder, **settings)
         except SamplerError as error:
             if asked:
                 raise
@@ -229,7 +228,7 @@ class _Work:
         except SamplerError as error:
             self.notes.append(f"no interpolation: {error}")
             return
-        save_png(image_grid(pixels, points), self.folder / "interpolation.png")
+        save_png(_sheet(pixels, points), self.folder / "interpolation.png")
         self.found["interpolation"] = {"file": "interpolation.png", "rows": 4, "points": points, "steps": steps}
 
     def neighbours(self) -> None:
@@ -244,7 +243,7 @@ class _Work:
         count, _ = _layout(pixels.shape[2:], 10)
         shown = np.stack([np.concatenate([pixels[k : k + 1], self.train.samples[places[k]]]) for k in range(count)])
         grid = shown.swapaxes(0, 1).reshape(-1, *pixels.shape[1:])
-        save_png(image_grid(grid, count), self.folder / "neighbours.png")
+        save_png(_sheet(grid, count), self.folder / "neighbours.png")
         found = {
             "file": "neighbours.png",
             "steps": steps,
@@ -291,6 +290,14 @@ def nearest_images(
         nearest, order = nearest.topk(min(count, nearest.shape[1]), largest=False)
         places = places.gather(1, order)
     return nearest.numpy(), places.numpy()
+
+
+def _sheet(images: UInt8[np.ndarray, "n c h w"], columns: int) -> Image.Image:
+    """A grid of images on no paper: the gaps are transparent, for pages light and dark."""
+    sheet = image_grid(images, columns)
+    gaps = image_grid(np.zeros_like(images[:, :1]), columns).convert("L")
+    sheet.putalpha(ImageChops.invert(gaps))
+    return sheet
 
 
 def _flat(images: UInt8[np.ndarray, "n c h w"]) -> Float[Tensor, "n d"]:
