@@ -1,6 +1,7 @@
 """What a page is made of: sections of blocks, each of which the template knows how to set."""
 
 import base64
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -22,6 +23,7 @@ __all__ = [
     "number",
     "png",
     "share",
+    "with_error",
 ]
 
 
@@ -159,6 +161,18 @@ def number(value: Any, digits: int = 4) -> str:
     if "e" in text and 1e-5 <= abs(value) < 1e12:
         text = f"{value:,.0f}" if abs(value) >= 1 else f"{value:.{digits + 4}f}".rstrip("0")
     return text.replace("-", "−")
+
+
+def with_error(mean: float | int, error: float | int | None) -> str:
+    """A mean with its standard error to two digits, both to the same place; the mean alone where there is none."""
+    if error is None or not math.isfinite(error):
+        return number(float(mean))
+    if not error > 0:
+        return f"{number(float(mean))} ± 0"
+    places = 1 - math.floor(math.log10(error))
+    if not 0 <= places <= 8:
+        return f"{number(float(mean))} ± {number(float(error), 2)}"
+    return f"{mean:,.{places}f} ± {error:,.{places}f}".replace("-", "−")
 
 
 def share(value: float) -> str:

@@ -13,10 +13,12 @@ from matplotlib.colors import to_hex
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from shortflow.report.blocks import Chart, Table, number
+from shortflow.report.blocks import Chart, Table, number, with_error
 from shortflow.report.svg import DASHES, INK, MARKERS, MUTED, SERIES, colour, figure, to_svg
 
 __all__ = ["Series", "arrows", "cells", "lines", "ranking"]
+
+Number = float | int
 
 WIDE, SMALL = (5.0, 3.2), (4.0, 2.75)  # inches of a figure, in a wide and in a narrow column
 _POINTS = 400  # of a curve that are drawn
@@ -33,9 +35,9 @@ class Series:
     """
 
     name: str
-    x: Sequence[float]
-    y: Sequence[float]
-    error: Sequence[float | None] | None = None
+    x: Sequence[Number]
+    y: Sequence[Number]
+    error: Sequence[Number | None] | None = None
     place: int | None = 0
 
 
@@ -50,7 +52,7 @@ def lines(
     marked: bool = True,
     log_x: bool = False,
     log_y: bool | None = None,
-    floor: tuple[str, float] | None = None,
+    floor: tuple[str, Number] | None = None,
     table: bool = True,
     small: bool = False,
 ) -> Chart:
@@ -114,7 +116,9 @@ def _line(axes: Axes, one: Series, marked: bool) -> None:
     grey = one.place is None
     place = one.place or 0
     hue, dashes = (MUTED, "-") if grey else (colour(place), DASHES[place % len(DASHES)])
-    style: dict[str, Any] = {"color": hue, "linestyle": dashes, "linewidth": 0.8 if grey else 1.8}
+    style: dict[str, Any] = {"color": hue, "linestyle": dashes, "linewidth": 1.8}
+    if grey:
+        style |= {"linewidth": 1.0, "alpha": 0.45}
     if marked and not grey:
         style |= {"marker": MARKERS[place % SERIES]}
     if one.error is not None and any(error for error in one.error) and not grey:
@@ -124,7 +128,7 @@ def _line(axes: Axes, one: Series, marked: bool) -> None:
         axes.plot(one.x, one.y, **style)
 
 
-def _axis(axes: Axes, which: str, log: bool, places: Sequence[float] | None = None) -> None:
+def _axis(axes: Axes, which: str, log: bool, places: Sequence[Number] | None = None) -> None:
     """Plain numbers at few places."""
     axis = axes.xaxis if which == "x" else axes.yaxis
     if log:
@@ -138,10 +142,10 @@ def _axis(axes: Axes, which: str, log: bool, places: Sequence[float] | None = No
             axis.set_ticks([place for k, place in enumerate(places) if len(places) <= 9 or k % 2 == 0])
     else:
         axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: _tick(float(value))))
 
 
-def _tick(value: float) -> str:
+def _tick(value: Number) -> str:
     """A number at an axis, as short as it can be told from its neighbours."""
     for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
         if abs(value) >= size and (size > 1e3 or abs(value) >= 1e4):
@@ -149,7 +153,7 @@ def _tick(value: float) -> str:
     return f"{value:.5g}".replace("-", "−")
 
 
-def _described(series: Sequence[Series], x: str, y: str, floor: tuple[str, float] | None) -> str:
+def _described(series: Sequence[Series], x: str, y: str, floor: tuple[str, Number] | None) -> str:
     """What a figure shows, in words."""
     said = [f"{y} against {x}."]
     for one in series[:12]:
@@ -163,7 +167,7 @@ def _described(series: Sequence[Series], x: str, y: str, floor: tuple[str, float
     return " ".join(said)
 
 
-def _numbers(caption: str, series: Sequence[Series], x: str, floor: tuple[str, float] | None) -> Table:
+def _numbers(caption: str, series: Sequence[Series], x: str, floor: tuple[str, Number] | None) -> Table:
     """The numbers of a figure, at most a dozen places of each line."""
     places = sorted({value for one in series for value in one.x})
     if len(places) > 12:
@@ -173,29 +177,25 @@ def _numbers(caption: str, series: Sequence[Series], x: str, floor: tuple[str, f
         row = [_place(place)]
         for one in series:
             at = next((k for k, value in enumerate(one.x) if value == place), None)
-            row.append("–" if at is None else _with_error(one.y[at], one.error[at] if one.error else None))
+            row.append("–" if at is None else with_error(one.y[at], one.error[at] if one.error else None))
         rows.append(row)
     if floor is not None:
         rows.append([floor[0], *(number(floor[1]) for _ in series)])
     return Table(caption=caption, head=[x, *(one.name for one in series)], rows=rows)
 
 
-def _place(value: float) -> str:
+def _place(value: Number) -> str:
     return f"{value:,.0f}" if float(value).is_integer() else number(float(value))
-
-
-def _with_error(value: float, error: float | None) -> str:
-    return number(float(value)) if error is None else f"{number(float(value))} ± {number(float(error), 2)}"
 
 
 def ranking(
     name: str,
     title: str,
-    rows: Sequence[tuple[str, float, float | None]],
+    rows: Sequence[tuple[str, Number, Number | None]],
     *,
     x: str,
     caption: str = "",
-    floor: tuple[str, float] | None = None,
+    floor: tuple[str, Number] | None = None,
     best: int = 1,
 ) -> Chart:
     """Values in their order, the first on top, with error bars; the `best` first ones in colour.
@@ -227,9 +227,9 @@ def ranking(
         axes.grid(axis="both")
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
-        said = "; ".join(f"{row[0]} {_with_error(row[1], row[2])}" for row in rows[:15])
+        said = "; ".join(f"{row[0]} {with_error(row[1], row[2])}" for row in rows[:15])
         svg = to_svg(made, name, title, f"{x}, in order: {said}.")
-    table = [[row[0], _with_error(row[1], row[2])] for row in rows]
+    table = [[row[0], with_error(row[1], row[2])] for row in rows]
     if floor is not None:
         table.append([floor[0], number(floor[1])])
     return Chart(
@@ -240,20 +240,25 @@ def ranking(
 def cells(
     name: str,
     title: str,
-    values: Sequence[Sequence[float | None]],
+    values: Sequence[Sequence[Number | None]],
     *,
     x: str,
     y: str,
-    edges_x: Sequence[float],
-    edges_y: Sequence[float],
+    edges_x: Sequence[Number],
+    edges_y: Sequence[Number],
     unit: str,
     caption: str = "",
     log: bool = False,
+    named: bool = False,
 ) -> Chart:
     """A map: the value [i][j] in the cell from edges_x[i] to edges_x[i + 1] and from edges_y[j] to edges_y[j + 1].
 
-    Few cells have their numbers in them, many have a scale beside.
+    Few cells have their numbers in them, many have a scale beside. With `named` the values are those at places, as many
+    as there are rows and columns: `edges_x` and `edges_y` are the places, which stand below cells of one size.
     """
+    places = (edges_x, edges_y)
+    if named:
+        edges_x, edges_y = range(len(edges_x) + 1), range(len(edges_y) + 1)
     found = {(i, j): v for i, row in enumerate(values) for j, v in enumerate(row) if v is not None and math.isfinite(v)}
     log = log and bool(found) and min(found.values()) > 0
     level = (lambda v: math.log10(v)) if log else (lambda v: v)
@@ -261,7 +266,7 @@ def cells(
     few = len(edges_x) <= 7 and len(edges_y) <= 7
     shades = colormaps[_MAP]
 
-    def shade(value: float) -> Any:
+    def shade(value: Number) -> Any:
         return shades(0.5 if high == low else (value - low) / (high - low))
 
     with figure(5.0, 3.6) as made:
@@ -275,34 +280,44 @@ def cells(
                 axes.text(*middle, number(value, 3), ha="center", va="center", color=_readable(hue))
         axes.set_xlim(edges_x[0], edges_x[-1])
         axes.set_ylim(edges_y[0], edges_y[-1])
-        if few:
+        if named:
+            for set_ticks, at in ((axes.set_xticks, places[0]), (axes.set_yticks, places[1])):
+                every = math.ceil(len(at) / 8)
+                set_ticks([k + 0.5 for k in range(0, len(at), every)], [number(float(one), 2) for one in at[::every]])
+            axes.tick_params(length=0)
+        elif few:
             axes.set_xticks(list(edges_x), [f"{edge:g}" for edge in edges_x])
             axes.set_yticks(list(edges_y), [f"{edge:g}" for edge in edges_y])
-        else:
-            _axis(axes, "x", False)
-            _axis(axes, "y", False)
+        if not few:
+            if not named:
+                _axis(axes, "x", False)
+                _axis(axes, "y", False)
             _scale(made, axes, shade, (low, high), log)
         axes.set_xlabel(x)
         axes.set_ylabel(y)
         ends = f"from {number(min(found.values()), 3)} to {number(max(found.values()), 3)}" if found else "empty"
         svg = to_svg(made, name, title, f"{unit} over {x} and {y}, {ends}.")
-    return Chart(title=title, svg=svg, caption=caption, numbers=_cell_numbers(title, found, x, y, edges_x, edges_y))
+    return Chart(title=title, svg=svg, caption=caption, numbers=_cell_numbers(title, found, x, y, places, named))
 
 
 def _cell_numbers(
-    title: str, found: dict[Any, float], x: str, y: str, edges_x: Sequence[float], edges_y: Sequence[float]
+    title: str,
+    found: dict[Any, Number],
+    x: str,
+    y: str,
+    places: tuple[Sequence[Number], Sequence[Number]],
+    named: bool,
 ) -> Table | None:
     if len(found) > 64:
         return None
 
-    def between(edges: Sequence[float], k: int) -> str:
-        return f"{number(float(edges[k]), 3)} to {number(float(edges[k + 1]), 3)}"
+    def names(of: Sequence[Number]) -> list[str]:
+        said = [number(float(one), 3) for one in of]
+        return said if named else [f"{a} to {b}" for a, b in itertools.pairwise(said)]
 
-    columns = range(len(edges_x) - 1)
-    rows = [[between(edges_y, j), *(number(found.get((i, j))) for i in columns)] for j in range(len(edges_y) - 1)]
-    return Table(
-        caption=f"{title}: the numbers", head=[f"{y} \\ {x}", *(between(edges_x, i) for i in columns)], rows=rows
-    )
+    columns, lines_ = names(places[0]), names(places[1])
+    rows = [[name, *(number(found.get((i, j))) for i in range(len(columns)))] for j, name in enumerate(lines_)]
+    return Table(caption=f"{title}: the numbers", head=[f"{y} \\ {x}", *columns], rows=rows)
 
 
 def _scale(made: Any, axes: Axes, shade: Any, ends: tuple[float, float], log: bool) -> None:
@@ -324,7 +339,7 @@ def _scale(made: Any, axes: Axes, shade: Any, ends: tuple[float, float], log: bo
         beside.set_yticks([math.log10(place) for place in places], [_tick(place) for place in places])
     else:
         beside.yaxis.set_major_locator(MaxNLocator(5))
-        beside.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
+        beside.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(float(value))))
 
 
 def _readable(hue: tuple[float, ...]) -> str:
@@ -355,11 +370,13 @@ def arrows(name: str, title: str, panels: Sequence[tuple[str, np.ndarray]], at: 
                 color=colour(0),
             )
             axes.set_aspect("equal")
-            axes.set_title(f"{heading}, longest {number(longest, 3)}")
+            axes.set_title(heading)
             axes.set_xticks([])
             axes.set_yticks([])
             for spine in axes.spines.values():
                 spine.set_visible(True)
-        said = "; ".join(heading for heading, _ in panels)
-        svg = to_svg(made, name, title, f"Arrows of the velocity on a grid of points in the plane, at {said}.")
-    return Chart(title=title, svg=svg, caption=caption)
+        lengths = [(heading, float(np.linalg.norm(field, axis=-1).max())) for heading, field in panels]
+        said = ", ".join(f"{number(length, 3)} at {heading}" for heading, length in lengths)
+        longest_said = f"The longest arrow: {said}."
+        svg = to_svg(made, name, title, f"Arrows on a grid of points in the plane. {longest_said}")
+    return Chart(title=title, svg=svg, caption=f"{caption} {longest_said}".strip())

@@ -68,7 +68,7 @@ class Pictures:
     """What `shortflow.runs.illustrate` has drawn.
 
     Attributes:
-        index: the content of pictures.json.
+        index: the content of pictures.json; a part of it that is not what it should be is left out.
         images: PNG files by name; arrays: those of its .npz files, by file.
     """
 
@@ -149,8 +149,7 @@ class Study:
 
     def rows(self, name: str) -> list[Mapping[str, Any]]:
         """A list of the results, without what is no mapping."""
-        found = self.results.get(name)
-        return [row for row in found if isinstance(row, Mapping)] if isinstance(found, list) else []
+        return [row for row in listed(self.results.get(name)) if isinstance(row, Mapping)]
 
 
 def opened(path: str | Path) -> Run | Study | Diagnosis:
@@ -315,6 +314,7 @@ def _pictures(folder: Path) -> Pictures | None:
     index = _json(folder / INDEX)
     if not _is_map(index) or index.get("format") != FORMAT:
         raise ConfigError(f"{PICTURES}/{INDEX} is not of this version; draw again: shortflow report RUN --draw")
+    index = _sound(index)
     images, arrays = {}, {}
     for name in sorted({name for name in _named(index) if "/" not in name and "\\" not in name}):
         if name.endswith(".png"):
@@ -322,6 +322,17 @@ def _pictures(folder: Path) -> Pictures | None:
         elif name.endswith(".npz"):
             arrays[name] = _npz(folder / name)
     return Pictures(index=index, images=images, arrays=arrays)
+
+
+def _sound(index: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts of an index that are what they should be."""
+    found = {name: index[name] for name in ("model", "cost") if _is_map(index.get(name))}
+    for name in ("real", "interpolation", "neighbours", "ways", "clouds"):
+        if _is_map(index.get(name)) and isinstance(index[name].get("file"), str):
+            found[name] = index[name]
+    samples = [each for each in listed(index.get("samples")) if _is_map(each) and isinstance(each.get("file"), str)]
+    texts = {name: [str(text) for text in listed(index.get(name))] for name in ("classes", "notes")}
+    return {**found, **texts, "samples": samples}
 
 
 def _named(value: Any) -> Iterator[str]:
@@ -390,7 +401,7 @@ def _study(directory: Path) -> Study:
         )
     faults = _Faults()
     pictures: dict[str, Pictures] = {}
-    for cell in results.get("cells") or ():
+    for cell in listed(results.get("cells")):
         if _is_map(cell) and isinstance(cell.get("path"), str) and str(cell.get("variant")) not in pictures:
             found = faults.read(_pictures, directory / cell["path"] / PICTURES)
             if found is not None:
@@ -468,6 +479,11 @@ def _parsed(content: bytes, name: str) -> Any:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{name} cannot be read, it is damaged or half written ({error})") from error
+
+
+def listed(value: Any) -> list[Any]:
+    """A value that is a list; no items where it is none."""
+    return value if isinstance(value, list) else []
 
 
 def _is_map(value: Any) -> bool:

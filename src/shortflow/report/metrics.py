@@ -112,7 +112,7 @@ def comparable(records: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
     reasons = []
     for what, of in (
         ("data", lambda record: record.get("data")),
-        ("numbers of samples", lambda record: sorted({row.get("n") for row in _sampled(record)}, key=str)),
+        ("numbers of samples", lambda record: sorted({str(row.get("n")) for row in _sampled(record)})),
         ("features", lambda record: _weights(record)),
         ("references", lambda record: _reference(record)),
         ("precisions", lambda record: record.get("precision")),
@@ -131,14 +131,19 @@ def _sampled(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 def _weights(record: Mapping[str, Any]) -> Any:
     if isinstance(record.get("features"), Mapping):
         return record["features"].get("weights")
-    found = {str((row.get("classifier") or {}).get("sha256")) for row in _sampled(record)}
-    return sorted(found)
+    return _of_rows(record, "classifier", "sha256")
 
 
 def _reference(record: Mapping[str, Any]) -> Any:
     if isinstance(record.get("reference"), Mapping):
         return record["reference"].get("sha256")
-    return sorted({str((row.get("reference") or {}).get("fingerprint")) for row in _sampled(record)})
+    return _of_rows(record, "reference", "fingerprint")
+
+
+def _of_rows(record: Mapping[str, Any], part: str, name: str) -> list[str]:
+    """What the rows of samples say."""
+    parts = [row.get(part) for row in _sampled(record)]
+    return sorted({str(each.get(name)) for each in parts if isinstance(each, Mapping)})
 
 
 def _short(value: Any) -> str:

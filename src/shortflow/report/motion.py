@@ -51,7 +51,7 @@ def motion(
     drawn, rules = [], []
     for k, (heading, states) in enumerate(panels):
         until = BEGIN + (END - BEGIN) * (len(states) - 1) / longest
-        at = _Frame(x=k * (SIDE + GAP), reach=reach)
+        at = _Frame(x=float(k * (SIDE + GAP)), reach=reach)
         drawn.append(_panel(at, heading, states, data, k, f"{name}-{k}"))
         rules += _moves(at, states, f"{name}-{k}", until)
     width, height = len(panels) * (SIDE + GAP) - GAP, SIDE + HEAD
@@ -67,7 +67,7 @@ def motion(
 
 def cloud(name: str, title: str, points: np.ndarray, reach: float, real: bool = False) -> Chart:
     """Points in the plane, on both axes from −reach to reach."""
-    at = _Frame(x=0, reach=reach)
+    at = _Frame(x=0.0, reach=reach)
     dots = "".join(f"M{x:.1f} {y - HEAD:.1f}h0" for x, y in at.of(points))
     said = f"{len(points):,} points; both axes go from {-reach:.2g} to {reach:.2g}."
     svg = (

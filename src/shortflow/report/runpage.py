@@ -1,6 +1,7 @@
 """The sections of one run: summary, quality, samples, training, cost, method, settings, how to make it again."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from shortflow.config import to_yaml
@@ -54,10 +55,10 @@ def run_sections(run: Run, name: str = "run") -> list[Section]:
 def _summary(run: Run, name: str) -> Section:
     blocks: list[Block] = [Sentences(texts=_sentences(run), lead=True)]
     if run.faults:
-        blocks.append(Notes(texts=[f"{fault[0].upper()}{fault[1:].rstrip('.')}." for fault in run.faults]))
+        blocks.append(Notes(texts=[f"{fault.rstrip('.')}." for fault in run.faults]))
     main = quality_chart([(run.name, run.rows)], f"{name}-main")
     if main is None:
-        main = curve(run, "velocity_error", f"{name}-main") or curve(run, "loss", f"{name}-main")
+        main = curve(run, "velocity_error", f"{name}-main", True) or curve(run, "loss", f"{name}-main", True)
     facts = summary_facts(run)
     blocks.append(Row(blocks=[each for each in (main, facts) if each is not None]))
     return Section(title="Summary", blocks=blocks)
@@ -99,10 +100,8 @@ def _scored(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
     if best != fewest:
         text += f"; at best {number(values[best])}, in {_steps(best)}"
     said = [text + (f". {floor[0][0].upper()}{floor[0][1:]}: {number(floor[1])}." if floor else ".")]
-    try:
+    with suppress(KeyError, TypeError):  # of a record that is not ours
         said += verdict({"rows": rows})
-    except (KeyError, TypeError):  # a record that is not ours
-        pass
     return said
 
 

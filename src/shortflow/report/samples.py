@@ -1,5 +1,6 @@
 """What a model makes: samples by number of steps beside real data, ways between noises, neighbours, previews."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -34,7 +35,7 @@ def samples_section(
         arrowed = _field(pictures, name)
         blocks += [] if arrowed is None else [arrowed]
         blocks += [Row(blocks=found)] if (found := _between(pictures)) else []
-        notes = [str(note) for note in pictures.index.get("notes") or ()]
+        notes = pictures.index["notes"]
         if notes:
             blocks.append(Notes(texts=notes))
     if previews:
@@ -51,16 +52,15 @@ def sample_pictures(pictures: Pictures, name: str, most: int | None = None) -> l
     """Real data beside samples by number of steps; of `most` numbers of steps at most."""
     index = pictures.index
     clouds = index.get("clouds")
-    if isinstance(clouds, Mapping) and (arrays := pictures.arrays.get(str(clouds.get("file")))):
+    if clouds and (arrays := pictures.arrays.get(str(clouds.get("file")))):
         return [Row(blocks=_clouds(arrays, most, name), narrow=True)]
     drawn: list[Block] = []
     real = index.get("real")
-    if isinstance(real, Mapping) and real.get("file") in pictures.images:
+    if real and real["file"] in pictures.images:
         of = f"real ({real.get('of')})"
         drawn.append(png(pictures.images[real["file"]], of, f"{_grid(real)} of real images. {_classes(index)}"))
-    samples = [each for each in index.get("samples") or () if isinstance(each, Mapping)]
-    for each in samples[:most]:
-        if each.get("file") in pictures.images:
+    for each in index["samples"][:most]:
+        if each["file"] in pictures.images:
             steps = _steps(each.get("steps"))
             alt = f"{_grid(each)} of samples drawn in {steps}, the same noise as in the other panels. {_classes(index)}"
             drawn.append(png(pictures.images[each["file"]], steps, alt))
@@ -77,7 +77,7 @@ def _clouds(arrays: Mapping[str, np.ndarray], most: int | None, prefix: str) -> 
     named = {
         name: points for name, points in arrays.items() if points.ndim == 2 and points.shape[1] == 2 and len(points)
     }
-    steps = sorted((name for name in named if name.startswith("steps_")), key=lambda name: int(name[6:]))
+    steps = sorted((name for name in named if re.fullmatch(r"steps_\d{1,9}", name)), key=lambda name: int(name[6:]))
     order = [name for name in ("real", *steps[:most]) if name in named]
     reach = float(np.quantile(np.abs(named[order[0]]), 0.999)) * 1.25 if order else 1.0
     return [
@@ -95,7 +95,7 @@ def _clouds(arrays: Mapping[str, np.ndarray], most: int | None, prefix: str) -> 
 def _ways(pictures: Pictures, name: str) -> Block | None:
     """One step beside many, in motion."""
     ways = pictures.index.get("ways")
-    arrays = pictures.arrays.get(str(ways.get("file"))) if isinstance(ways, Mapping) else None
+    arrays = pictures.arrays.get(str(ways.get("file"))) if ways else None
     if not arrays:
         return None
     panels = []
@@ -118,7 +118,7 @@ def _ways(pictures: Pictures, name: str) -> Block | None:
 def _field(pictures: Pictures, name: str) -> Block | None:
     """Arrows of the velocity."""
     ways = pictures.index.get("ways")
-    arrays = pictures.arrays.get(str(ways.get("file"))) if isinstance(ways, Mapping) else None
+    arrays = pictures.arrays.get(str(ways.get("file"))) if ways else None
     if not arrays or not {"field", "field_at", "field_times"} <= arrays.keys():
         return None
     field, at, times = arrays["field"], arrays["field_at"], arrays["field_times"]
@@ -126,7 +126,7 @@ def _field(pictures: Pictures, name: str) -> Block | None:
         return None
     panels = [(f"t = {time:g}", each) for time, each in zip(times, field, strict=True)]
     caption = (
-        "The velocity u(x, t) that was learned at r = t, which points follow from t = 1 (noise) down to t = 0 (data)."
+        "The velocity u(x, t) that was learned at r = t. Points go against it, from t = 1 (noise) to t = 0 (data)."
     )
     return arrows(f"{name}-field", "Velocity", panels, at, caption)
 
@@ -135,11 +135,12 @@ def _between(pictures: Pictures) -> list[Block]:
     """Interpolations and nearest neighbours."""
     found: list[Block] = []
     way = pictures.index.get("interpolation")
-    if isinstance(way, Mapping) and way.get("file") in pictures.images:
-        text = f"Each row goes from one noise to another on a great circle, in {way.get('points')} samples of {_steps(way.get('steps'))}."
+    if way and way["file"] in pictures.images:
+        samples = f"{way.get('points')} samples of {_steps(way.get('steps'))}"
+        text = f"Each row goes from one noise to another on a great circle, in {samples}."
         found.append(png(pictures.images[way["file"]], "Ways between two noises", text, text))
     near = pictures.index.get("neighbours")
-    if isinstance(near, Mapping) and near.get("file") in pictures.images:
+    if near and near["file"] in pictures.images:
         content = pictures.images[near["file"]]
         alt = (
             f"First row: {near.get('columns')} samples in {_steps(near.get('steps'))}. Below each: its "
@@ -168,7 +169,7 @@ def _grid(of: Mapping[str, Any]) -> str:
 
 
 def _classes(index: Mapping[str, Any]) -> str:
-    names = [str(name) for name in index.get("classes") or ()]
+    names = index["classes"]
     return f"Classes by column: {', '.join(names)}." if names else ""
 
 

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from shortflow.report.blocks import Block, Chart, Code, Facts, Notes, Row, Section, Sentences, Table, number
+from shortflow.report.blocks import Block, Chart, Code, Facts, Notes, Row, Section, Sentences, Table, number, with_error
 from shortflow.report.charts import Series, lines, ranking
-from shortflow.report.files import Study
+from shortflow.report.files import Study, listed
 from shortflow.report.metrics import Metric, floor_of, main_metric, measured, metric_of
 from shortflow.report.recipes import plain_value
 from shortflow.report.runpage import duration, sums_table
@@ -155,8 +155,7 @@ def _bars(seen: _Seen) -> str:
 def _mean(value: tuple[float, float | None, int] | None) -> str:
     if value is None:
         return "–"
-    mean, error, _ = value
-    return number(mean) if error is None else f"{number(mean)} ± {number(error, 2)}"
+    return with_error(value[0], value[1])
 
 
 def _words(steps: int) -> str:
@@ -168,7 +167,7 @@ def _words(steps: int) -> str:
 
 def _summary(seen: _Seen, name: str) -> Section:
     results = seen.study.results
-    verdict = [str(text) for text in results.get("verdict") or ()]
+    verdict = [str(text) for text in listed(results.get("verdict"))]
     about = " ".join(str(seen.settings.get("about") or "").split())
     blocks: list[Block] = [Sentences(texts=verdict or ["The study says nothing yet."], lead=True)]
     if about:
@@ -269,7 +268,7 @@ def _quality(seen: _Seen, name: str) -> Section:
         )
     charts = [
         chart
-        for k, key in enumerate(key for key in _BESIDE if key in others)
+        for k, key in enumerate(key for key in _BESIDE if key in others and len(seen.of_metric(key)) > 1)
         if (chart := _by_steps(seen, key, f"{name}-o{k}", small=True))
     ][:4]
     if charts:
@@ -326,9 +325,10 @@ def _over_training(seen: _Seen, name: str) -> Section:
                 x, y, error = zip(*points, strict=True)
                 series.append(Series(name=variant, x=x, y=y, error=error, place=place if coloured else None))
         if series:
-            title = f"{seen.metric.label[0].upper()}{seen.metric.label[1:]} in {_words(seen.steps)} against {key}"
+            of = f"{seen.metric.label[0].upper()}{seen.metric.label[1:]} in {_words(seen.steps)}"
+            title = f"{of} over {label.partition(' (')[0]}"
             ordered = sorted(series, key=lambda one: seen.order.index(one.name))
-            caption = f"{_bars(seen)}"
+            caption = _bars(seen)
             charts.append(
                 lines(f"{name}-c{k}", title, ordered, x=label, y=seen.metric.label, caption=caption, floor=seen.floor)
             )
@@ -432,7 +432,7 @@ def _cells(seen: _Seen) -> Section:
     rows = []
     for cell in seen.study.rows("cells"):
         record = cell.get("record")
-        scores = (record.get("rows") or {}) if isinstance(record, Mapping) else {}
+        scores = record.get("rows") if isinstance(record, Mapping) else None
         row = scores.get(key) if isinstance(scores, Mapping) else None
         value = measured(row.get(seen.metric.key)) if isinstance(row, Mapping) else None
         seconds = measured(cell.get("seconds"))

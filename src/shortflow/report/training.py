@@ -26,12 +26,12 @@ _COLUMNS = 24  # of the map of the error over training
 _LAST = 0.25  # share of the run that the map of the derivative is a mean over
 
 
-def curve(run: Run, quantity: str, name: str) -> Chart | None:
-    """A quantity over the images seen; None where it is not recorded."""
-    return curves_side_by_side([(run.name, run)], quantity, name)
+def curve(run: Run, quantity: str, name: str, main: bool = False) -> Chart | None:
+    """A quantity over the images seen; None where it is not recorded. `main`: the figure of the summary."""
+    return curves_side_by_side([(run.name, run)], quantity, name, main)
 
 
-def curves_side_by_side(runs: Sequence[tuple[str, Run]], quantity: str, name: str) -> Chart | None:
+def curves_side_by_side(runs: Sequence[tuple[str, Run]], quantity: str, name: str, main: bool = False) -> Chart | None:
     """A quantity of several runs over the images that each has seen."""
     label, reading = CURVES.get(quantity, (quantity.replace("_", " "), ""))
     series = []
@@ -43,7 +43,9 @@ def curves_side_by_side(runs: Sequence[tuple[str, Run]], quantity: str, name: st
         return None
     caption = f"{reading[0].upper()}{reading[1:]}." if reading else ""
     title = f"{label[0].upper()}{label[1:]}"
-    return lines(name, title, series, x="images seen", y=label, caption=caption, marked=False, small=True)
+    return lines(
+        name, title, series, x="images seen", y=label, caption=caption, marked=False, table=not main, small=not main
+    )
 
 
 def training_section(run: Run, name: str) -> Section:

@@ -197,7 +197,7 @@ class _Work:
         self.found["ways"] = {"file": "ways.npz", "points": WAYS}
 
     def _field(self, device: torch.device) -> dict[str, Any]:
-        """The velocity on a grid of points, at some times; of a model with classes that without one, or of the first."""
+        """The velocity on a grid, at some times: without a class where the network knows that, else of the first."""
         flow = self.model.flow
         side = torch.linspace(-2.5, 2.5, ARROWS)
         at = torch.stack(torch.meshgrid(side, side, indexing="xy"), -1).reshape(-1, 2).to(device)
