@@ -71,7 +71,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_command_argument_and_option_is_explained() -> None:
     group: Any = typer.main.get_command(app)
-    commands = "train encode sample evaluate reference compare diagnose status recipes show cost demo import"
+    commands = "train encode sample evaluate reference compare diagnose status report recipes show cost demo import"
     assert list(group.commands) == commands.split()
     explained = 0
     for name, command in group.commands.items():
@@ -87,7 +87,10 @@ def test_every_command_argument_and_option_is_explained() -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["", "train", "encode", "sample", "evaluate", "reference", "status", "recipes", "show", "cost", "demo", "import"],
+    [
+        *("", "train", "encode", "sample", "evaluate", "reference", "status", "report", "recipes", "show", "cost"),
+        *("demo", "import"),
+    ],
 )
 def test_help_ends_well_and_names_every_option(command: str, shortflow: Shortflow) -> None:
     said = shortflow(*command.split(), "--help")

@@ -1,5 +1,5 @@
-"""The command line: train, encode, sample, evaluate, reference, compare, diagnose, status, import, and what tells
-about recipes: recipes, show, cost, demo.
+"""The command line: train, encode, sample, evaluate, reference, compare, diagnose, status, report, import, and what
+tells about recipes: recipes, show, cost, demo.
 
 A thin shell around `shortflow.runs` and `shortflow.studies`.
 torch and everything that needs it is imported inside the commands, so that --help answers at once.
@@ -20,6 +20,7 @@ from shortflow.cli.diagnosing import diagnose
 from shortflow.cli.encoding import encode
 from shortflow.cli.evaluating import evaluate, reference
 from shortflow.cli.importing import import_weights
+from shortflow.cli.reporting import report
 from shortflow.cli.sampling import sample
 from shortflow.cli.showing import cost, recipes, show
 from shortflow.cli.training import Train, train
@@ -37,7 +38,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help: twice as fast, and never cut
 )
-for _command in (train, encode, sample, evaluate, reference, compare, diagnose, status, recipes, show, cost, demo):
+for _command in (
+    train,
+    encode,
+    sample,
+    evaluate,
+    reference,
+    compare,
+    diagnose,
+    status,
+    report,
+    recipes,
+    show,
+    cost,
+    demo,
+):
     app.command(cls={train: Train, status: Status, compare: Compare}.get(_command, Command))(_command)
 app.command("import", cls=Command)(import_weights)
 

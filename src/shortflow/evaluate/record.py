@@ -12,7 +12,7 @@ from typing import Any
 
 from shortflow.errors import MetricError
 
-__all__ = ["markdown_table", "table", "write_record"]
+__all__ = ["markdown_table", "table", "verdict", "write_record"]
 
 # Column head, key of the record, format.
 _COLUMNS = (
@@ -57,6 +57,25 @@ def markdown_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     head, *body = _cells(rows)
     rule = ["---", *["---:"] * (len(head) - 1)]
     return "\n".join(f"| {' | '.join(line)} |" for line in [head, rule, *body])
+
+
+def verdict(record: Mapping[str, Any]) -> list[str]:
+    """What the table says about one step against few steps, in words."""
+    rows = record["rows"]
+    if "1 step" not in rows or "4 steps" not in rows or rows["1 step"].get("coverage") is None:
+        return []
+    worse = [
+        f"{name} {rows['1 step'][key]:.3f} against {rows['4 steps'][key]:.3f}"
+        for name, key in (
+            ("accuracy", "conditional_accuracy"),
+            ("coverage", "coverage"),
+            ("recall", "recall"),
+            ("FD", "fd"),
+        )
+        if None not in (rows["1 step"][key], rows["4 steps"][key])
+        and (rows["1 step"][key] - rows["4 steps"][key]) * (-1 if key == "fd" else 1) < 0
+    ]
+    return [f"One step is worse than four in: {'; '.join(worse)}."] if worse else ["One step is no worse than four."]
 
 
 def write_record(path: str | Path, record: Mapping[str, Any]) -> None:

@@ -17,6 +17,7 @@ from shortflow.runs.drawing import Drawing
 from shortflow.runs.encoding import encode, rescaled
 from shortflow.runs.feeds import Images, Stored
 from shortflow.runs.gathering import World, gather, processes
+from shortflow.runs.illustrating import illustrate
 from shortflow.runs.planning import Plan, plan
 from shortflow.runs.running import training
 from shortflow.runs.sampling import (
@@ -64,6 +65,7 @@ __all__ = [
     "grid_named",
     "guided",
     "held_out_conditions",
+    "illustrate",
     "interpolation",
     "notes",
     "open_images",

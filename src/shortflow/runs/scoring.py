@@ -10,6 +10,7 @@ import numpy as np
 
 from shortflow import evaluate
 from shortflow.errors import MetricError
+from shortflow.evaluate.record import verdict
 from shortflow.hub import Model
 from shortflow.runs.drawing import Drawing
 from shortflow.runs.loading import load_data
@@ -140,22 +141,3 @@ def score_table(record: dict[str, Any]) -> str:
     for name, row in record["rows"].items():
         lines.append(f"{name:18s}{row['energy_distance']:16.5f}{row['sliced_w2']:12.4f}{row['n']:8d}")
     return "\n".join(lines)
-
-
-def verdict(record: dict[str, Any]) -> list[str]:
-    """What the table says about one step against few steps, in words."""
-    rows = record["rows"]
-    if "1 step" not in rows or "4 steps" not in rows or rows["1 step"].get("coverage") is None:
-        return []
-    worse = [
-        f"{name} {rows['1 step'][key]:.3f} against {rows['4 steps'][key]:.3f}"
-        for name, key in (
-            ("accuracy", "conditional_accuracy"),
-            ("coverage", "coverage"),
-            ("recall", "recall"),
-            ("FD", "fd"),
-        )
-        if None not in (rows["1 step"][key], rows["4 steps"][key])
-        and (rows["1 step"][key] - rows["4 steps"][key]) * (-1 if key == "fd" else 1) < 0
-    ]
-    return [f"One step is worse than four in: {'; '.join(worse)}."] if worse else ["One step is no worse than four."]

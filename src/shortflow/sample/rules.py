@@ -2,7 +2,8 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -104,10 +105,15 @@ class PushForward(Sampler):
                     )
 
     def run(self, flow: FlowMap, eps: Noise, times: Sequence[float], label: Label) -> State:
+        return deque(self.states(flow, eps, times, label), maxlen=1)[0]
+
+    def states(self, flow: FlowMap, eps: Noise, times: Sequence[float], label: Label) -> Iterator[State]:
+        """The states on the way, one at each of the times: the noise end first, the samples last."""
         x = start(flow, eps[0], times[0])
+        yield x
         for a, b in pairwise(times):
             x = _jump(flow, x, a, b, label)
-        return x
+            yield x
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -299,6 +299,8 @@ def begin(study: Study | None, out: Path, *, threads: int | None = None, report:
                 "esc,meanflow --data digits --out out/study (`shortflow compare --studies` lists the ready ones)"
             )
         return read_plan(out)
+    if not out.is_dir():
+        plan(study, threads=threads, report=report)  # what is wrong is said before there is a directory
     with _alone(out):
         before = read_plan(out) if file.is_file() else None
         found = plan(study, threads=threads, before=before, report=report)

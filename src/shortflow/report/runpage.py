@@ -1,0 +1,411 @@
+"""The sections of one run: summary, quality, samples, training, cost, method, settings, how to make it again."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from shortflow.config import to_yaml
+from shortflow.evaluate.record import verdict
+from shortflow.report.blocks import (
+    Block,
+    Chart,
+    Code,
+    Facts,
+    Notes,
+    Row,
+    Section,
+    Sentences,
+    Table,
+    number,
+    share,
+)
+from shortflow.report.charts import Series, lines
+from shortflow.report.files import Run
+from shortflow.report.metrics import METRICS, by_steps, floor_of, main_metric, measured, metric_of, steps_of
+from shortflow.report.recipes import method_section
+from shortflow.report.samples import samples_section
+from shortflow.report.training import curve, training_section
+
+__all__ = ["made_again", "quality_chart", "run_sections", "summary_facts", "sums_table", "trained_seconds"]
+
+
+def run_sections(run: Run, name: str = "run") -> list[Section]:
+    """Everything about a run; `name` is unique in the page."""
+    from shortflow.report.diagnosispage import diagnosis_parts
+
+    found = [
+        _summary(run, name),
+        _quality(run, name),
+        samples_section(run.pictures, run.previews, name, _drawn_before(run)),
+        training_section(run, name),
+        _cost(run),
+        method_section(run.config),
+        _settings(run),
+        made_again_section(run),
+    ]
+    if run.diagnosis is not None:
+        title = "Where the error is made" if run.diagnosis.record.get("kind") == "run" else "Diagnosis of the data"
+        found.insert(4, Section(title=title, blocks=diagnosis_parts(run.diagnosis, f"{name}-d")))
+    return [section for section in found if section]
+
+
+# ------------------------------------------------------------------------------------------------------------- summary
+
+
+def _summary(run: Run, name: str) -> Section:
+    blocks: list[Block] = [Sentences(texts=_sentences(run), lead=True)]
+    if run.faults:
+        blocks.append(Notes(texts=[f"{fault.rstrip('.')}." for fault in run.faults]))
+    main = quality_chart([(run.name, run.rows)], f"{name}-main")
+    if main is None:
+        main = curve(run, "velocity_error", f"{name}-main", True) or curve(run, "loss", f"{name}-main", True)
+    facts = summary_facts(run)
+    blocks.append(Row(blocks=[each for each in (main, facts) if each is not None]))
+    return Section(title="Summary", blocks=blocks)
+
+
+def _sentences(run: Run) -> list[str]:
+    """What the run is and how good, in words."""
+    said = []
+    if run.status is not None:
+        state = run.status
+        done = {"finished": "is finished", "running": "is still going on", "stopped": "was stopped"}[state.phase]
+        said.append(
+            f"{state.recipe} on {state.data}: the run {done}, {state.images:,} of {state.total:,} images seen "
+            f"({share(state.share)})."
+        )
+    elif run.config is not None:
+        said.append(f"{run.config.recipe.name} on {run.config.data.source}.")
+    imported = run.header and run.header.description.get("imported")
+    if isinstance(imported, Mapping):
+        said.append(f"The weights were imported from {imported.get('file')} of {imported.get('project')}.")
+    said += _scored(run.rows)
+    if run.evaluation is None:
+        said.append(f"It has not been scored: shortflow evaluate {run.directory}.")
+    else:
+        late = _seen_before(run)
+        said += [late] if late else []
+    return said
+
+
+def _scored(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The figures of the fewest steps and of the best number of steps, beside real data."""
+    metric = main_metric(rows)
+    if metric is None:
+        return []
+    values = by_steps(rows, metric.key)
+    fewest, best = min(values), min(values, key=lambda steps: values[steps])
+    floor = floor_of(rows, metric.key)
+    text = f"{metric.label[0].upper()}{metric.label[1:]} in {_steps(fewest)}: {number(values[fewest])}"
+    if best != fewest:
+        text += f"; at best {number(values[best])}, in {_steps(best)}"
+    said = [text + (f". {floor[0][0].upper()}{floor[0][1:]}: {number(floor[1])}." if floor else ".")]
+    with suppress(KeyError, TypeError):  # of a record that is not ours
+        said += verdict({"rows": rows})
+    return said
+
+
+def _seen_before(run: Run) -> str | None:
+    """A sentence if the scores are of an earlier state of the model than the one that is there."""
+    seen, now = (run.evaluation or {}).get("images_seen"), run.header and run.header.description.get("images")
+    if isinstance(seen, int) and isinstance(now, int) and seen != now:
+        return f"The scores are of the model after {seen:,} images; the model that is there has seen {now:,}."
+    return None
+
+
+def _drawn_before(run: Run) -> str | None:
+    """A sentence if the pictures are of another model than the one that is there."""
+    drawn = run.pictures and run.pictures.index.get("model")
+    now = next((total for file, _, total in run.sums if file == "model.safetensors"), None)
+    if isinstance(drawn, Mapping) and drawn.get("sha256") != now:
+        return (
+            f"The pictures were drawn by the model as it was after {number(drawn.get('images'))} images. Draw them "
+            f"again: shortflow report {run.directory} --draw."
+        )
+    return None
+
+
+def _steps(count: int) -> str:
+    return "1 step" if count == 1 else f"{count} steps"
+
+
+def summary_facts(run: Run) -> Facts:
+    """The figures of a run that one looks for first."""
+    rows: list[tuple[str, str, str]] = []
+    metric = main_metric(run.rows)
+    if metric is not None:
+        values, floor = by_steps(run.rows, metric.key), floor_of(run.rows, metric.key)
+        fewest = min(values)
+        remark = f"{metric.label}, {metric.better}" + (f"; {floor[0]}: {number(floor[1], 3)}" if floor else "")
+        rows.append((_steps(fewest), number(values[fewest], 3), remark))
+    if run.status is not None:
+        rows.append(("images seen", f"{run.status.images:,}", f"of {run.status.total:,}, {run.status.phase}"))
+    seconds = trained_seconds(run)
+    if seconds is not None:
+        rows.append(("time", duration(seconds), f"{run.lines[-1]['images'] / seconds:,.0f} images a second"))
+    if run.header is not None:
+        rows.append(("parameters", _short_count(run.header.parameters), f"{run.header.parameters:,}"))
+    per_step = step_cost_of(run)
+    if per_step is not None:
+        rows.append(("a training step", f"{per_step:.2f} F", "F: one pass of the network; flow matching has 3"))
+    return Facts(rows=rows)
+
+
+def _short_count(count: int) -> str:
+    for unit, size in (("B", 10**9), ("M", 10**6), ("k", 10**3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return str(count)
+
+
+def duration(seconds: float) -> str:
+    """A time in words of fitting size."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def trained_seconds(run: Run) -> float | None:
+    """How long the lines of the record took together."""
+    seconds, before = 0.0, 0
+    for line in run.lines:
+        speed = measured(line.get("images_per_second"))
+        if speed is not None and speed > 0 and line["images"] > before:
+            seconds += (line["images"] - before) / speed
+        before = line["images"]
+    return seconds or None
+
+
+def step_cost_of(run: Run) -> float | None:
+    """F of a training step, where it has been counted."""
+    cost = run.pictures and run.pictures.index.get("cost")
+    return measured(cost.get("training_step")) if isinstance(cost, Mapping) else None
+
+
+# ------------------------------------------------------------------------------------------------------------- quality
+
+
+def quality_chart(
+    runs: Sequence[tuple[str, Mapping[str, Mapping[str, Any]]]], name: str, key: str | None = None
+) -> Chart | None:
+    """Quality against the number of steps, a line a run; None where nothing is scored.
+
+    Args:
+        key: of the metric; None: the main one of the first run that has one.
+    """
+    metric = metric_of(key) if key else next((found for _, rows in runs if (found := main_metric(rows))), None)
+    if metric is None:
+        return None
+    series = []
+    for place, (label, rows) in enumerate(runs):
+        values = by_steps(rows, metric.key)
+        if values:
+            error = None
+            if metric.key == "inception_score":
+                error = [measured(rows[_row(rows, steps)].get("inception_score_std")) for steps in values]
+            series.append(Series(name=label, x=list(values), y=list(values.values()), error=error, place=place))
+    if not series:
+        return None
+    floor = next((found for _, rows in runs if (found := floor_of(rows, metric.key))), None)
+    title = f"{metric.label[0].upper()}{metric.label[1:]} against steps"
+    caption = "; ".join(part for part in (metric.better, metric.reading) if part)
+    return lines(
+        name,
+        title,
+        series,
+        x="steps of sampling",
+        y=metric.label,
+        caption=f"{caption[0].upper()}{caption[1:]}." if caption else "",
+        log_x=True,
+        floor=floor,
+        table=key is not None or len(runs) > 1,
+        small=key is not None,
+    )
+
+
+def _row(rows: Mapping[str, Any], steps: int) -> str:
+    return next(name for name in rows if steps_of(name) == steps)
+
+
+def _quality(run: Run, name: str) -> Section:
+    if not run.rows:
+        return Section(title="Quality")
+    keys = [metric for metric in METRICS if any(measured(row.get(metric.key)) is not None for row in run.rows.values())]
+    distances = {str(row["name"]) for row in run.rows.values() if row.get("name")}
+    labels = [distances.copy().pop() if m.key == "distance" and len(distances) == 1 else m.label for m in keys]
+    table = Table(
+        caption="Scores by number of steps",
+        head=["", *labels, "N"],
+        rows=[
+            [label, *(number(measured(row.get(metric.key))) for metric in keys), number(row.get("n"))]
+            for label, row in run.rows.items()
+        ],
+        note=_made(run.evaluation or {}),
+    )
+    main = main_metric(run.rows)
+    others = [metric for metric in keys if main is not None and metric.key in _BESIDE and metric.key != main.key]
+    charts = [quality_chart([(run.name, run.rows)], f"{name}-q{k}", metric.key) for k, metric in enumerate(others)]
+    blocks: list[Block] = [
+        table,
+        Sentences(
+            texts=["One run with one seed has no error bars; `shortflow compare` measures them over several seeds."]
+        ),
+    ]
+    drawn = [chart for chart in charts if chart is not None]
+    if drawn:
+        blocks.append(Row(blocks=drawn, narrow=True))
+    return Section(title="Quality", blocks=blocks)
+
+
+_BESIDE = ("recall", "coverage", "conditional_accuracy", "kid", "sliced_w2", "spatial_distance")
+
+
+def _made(record: Mapping[str, Any]) -> str:
+    """Every choice that the scores depend on."""
+    made = record.get("made") if isinstance(record.get("made"), Mapping) else record
+    assert isinstance(made, Mapping)
+    parts = []
+    for key, label in (
+        ("images_seen", "model after images"),
+        ("seed", "seed"),
+        ("guidance", "guidance"),
+        ("window", "window"),
+        ("grid", "grid"),
+        ("middle", "middle time"),
+        ("precision", "precision"),
+    ):
+        if made.get(key) is not None:
+            parts.append(f"{label} {number(made[key])}")
+    sampler = made.get("sampler")
+    if isinstance(sampler, Mapping):
+        parts.append(f"sampler {sampler.get('kind')}")
+    rows = [row for row in record["rows"].values() if isinstance(row.get("classifier"), Mapping)]
+    if rows:
+        known = rows[0]["classifier"]
+        parts.append(f"features of the classifier {known.get('name')}, SHA-256 {str(known.get('sha256'))[:16]}…")
+    features = record.get("features")
+    if isinstance(features, Mapping):
+        parts.append(f"features {features.get('name')}, weights {str(features.get('weights'))[:16]}…")
+    return "; ".join(parts)
+
+
+# ---------------------------------------------------------------------------------------------- cost, settings, again
+
+
+def _cost(run: Run) -> Section:
+    rows = []
+    seconds, per_step = trained_seconds(run), step_cost_of(run)
+    if run.header is not None:
+        rows.append(["parameters", number(run.header.parameters)])
+    if run.config is not None:
+        rows.append(["images a step", number(run.config.train.batch)])
+    if run.lines:
+        rows.append(["steps done", number(run.lines[-1]["step"])])
+    if seconds is not None:
+        rows.append(
+            [
+                "time of these steps",
+                duration(seconds) if seconds < 120 else f"{duration(seconds)} ({round(seconds):,} s)",
+            ]
+        )
+        rows.append(["images a second", number(round(run.lines[-1]["images"] / seconds))])
+        rows.append(["slowest and fastest line", _speeds(run.lines)])
+    if per_step is not None:
+        rows.append(["a training step", f"{per_step:.2f} F"])
+        if run.lines:
+            rows.append(["training so far", f"{number(round(per_step * run.lines[-1]['images']))} passes of one image"])
+    rows.append(["sampling", "1 pass of the network for each image and step"] if run.header else [])
+    if run.status is not None:
+        kinds = ", ".join(f"{kind} {_size(count)}" for kind, count in run.status.disk.items() if count)
+        rows.append(["on disk", f"{_size(sum(run.status.disk.values()))} ({kinds})"])
+    rows = [row for row in rows if row]
+    if not rows:
+        return Section(title="Cost")
+    note = "F is one pass of the network over the batch without gradient; a step of flow matching costs 3 F."
+    table = Table(caption="What it took", head=["", ""], rows=rows, words=frozenset({1}), note=note)
+    return Section(title="Cost", blocks=[table])
+
+
+def _speeds(record: Sequence[Mapping[str, Any]]) -> str:
+    speeds = [speed for line in record if (speed := measured(line.get("images_per_second")))]
+    return f"{min(speeds):,.0f} and {max(speeds):,.0f} images a second"
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**20:,.1f} MiB" if count < 2**30 else f"{count / 2**30:,.1f} GiB"
+
+
+def _settings(run: Run) -> Section:
+    text = run.text or (to_yaml(run.config) if run.config is not None else None)
+    if text is None:
+        return Section(title="Settings")
+    said = Sentences(
+        texts=["Every setting, as the run was made with it. Saved as run.yaml, this file starts the run again."]
+    )
+    return Section(title="Settings", blocks=[said, Code(text=text.rstrip() + "\n", label="run.yaml", folded=True)])
+
+
+def made_again(run: Run) -> list[str]:
+    """Commands that make the run and its figures again, from the run file in the page."""
+    commands = ["shortflow train run.yaml --out out/again"] if run.text is not None else []
+    target = "out/again" if commands else str(run.directory)
+    steps = [steps for name in run.rows if (steps := steps_of(name))]
+    record = run.evaluation or {}
+    if steps and "features" not in record:
+        counts = [row.get("n") for name, row in run.rows.items() if steps_of(name)]
+        words = ["shortflow evaluate", target, "--steps", ",".join(map(str, steps)), "--n", str(counts[0])]
+        words += list(_sampling_options(record))
+        commands.append(" ".join(words))
+    commands.append(f"shortflow report {target} --out page.html")
+    return commands
+
+
+def _sampling_options(record: Mapping[str, Any]) -> Iterator[str]:
+    for key, option, usual in (
+        ("seed", "--seed", 0),
+        ("guidance", "--guidance", 1.0),
+        ("grid", "--grid", None),
+        ("middle", "--middle", None),
+    ):
+        value = record.get(key)
+        if value is not None and value != usual:
+            yield f"{option} {value}"
+    window = record.get("window")
+    if isinstance(window, list):
+        yield f"--window {','.join(map(str, window))}"
+    if record.get("precision") == "bf16":
+        yield "--bf16"
+
+
+def sums_table(sums: Sequence[tuple[str, int, str]]) -> Table:
+    """Files and their sums."""
+    rows = [[name, f"{size:,}", total] for name, size, total in sums]
+    return Table(
+        caption="Files that this page was made of", head=["file", "bytes", "SHA-256"], rows=rows, words=frozenset({2})
+    )
+
+
+def made_again_section(run: Run) -> Section:
+    blocks: list[Block] = [Code(text="\n".join(made_again(run)) + "\n", label="Commands")]
+    if run.sums:
+        blocks.append(sums_table(run.sums))
+    header = run.header
+    if header is not None and header.total is not None:
+        blocks.append(
+            Sentences(texts=[f"The model says that the sum over its weights and its description is {header.total}."])
+        )
+    references = header and header.description.get("references")
+    if isinstance(references, Mapping):
+        rows = [
+            [role, str(each.get("run")), str(each.get("sha256"))]
+            for role, each in references.items()
+            if isinstance(each, Mapping)
+        ]
+        table = Table(
+            caption="Other models that it learned from",
+            head=["as", "run", "SHA-256"],
+            rows=rows,
+            words=frozenset({1, 2}),
+        )
+        blocks.append(table)
+    return Section(title="Make it again", blocks=blocks)
