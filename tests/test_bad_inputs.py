@@ -16,6 +16,7 @@ import pytest
 import bad_inputs
 from bad_inputs import Case
 from commands import Shortflow
+from shortflow.cli import app
 
 CASES = bad_inputs.cases()
 COMMANDS = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}

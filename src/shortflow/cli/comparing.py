@@ -107,12 +107,13 @@ def compare(
     work: Annotated[
         bool, typer.Option("--work", help="Take part in the study in --out: make cells here, one after the other.")
     ] = False,
-    tied: Annotated[bool, typer.Option(hidden=True)] = False,
+    tied: Annotated[bool, typer.Option(hidden=True, help="End with the one who has started this worker.")] = False,
 ) -> None:
-    """Compare methods, or values of settings, at equal budget over several seeds; what is missing is made.
+    """Compare methods or settings at an equal budget, by seeds.
 
-    Interrupted or killed, the same command goes on. Several of them may work on the same --out, on many machines, too.
-    OUT/table.md says what is best, with standard errors and what is significant; OUT/results.json has everything.
+    Cells that are missing are made. Interrupted or killed, the same command goes on. Several of them may work on the
+    same --out, on many machines, too. OUT/table.md says what is best, with standard errors and what is significant;
+    OUT/results.json has everything.
     """
     if studies:
         _list()

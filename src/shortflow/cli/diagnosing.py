@@ -77,7 +77,7 @@ def diagnose(
     every: Annotated[bool, typer.Option("--all", help="Print every curve and map, not only the chief ones.")] = False,
     imports: Imports = None,
 ) -> None:
-    """Ask data which path, target and batch will help, or a run where its error is made.
+    """Say what will help on data, or where a run errs.
 
     Of data, before anything is trained: how noisy velocities are, what a plug-in velocity can do at your batch, targets
     in discrete and continuous time, paths, and dimensions. Of a run: a bound on the distance of one step to the exact

@@ -33,7 +33,7 @@ def report(
     title: Annotated[str | None, typer.Option(help="The heading of the page.", show_default=False)] = None,
     imports: Imports = None,
 ) -> None:
-    """Set runs and studies as a page: one HTML file that loads nothing.
+    """Make a page of runs and studies: one HTML file.
 
     It has the summary, figures with their errors, samples, curves of training, cost, every setting, the difference to
     the published recipe, hashes, and the commands that make it again. A run that is still going on can be reported.

@@ -299,11 +299,12 @@ def begin(study: Study | None, out: Path, *, threads: int | None = None, report:
                 "esc,meanflow --data digits --out out/study (`shortflow compare --studies` lists the ready ones)"
             )
         return read_plan(out)
-    if not out.is_dir():
-        plan(study, threads=threads, report=report)  # what is wrong is said before there is a directory
+    # Of a new study what is wrong is said before there is a directory.
+    found = None if out.is_dir() else plan(study, threads=threads, report=report)
     with _alone(out):
         before = read_plan(out) if file.is_file() else None
-        found = plan(study, threads=threads, before=before, report=report)
+        if found is None or before is not None:
+            found = plan(study, threads=threads, before=before, report=report)
         write_atomic(file, to_yaml(found))
     return found
 
