@@ -192,7 +192,7 @@ class Command(TyperCommand):
 def _value_of(options: Sequence[str], words: Sequence[str]) -> str | None:
     """The last value that an option has among the words of a command line."""
     found = None
-    for word, following in zip(words, [*words[1:], None], strict=True):
+    for word, following in zip(words, [*words[1:], None], strict=False):
         name, separator, value = word.partition("=")
         if name in options:
             found = value if separator else following

@@ -98,7 +98,8 @@ def neighbour_dimension(distances: Float[Tensor, "m k"]) -> Estimate:
     near = distances[distances[:, 0] > 0].double()
     require(len(near) > 1, "all points have copies of themselves beside them, which have no dimension; remove copies")
     k = near.shape[1]
-    logs = (near[:, -1:] / near[:, :-1]).log().sum(1) / (k - 2)  # k − 2: without bias (MacKay & Ghahramani)
+    # The sum has the mean (k − 1)/d: means over points are taken before the inverse (MacKay & Ghahramani 2005).
+    logs = (near[:, -1:] / near[:, :-1]).log().sum(1) / (k - 1)
     return _inverse(mean_of(logs))
 
 
