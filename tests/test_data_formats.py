@@ -332,6 +332,14 @@ def test_targets_of_an_evaluation(tmp_path: Path) -> None:
     for given in ("hf:someone/photos", "photos.tar", "shards/{0..9}.tar", "a/*.parquet", "x.npz", "cifar10:test"):
         assert not evaluating._is_run(given)
     (tmp_path / "run.yaml").touch()
+    places = {
+        "hf:someone/photos:large": "hf-someone-photos-large.evaluation.json",
+        "out/{0..9}.tar": "out/-0..9-.tar.evaluation.json",
+        "cifar10:test": "cifar10-test.evaluation.json",
+        "out/photos": "out/photos.evaluation.json",
+    }
+    for given, place in places.items():
+        assert evaluating._place(given, "inception", False) == Path(place)
     for given in (str(tmp_path), "out/model.safetensors", "out/run"):
         assert evaluating._is_run(given)
 
@@ -451,6 +459,9 @@ def test_the_hub_is_asked_by_name_and_said_where_it_does_not_answer(
     for wrong in ("hf:", "hf:../photos", "hf:/etc", "hf:a/b/c", "hf:~/x", "hf:a b"):
         with pytest.raises(DataError, match="names no data set of the hub; give hf:NAME or hf:OWNER/NAME"):
             data.load(wrong)
+    for reader in ("imagefolder", "pandas", "webdataset"):
+        with pytest.raises(DataError, match=f"{reader} is a reader of files, .*give their path"):
+            data.load(f"hf:{reader}")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").mkdir()  # a script in it is not executed
     (tmp_path / "photos/photos.py").write_text("raise SystemExit('executed')")

@@ -1,6 +1,7 @@
 """`shortflow evaluate` and `shortflow reference`."""
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -195,7 +196,7 @@ def reference(
         str,
         typer.Argument(
             metavar="IMAGES",
-            help="A folder, .zip, .npz, .npy, .tar… of images, hf:NAME, or a data set's name (cifar10, cifar10:test).",
+            help="A folder, .zip, .npz, .npy or .tar of images, hf:NAME, or a data set's name (cifar10, cifar10:test).",
             show_default=False,
         ),
     ],
@@ -281,10 +282,11 @@ def _check_unused(given: dict[str, bool], what: str = "the features of the shipp
 
 
 def _place(target: str, features: str, is_run: bool) -> Path:
-    path = Path(target).expanduser()
+    path = Path(target.replace("/", "-") if target.startswith("hf:") else target).expanduser()
     if is_run:
         return (path if path.is_dir() else path.parent) / f"evaluation-{features}.json"
-    return path.with_name(f"{path.name.replace(':', '-')}.evaluation.json")
+    name = re.sub(r"[:{},*?\[\]]", "-", path.name)  # of patterns and splits
+    return path.with_name(f"{name}.evaluation.json")
 
 
 def _score(

@@ -104,6 +104,9 @@ def open_hub(given: str, split: str, resolution: int | None, image: str | None, 
     if Path(name).exists():
         raise DataError(f"{given!r}: there is a file or folder {name} here; give its path without hf:, or move it away")
     datasets = _package(given)
+    readers: Any = importlib.import_module("datasets.packaged_modules")
+    if name in getattr(readers, "_PACKAGED_DATASETS_MODULES", ()):
+        raise DataError(f"{given!r}: {name} is a reader of files, which would read the folder here; give their path")
     try:
         with _quietly(datasets):
             found = _loaded(datasets, split, name, config or None, **_without_scripts(datasets))
