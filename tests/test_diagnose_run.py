@@ -16,9 +16,12 @@ from oracles import f64
 from shortflow.config import RunConfig, recipe_named
 from shortflow.data import Dataset, DataSpec
 from shortflow.data.toys import toy
-from shortflow.diagnose import Looking, diagnose_run, report_table
+from shortflow.diagnose import Diagnosis, Looking, diagnose_run, report_table
+from shortflow.diagnose.advice import advise_on_run
+from shortflow.diagnose.agreeing import velocities
 from shortflow.diagnose.known import known
 from shortflow.diagnose.maps import as_map, bound_of, dyadic_times, starting_points
+from shortflow.diagnose.subject import Subject
 from shortflow.errors import ConfigError
 from shortflow.flowmap import AverageVelocity, FlowMap
 from shortflow.hub import Model
@@ -87,9 +90,14 @@ def test_a_constant_error_is_found_wherever_it_is() -> None:
 def test_guidance_in_the_weights_is_found() -> None:
     data = toy("mixture", "train", 500)
     flow = FlowMap(Guided(exact(data)), Linear(), AverageVelocity())
-    d = diagnose_run(model_of(flow, data), data, looking=FEW)
+    model = model_of(flow, data)
+    d = Diagnosis(kind="run", settings={})
+    velocities(d, Subject(model, data, FEW), lambda done, total: None)
     assert d.number("guidance").value == pytest.approx(3, abs=1e-6)
-    assert any("carry guidance of about 3" in each["text"] for each in d.advice)
+    shown = [each for each in d.curves["guidance"]["y"] if each is not None]
+    assert shown == pytest.approx([3] * len(shown), abs=1e-3)
+    advise_on_run(d)
+    assert "carry guidance of about 3" in d.advice[-1]["text"]
 
 
 class Copying(nn.Module):
