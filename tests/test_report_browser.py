@@ -98,7 +98,7 @@ def test_a_page_renders_and_can_be_read(name: str, scheme: str, pages: dict[str,
     assert all(width > 0 for width in widths)
     assert len(widths) == {"run": 7, "study": 0, "several": 7 + 3 + 2}[name]
     sizes = page.evaluate("[...document.querySelectorAll('figure > svg')].map(e => e.getBoundingClientRect().height)")
-    assert len(sizes) >= 5
+    assert len(sizes) >= 4
     assert min(sizes) > 50
     page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
     ratio, where, count = page.evaluate(CONTRAST)

@@ -79,7 +79,9 @@ def lines(
             axes.axhline(floor[1], color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)))
             where = {"ha": "right", "va": "bottom", "fontsize": 10.5, "color": INK}
             axes.annotate(floor[0], (1, floor[1]), (-2, 2), axes.get_yaxis_transform(), "offset points", **where)
-        _axis(axes, "x", log_x, sorted({value for one in series for value in one.x}) if marked and log_x else None)
+        counts = sorted({value for one in series for value in one.x})
+        whole = marked and log_x and all(float(value).is_integer() for value in counts)
+        _axis(axes, "x", log_x, counts if whole else None)
         _axis(axes, "y", log_y)
         axes.set_xlabel(x)
         axes.set_ylabel(y)

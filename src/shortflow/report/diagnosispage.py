@@ -149,7 +149,7 @@ def _curves(stem: str, members: Sequence[_Curve], name: str) -> Chart:
         series,
         x=members[0].x_label,
         y=members[0].unit or "value",
-        log_x=min(x) > 0 and max(x) > 20 * min(x),
+        log_x=members[0].x_label != "t" and min(x) > 0 and max(x) > 20 * min(x),
         marked=len(series[0].x) <= 40,
         caption="Bars: one standard error." if any(error for one in series for error in one.error or ()) else "",
     )
@@ -175,7 +175,7 @@ def _map(key: str, each: Mapping[str, Any], name: str) -> Chart | None:
         edges_x=[value for value in t if value is not None],
         edges_y=[value for value in r if value is not None],
         unit=str(each.get("unit") or "value"),
-        caption=f"In {each['unit']}." if each.get("unit") else "",
+        caption=f"Unit: {each['unit']}." if each.get("unit") else "",
         log=min(known) > 0 and max(known) > 30 * min(known),
         named=True,
     )

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from PIL import Image
@@ -254,9 +254,8 @@ def _header(path: Path) -> Header | None:
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path.name} is no safetensors file, or only a part of one ({error})") from error
     description = _parsed(text.encode(), path.name) if text is not None else None
-    if not _is_map(description):
+    if not isinstance(description, dict):
         raise CheckpointError(f"{path.name} does not say what it is: no shortflow model, or a damaged one")
-    assert isinstance(description, dict)
     total = description.pop("sha256", None)
     return Header(
         description=description, parameters=sum(map(math.prod, shapes)), total=None if total is None else str(total)
@@ -283,7 +282,7 @@ def _lines(path: Path) -> tuple[tuple[Mapping[str, Any], ...], int]:
     return tuple(found), damaged
 
 
-def _evaluation(path: Path) -> dict[str, Any] | None:
+def _evaluation(path: Path) -> Mapping[str, Any] | None:
     if not path.is_file():
         return None
     record = _json(path)
@@ -486,5 +485,5 @@ def listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def _is_map(value: Any) -> bool:
+def _is_map(value: Any) -> TypeGuard[Mapping[str, Any]]:
     return isinstance(value, Mapping)

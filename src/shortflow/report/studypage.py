@@ -378,8 +378,8 @@ def _cost(seen: _Seen, name: str) -> Section:
                 "Quality against cost",
                 series,
                 x="training cost (F × images)",
-                y=f"{seen.metric.label}, {_words(seen.steps)}",
-                caption=_bars(seen),
+                y=seen.metric.label,
+                caption=f"In {_words(seen.steps)}. {_bars(seen)}",
                 table=False,
                 floor=seen.floor,
             )
