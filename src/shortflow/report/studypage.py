@@ -146,7 +146,7 @@ def _by_steps(seen: _Seen, key: str, name: str, small: bool = False) -> Chart | 
 
 def _bars(seen: _Seen) -> str:
     seeds = sorted({n for _, _, n in seen.values.values()})
-    if not any(error is not None for _, error, _ in seen.values.values()):
+    if seeds[-1:] == [1] or not any(error is not None for _, error, _ in seen.values.values()):
         return "One seed each: there are no error bars."
     said = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
     return f"Bars: one standard error over {said} seeds."
