@@ -434,7 +434,7 @@ def test_warmup_of_length_0_works() -> None:
         (lambda: Objective(label_dropout=1.0), r"label_dropout must be in \[0, 1\), got 1"),
         (lambda: Ema(rate=1.0), r"rate must be between 0 and 1, got 1.0; use Online\(\)"),
         (lambda: ScheduledEma(mu0=1.5), "mu0 must be between 0 and 1, got 1.5"),
-        (lambda: Optimizer(lr=0.0), "optimizer.lr = 0.0 is impossible"),
+        (lambda: Optimizer(lr=0.0), "optimizer.lr must be positive and finite, got 0.0"),
         (lambda: Optimizer(betas=(0.9, 1.0)), "optimizer.betas"),
         (lambda: Optimizer(clip=0.0), "optimizer.clip"),
     ],

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from shortflow.errors import ConfigError, ShortflowError
 from shortflow.studies.cells import Cell, forget_failures, look
@@ -44,6 +44,7 @@ class State:
         return all(cell.phase in ("done", "failed") for cell in self.cells)
 
 
+@runtime_checkable
 class Worker(Protocol):
     """A process somewhere that makes cells."""
 
@@ -60,6 +61,7 @@ class Worker(Protocol):
         ...
 
 
+@runtime_checkable
 class Launcher(Protocol):
     """What starts workers."""
 
