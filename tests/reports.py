@@ -107,7 +107,8 @@ def made_study(directory: Path, variants: int = 3, seeds: int = 3, failed: bool 
         for (name, steps), found in values.items()
     ]
     recall = [
-        {"variant": name, "steps": 1, "metric": "recall", "mean": draw.random(), "standard_error": 0.01, "n": seeds}
+        {"variant": name, "steps": 1, "metric": "recall", "mean": draw.random(), "n": seeds}
+        | {"standard_error": 0.01 if seeds > 1 else None}
         for name in names
     ]
     comparisons = [

@@ -455,3 +455,12 @@ def test_a_line_of_the_record_is_what_the_log_writes() -> None:
 
     known = {"step", "images", "loss", "grad_norm", "velocity_error", "lr", "error_by_time", "tangent_mean"}
     assert set(line(1, random.Random(0))) == known | {"images_per_second"}
+
+
+def test_an_error_that_is_none_has_no_bar() -> None:
+    """Negative ones, NaN and infinity are damage, and no reason to draw nothing."""
+    series = Series(name="a", x=[1, 2, 3, 4], y=[1.0, 2.0, 3.0, 4.0], error=[-1.0, math.nan, math.inf, 0.5])
+    chart = lines("f", "Title", [series], x="x", y="y", log_y=False)
+    assert chart.numbers is not None
+    assert [row[1] for row in chart.numbers.rows] == ["1", "2", "3", "4.00 ± 0.50"]
+    assert ranking("f", "Title", [("a", 1.0, -1.0)], x="x").numbers is not None

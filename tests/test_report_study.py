@@ -10,7 +10,7 @@ from reports import Reader, made_diagnosis, made_run, made_study, value
 from shortflow.report import report_page
 from shortflow.report.charts import Series
 from shortflow.report.files import Study, opened
-from shortflow.report.studypage import _Seen
+from shortflow.report.seen import Seen
 from test_report import in_order, marks, undrawn
 
 __all__ = ["undrawn"]
@@ -95,7 +95,7 @@ def test_many_variants_are_ranked_and_the_best_are_in_colour(tmp_path: Path) -> 
     assert [row[0] for row in ranked[:-1]] == sorted(means, key=lambda name: means[name])
     found = opened(study)
     assert isinstance(found, Study)
-    series = _Seen.of(found).series("fd_percent")
+    series = Seen.of(found).series("fd_percent")
     coloured = [one for one in series if one.place is not None]
     assert {one.name for one in coloured} == {row[0] for row in ranked[:6]}
     assert series[-1] == coloured[-1]  # the best is drawn last, above all others

@@ -28,7 +28,7 @@ _CLOCK = ("step", "images", "images_per_second")  # in a line of the record, and
 _SCORES = ("conditional_accuracy", "coverage", "recall", "fd", "fd_percent", "energy_distance", "sliced_w2", "n")
 
 # What a run directory holds, by the first part of a path in it; trackers have folders of their own names.
-_KINDS = {"state": "states", "samples": "previews", "pairs": "pairs", "stats.jsonl": "logs"}
+_KINDS = {"state": "states", "samples": "previews", "pictures": "previews", "pairs": "pairs", "stats.jsonl": "logs"}
 _TRACKERS = ("tensorboard", "wandb", "swanlab", "dvclive", ".aim")
 
 

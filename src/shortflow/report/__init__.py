@@ -1,8 +1,10 @@
 """Pages: runs, studies and diagnoses as one self-contained HTML file, made of nothing but their files.
 
-    files       what is read, and what cannot be          metrics     what figures are called
-    runpage     a run        studypage   a study          diagnosispage   a diagnosis      sidebyside   several
-    samples, training, recipes   sections                 charts, motion, svg, blocks, page   how they are drawn and set
+files, reading                                      what is read, and what cannot be
+metrics, seen                                       what figures are called, and which of them decides
+runpage, studypage, diagnosispage, sidebyside       what a page says of a run, a study, a diagnosis, several
+training, samples, recipes                          sections of theirs
+blocks, charts, motion, svg, page, templates/       how it is drawn and set
 
 The page opens from disk and asks for nothing: styles, figures and pictures are in it, there is no script, and a policy
 in its head forbids the browser to load anything else. jinja2 and matplotlib come with the extra `report`.

@@ -76,7 +76,10 @@ class Table(Block):
 
 @dataclass(frozen=True, kw_only=True)
 class Chart(Block):
-    """A figure as SVG: its heading, what it shows, the legend (name, place in the palette), and its numbers."""
+    """A figure as SVG: its heading, what it shows, the legend (name, place in the palette), and its numbers.
+
+    `marked`: whether its lines have markers.
+    """
 
     kind: ClassVar[str] = "chart"
     title: str
@@ -84,6 +87,7 @@ class Chart(Block):
     caption: str = ""
     legend: Sequence[tuple[str, int]] = ()
     numbers: Table | None = None
+    marked: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +169,7 @@ def number(value: Any, digits: int = 4) -> str:
 
 def with_error(mean: float | int, error: float | int | None) -> str:
     """A mean with its standard error to two digits, both to the same place; the mean alone where there is none."""
-    if error is None or not math.isfinite(error):
+    if error is None or not math.isfinite(error) or error < 0:
         return number(float(mean))
     if not error > 0:
         return f"{number(float(mean))} ± 0"

@@ -94,6 +94,7 @@ def lines(
         caption=caption,
         legend=[(one.name, one.place or 0) for one in drawn] if len(series) > 1 else (),
         numbers=_numbers(f"{title}: the numbers", series, x, floor) if table and series else None,
+        marked=marked,
     )
 
 
@@ -109,9 +110,14 @@ def _finite(one: Series) -> Series:
         name=one.name,
         x=[one.x[k] for k in keep],
         y=[one.y[k] for k in keep],
-        error=None if errors is None else [errors[k] for k in keep],
+        error=None if errors is None else [_error(errors[k]) for k in keep],
         place=one.place,
     )
+
+
+def _error(value: Number | None) -> Number | None:
+    """An error that can be one: not negative, and finite."""
+    return value if value is not None and math.isfinite(value) and value >= 0 else None
 
 
 def _line(axes: Axes, one: Series, marked: bool) -> None:
@@ -217,7 +223,7 @@ def ranking(
                 "marker": "o" if k < best else "s",
                 "markersize": 6 if k < best else 5,
             }
-            axes.errorbar([value], [k], xerr=None if not error else [error], capsize=3, elinewidth=1.4, **style)
+            axes.errorbar([value], [k], xerr=[_error(error) or 0.0], capsize=3, elinewidth=1.4, **style)
         if floor is not None:
             axes.axvline(floor[1], color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)))
             where = {"ha": "left", "va": "bottom", "fontsize": 10.5, "color": INK}

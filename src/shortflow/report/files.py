@@ -4,24 +4,31 @@ No network is built and no tensor is read. What is missing is None; what cannot 
 `faults`, so that a page of a run that is damaged, or half written, or in the middle of training can be made, too.
 """
 
-import io
-import json
-import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
-from PIL import Image
-from safetensors import SafetensorError, safe_open
 
 from shortflow.config import RunConfig, from_plain, load_run
 from shortflow.errors import CheckpointError, ConfigError, ShortflowError
 from shortflow.files import sha256_of
 from shortflow.lock import held_by
+from shortflow.report.reading import (
+    Faults,
+    Header,
+    is_map,
+    listed,
+    read_arrays,
+    read_header,
+    read_json,
+    read_lines,
+    read_png,
+    sums,
+)
 from shortflow.status import RunStatus, read_status
 
 __all__ = [
@@ -29,7 +36,6 @@ __all__ = [
     "INDEX",
     "PICTURES",
     "Diagnosis",
-    "Header",
     "Pictures",
     "Run",
     "Study",
@@ -43,24 +49,6 @@ FORMAT = 1  # of that file
 
 STUDY, DIAGNOSIS = "results.json", "diagnosis.json"
 _OF_A_RUN = ("run.yaml", "model.safetensors", "stats.jsonl", "evaluation.json")
-_LARGEST = 2**26  # bytes of a JSON file
-_LARGEST_PICTURE = 2**24
-_LONGEST = 2**29  # bytes of a record
-
-
-@dataclass(frozen=True, kw_only=True)
-class Header:
-    """What a model file says of itself.
-
-    Attributes:
-        description: format, run, data, images, step, and what else training has written.
-        parameters: numbers in it.
-        total: the SHA-256 over weights and description that it was written with; None in files of earlier versions.
-    """
-
-    description: Mapping[str, Any]
-    parameters: int
-    total: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +115,7 @@ class Run:
     def rows(self) -> dict[str, Mapping[str, Any]]:
         """The rows of the evaluation, those that are mappings."""
         rows = (self.evaluation or {}).get("rows")
-        return {str(name): row for name, row in rows.items() if isinstance(row, Mapping)} if _is_map(rows) else {}
+        return {str(name): row for name, row in rows.items() if isinstance(row, Mapping)} if is_map(rows) else {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,38 +173,22 @@ def opened(path: str | Path) -> Run | Study | Diagnosis:
 # ---------------------------------------------------------------------------------------------------------------- runs
 
 
-@dataclass
-class _Faults:
-    """Sentences on what cannot be read."""
-
-    found: list[str] = field(default_factory=list)
-
-    def read(self, what: Any, *arguments: Any) -> Any:
-        """what(*arguments); None, and a sentence, where that fails."""
-        try:
-            return what(*arguments)
-        except (ShortflowError, OSError) as error:
-            text = " ".join(str(error).split())
-            self.found.append(text if len(text) <= 400 else f"{text[:400]} …")
-            return None
-
-
 def _run(directory: Path) -> Run:
-    faults = _Faults()
+    faults = Faults()
     status = config = text = None
     if (directory / "run.yaml").is_file():
         status = faults.read(read_status, directory)
         if status is not None:  # else the run file is damaged, which is said already
             config = faults.read(load_run, directory / "run.yaml")
             text = faults.read(lambda: (directory / "run.yaml").read_text("utf-8"))
-    header = faults.read(_header, directory / "model.safetensors")
+    header = faults.read(read_header, directory / "model.safetensors")
     if config is None and header is not None:
         config = faults.read(from_plain, RunConfig, header.description.get("run"))
     pictures = faults.read(_pictures, directory / PICTURES)
     diagnosis = None
     if (directory / DIAGNOSIS).is_file():
         diagnosis = faults.read(_diagnosis, directory / DIAGNOSIS, _name(directory))
-    lines, damaged = _lines(directory / "stats.jsonl")
+    lines, damaged = read_lines(directory / "stats.jsonl")
     if damaged:
         faults.found.append(f"stats.jsonl: {damaged} of its lines cannot be read, and are left out")
     if status is not None:
@@ -234,7 +206,7 @@ def _run(directory: Path) -> Run:
         previews=tuple(_previews(directory / "samples", faults)),
         pictures=pictures,
         diagnosis=diagnosis,
-        sums=tuple(_sums(directory, files, faults)),
+        sums=tuple(sums(directory, files, faults)),
         faults=tuple(dict.fromkeys(faults.found)),
     )
 
@@ -243,56 +215,17 @@ def _name(directory: Path) -> str:
     return directory.resolve().name or str(directory)
 
 
-def _header(path: Path) -> Header | None:
-    """The header of a safetensors file, as `shortflow.hub.read_header` reads it, and how many numbers there are."""
-    if not path.is_file():
-        return None
-    try:
-        with safe_open(str(path), "np") as file:
-            text = (file.metadata() or {}).get("shortflow")
-            shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path.name} is no safetensors file, or only a part of one ({error})") from error
-    description = _parsed(text.encode(), path.name) if text is not None else None
-    if not isinstance(description, dict):
-        raise CheckpointError(f"{path.name} does not say what it is: no shortflow model, or a damaged one")
-    total = description.pop("sha256", None)
-    return Header(
-        description=description, parameters=sum(map(math.prod, shapes)), total=None if total is None else str(total)
-    )
-
-
-def _lines(path: Path) -> tuple[tuple[Mapping[str, Any], ...], int]:
-    """The whole lines of a record, and how many make no sense. What stands behind the last newline is being written."""
-    found, damaged = [], 0
-    try:
-        if path.stat().st_size > _LONGEST:
-            return (), 0
-        rows = path.read_bytes().split(b"\n")[:-1]
-    except OSError:
-        return (), 0
-    for row in rows:
-        line = None
-        with suppress(ValueError, RecursionError):
-            line = json.loads(row)
-        if _is_map(line) and all(type(line.get(name)) is int and line[name] > 0 for name in ("step", "images")):
-            found.append(line)
-        else:
-            damaged += 1
-    return tuple(found), damaged
-
-
 def _evaluation(path: Path) -> Mapping[str, Any] | None:
     if not path.is_file():
         return None
-    record = _json(path)
-    rows = record.get("rows") if _is_map(record) else None
-    if not _is_map(rows) or not all(map(_is_map, rows.values())):
+    record = read_json(path)
+    rows = record.get("rows") if is_map(record) else None
+    if not is_map(rows) or not all(map(is_map, rows.values())):
         raise ConfigError(f"{path.name} is no record of an evaluation (no rows); make it again: shortflow evaluate RUN")
     return record
 
 
-def _previews(folder: Path, faults: _Faults) -> Iterator[tuple[int, bytes]]:
+def _previews(folder: Path, faults: Faults) -> Iterator[tuple[int, bytes]]:
     """The first preview, the last, and one between."""
     steps = {}
     with suppress(OSError):
@@ -302,7 +235,7 @@ def _previews(folder: Path, faults: _Faults) -> Iterator[tuple[int, bytes]]:
     order = sorted(steps)
     chosen = order if len(order) <= 3 else [order[0], order[(len(order) - 1) // 2], order[-1]]
     for step in chosen:
-        png = faults.read(_png, steps[step])
+        png = faults.read(read_png, steps[step])
         if png is not None:
             yield step, png
 
@@ -310,33 +243,33 @@ def _previews(folder: Path, faults: _Faults) -> Iterator[tuple[int, bytes]]:
 def _pictures(folder: Path) -> Pictures | None:
     if not (folder / INDEX).is_file():
         return None
-    index = _json(folder / INDEX)
-    if not _is_map(index) or index.get("format") != FORMAT:
+    index = read_json(folder / INDEX)
+    if not is_map(index) or index.get("format") != FORMAT:
         raise ConfigError(f"{PICTURES}/{INDEX} is not of this version; draw again: shortflow report RUN --draw")
     index = _sound(index)
     images, arrays = {}, {}
     for name in sorted({name for name in _named(index) if "/" not in name and "\\" not in name}):
         if name.endswith(".png"):
-            images[name] = _png(folder / name)
+            images[name] = read_png(folder / name)
         elif name.endswith(".npz"):
-            arrays[name] = _npz(folder / name)
+            arrays[name] = read_arrays(folder / name)
     return Pictures(index=index, images=images, arrays=arrays)
 
 
 def _sound(index: Mapping[str, Any]) -> dict[str, Any]:
     """The parts of an index that are what they should be."""
-    found = {name: index[name] for name in ("model", "cost") if _is_map(index.get(name))}
+    found = {name: index[name] for name in ("model", "cost") if is_map(index.get(name))}
     for name in ("real", "interpolation", "neighbours", "ways", "clouds"):
-        if _is_map(index.get(name)) and isinstance(index[name].get("file"), str):
+        if is_map(index.get(name)) and isinstance(index[name].get("file"), str):
             found[name] = index[name]
-    samples = [each for each in listed(index.get("samples")) if _is_map(each) and isinstance(each.get("file"), str)]
+    samples = [each for each in listed(index.get("samples")) if is_map(each) and isinstance(each.get("file"), str)]
     texts = {name: [str(text) for text in listed(index.get(name))] for name in ("classes", "notes")}
     return {**found, **texts, "samples": samples}
 
 
 def _named(value: Any) -> Iterator[str]:
     """The files that an index names."""
-    if _is_map(value):
+    if is_map(value):
         if isinstance(value.get("file"), str):
             yield value["file"]
         for each in value.values():
@@ -346,62 +279,20 @@ def _named(value: Any) -> Iterator[str]:
             yield from _named(each)
 
 
-def _png(path: Path) -> bytes:
-    """A PNG file, as it is, if all of it is there."""
-    try:
-        if path.stat().st_size > _LARGEST_PICTURE:
-            raise ConfigError(f"{path.name} is larger than {_LARGEST_PICTURE >> 20} MiB and is left out")
-        content = path.read_bytes()
-        with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
-            image.load()
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path.name} is not there, though it is named; draw it again") from error
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ConfigError(f"{path.name} is no PNG file, or only a part of one, and is left out") from error
-    return content
-
-
-def _npz(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file, of finite numbers."""
-    try:
-        if path.stat().st_size > _LARGEST_PICTURE:
-            raise ConfigError(f"{path.name} is larger than {_LARGEST_PICTURE >> 20} MiB and is left out")
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: np.asarray(file[name], np.float64) for name in file.files}
-    except ConfigError:
-        raise
-    except Exception as error:  # a damaged zip fails in many ways
-        raise ConfigError(f"{path.name} holds no arrays that can be read, and is left out; draw it again") from error
-    return {name: array for name, array in arrays.items() if np.isfinite(array).all()}
-
-
-def _sums(directory: Path, names: tuple[str, ...], faults: _Faults) -> Iterator[tuple[str, int, str]]:
-    """Size and SHA-256 of the files that are there."""
-    for name in names:
-        if (directory / name).is_file():
-            found = faults.read(_size_and_sum, directory / name)
-            if found is not None:
-                yield (name, *found)
-
-
-def _size_and_sum(path: Path) -> tuple[int, str]:
-    return path.stat().st_size, sha256_of(path)
-
-
 # ---------------------------------------------------------------------------------------------- studies and diagnoses
 
 
 def _study(directory: Path) -> Study:
-    results = _json(directory / STUDY)
-    if not _is_map(results) or results.get("format") != 1 or not isinstance(results.get("variants"), list):
+    results = read_json(directory / STUDY)
+    if not is_map(results) or results.get("format") != 1 or not isinstance(results.get("variants"), list):
         raise ConfigError(
             f"{directory / STUDY} holds no results of a study that this version reads (format 1); make them again: "
             "shortflow compare"
         )
-    faults = _Faults()
+    faults = Faults()
     pictures: dict[str, Pictures] = {}
     for cell in listed(results.get("cells")):
-        if _is_map(cell) and isinstance(cell.get("path"), str) and str(cell.get("variant")) not in pictures:
+        if is_map(cell) and isinstance(cell.get("path"), str) and str(cell.get("variant")) not in pictures:
             found = faults.read(_pictures, directory / cell["path"] / PICTURES)
             if found is not None:
                 pictures[str(cell["variant"])] = found
@@ -410,14 +301,14 @@ def _study(directory: Path) -> Study:
         name=_name(directory),
         results=results,
         pictures=pictures,
-        sums=tuple(_sums(directory, (STUDY, "study.yaml"), faults)),
+        sums=tuple(sums(directory, (STUDY, "study.yaml"), faults)),
         faults=tuple(dict.fromkeys(faults.found)),
     )
 
 
 def _diagnosis(path: Path, name: str) -> Diagnosis:
-    record = _json(path)
-    if not _is_map(record) or record.get("format") != 1 or record.get("kind") not in ("data", "run"):
+    record = read_json(path)
+    if not is_map(record) or record.get("format") != 1 or record.get("kind") not in ("data", "run"):
         raise ConfigError(
             f"{path} is no diagnosis that this version reads; make it again: shortflow diagnose DATA|RUN --out {path}"
         )
@@ -453,37 +344,7 @@ def lacks_pictures(directory: Path, ended: bool) -> bool:
     if not model.is_file() or (ended and held_by(directory) is not None):
         return False
     try:
-        drawn = _json(directory / PICTURES / INDEX)
+        drawn = read_json(directory / PICTURES / INDEX)
         return drawn["format"] != FORMAT or drawn["model"]["sha256"] != sha256_of(model)
     except (ShortflowError, OSError, KeyError, TypeError):
         return True
-
-
-# -------------------------------------------------------------------------------------------------------- small things
-
-
-def _json(path: Path) -> Any:
-    """What a JSON file says.
-
-    Raises:
-        ConfigError: if it is none, or too large.
-    """
-    if path.stat().st_size > _LARGEST:
-        raise ConfigError(f"{path.name} is larger than {_LARGEST >> 20} MiB; it is no file of this kind")
-    return _parsed(path.read_bytes(), path.name)
-
-
-def _parsed(content: bytes, name: str) -> Any:
-    try:
-        return json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{name} cannot be read, it is damaged or half written ({error})") from error
-
-
-def listed(value: Any) -> list[Any]:
-    """A value that is a list; no items where it is none."""
-    return value if isinstance(value, list) else []
-
-
-def _is_map(value: Any) -> TypeGuard[Mapping[str, Any]]:
-    return isinstance(value, Mapping)

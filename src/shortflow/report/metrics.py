@@ -148,4 +148,4 @@ def _of_rows(record: Mapping[str, Any], part: str, name: str) -> list[str]:
 
 def _short(value: Any) -> str:
     texts = value if isinstance(value, list) else [value]
-    return ", ".join(str(text)[:12] for text in texts)
+    return ", ".join(str(text)[:12] for text in texts) or "none"

@@ -29,7 +29,7 @@ def page_of(found: Sequence[Found], title: str | None = None) -> Page:
         return Page(title=title or _title(one), line=_line(one), sections=_sections(one, "p"))
     names = _names(found)
     sections = side_by_side(list(zip(names, found, strict=True)), _sections)
-    return Page(title=title or " and ".join(_few(names)), line=f"{len(found)} side by side", sections=sections)
+    return Page(title=title or _few(names), line=f"{len(found)} side by side", sections=sections)
 
 
 def _sections(one: Found, name: str) -> list[Section]:
@@ -60,8 +60,9 @@ def _names(found: Sequence[Found]) -> list[str]:
     return [name if names.count(name) == 1 else _line(one) for name, one in zip(names, found, strict=True)]
 
 
-def _few(names: Sequence[str]) -> list[str]:
-    return list(names) if len(names) <= 3 else [*names[:2], f"{len(names) - 2} more"]
+def _few(names: Sequence[str]) -> str:
+    *others, last = names if len(names) <= 3 else [*names[:2], f"{len(names) - 2} more"]
+    return f"{', '.join(others)} and {last}"
 
 
 def rendered(page: Page) -> str:

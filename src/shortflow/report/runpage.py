@@ -231,8 +231,8 @@ def _quality(run: Run, name: str) -> Section:
     if not run.rows:
         return Section(title="Quality")
     keys = [metric for metric in METRICS if any(measured(row.get(metric.key)) is not None for row in run.rows.values())]
-    distances = {str(row["name"]) for row in run.rows.values() if row.get("name")}
-    labels = [distances.copy().pop() if m.key == "distance" and len(distances) == 1 else m.label for m in keys]
+    main = main_metric(run.rows)
+    labels = [main.label if main is not None and metric.key == main.key else metric.label for metric in keys]
     table = Table(
         caption="Scores by number of steps",
         head=["", *labels, "N"],
@@ -242,7 +242,6 @@ def _quality(run: Run, name: str) -> Section:
         ],
         note=_made(run.evaluation or {}),
     )
-    main = main_metric(run.rows)
     others = [metric for metric in keys if main is not None and metric.key in _BESIDE and metric.key != main.key]
     charts = [quality_chart([(run.name, run.rows)], f"{name}-q{k}", metric.key) for k, metric in enumerate(others)]
     blocks: list[Block] = [

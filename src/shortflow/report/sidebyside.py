@@ -100,7 +100,7 @@ def _samples(runs: Sequence[tuple[str, Run]]) -> Section:
 def _training(runs: Sequence[tuple[str, Run]]) -> Section:
     names = ("velocity_error", "diagonal_error", "grad_norm", "images_per_second")
     charts = [chart for k, key in enumerate(names) if (chart := curves_side_by_side(runs, key, f"all-t{k}"))]
-    return Section(title="Training side by side", blocks=[Row(blocks=charts)] if charts else [])
+    return Section(title="Training side by side", blocks=[Row(blocks=charts, narrow=True)] if charts else [])
 
 
 def _settings(runs: Sequence[tuple[str, Run]]) -> Section:

@@ -2,28 +2,26 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
 
 from shortflow.report.blocks import Block, Chart, Code, Facts, Notes, Row, Section, Sentences, Table, number, with_error
 from shortflow.report.charts import Series, lines, ranking
-from shortflow.report.files import Study, listed
-from shortflow.report.metrics import Metric, floor_of, main_metric, measured, metric_of
+from shortflow.report.files import Study
+from shortflow.report.metrics import measured, metric_of
+from shortflow.report.reading import listed
 from shortflow.report.recipes import plain_value
 from shortflow.report.runpage import duration, sums_table
 from shortflow.report.samples import sample_pictures
+from shortflow.report.seen import COLOURED, MANY, Seen
 
 __all__ = ["study_sections"]
 
-_COLOURED = 6  # lines in colour; all others stand behind them in grey
-_MANY = 8  # variants from which the main figure is a ranking
 _PAIRS = 30  # comparisons in the table
 _BESIDE = ("recall", "coverage", "conditional_accuracy", "kid", "sliced_w2", "precision")
 
 
 def study_sections(study: Study, name: str) -> list[Section]:
     """Everything about a study; `name` is unique in the page."""
-    seen = _Seen.of(study)
+    seen = Seen.of(study)
     found = [
         _summary(seen, name),
         _quality(seen, name),
@@ -38,88 +36,7 @@ def study_sections(study: Study, name: str) -> list[Section]:
     return [section for section in found if section]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Seen:
-    """A study with what decides it.
-
-    Attributes:
-        metric, steps: the figure that decides, and in how many steps.
-        order: the variants that have it, the best first; others after them.
-        values: (variant, steps, metric) → (mean, standard error or None, seeds).
-    """
-
-    study: Study
-    metric: Metric
-    steps: int
-    order: tuple[str, ...]
-    values: Mapping[tuple[str, int, str], tuple[float, float | None, int]]
-
-    @staticmethod
-    def of(study: Study) -> "_Seen":
-        values = {}
-        for row in study.rows("rows"):
-            mean, steps = measured(row.get("mean")), row.get("steps")
-            if mean is not None and isinstance(steps, int):
-                key = (str(row.get("variant")), steps, str(row.get("metric")))
-                values[key] = (mean, measured(row.get("standard_error")), int(measured(row.get("n")) or 1))
-        settings = study.results.get("study")
-        settings = settings if isinstance(settings, Mapping) else {}
-        by_key = {metric: {metric: 1.0} for _, _, metric in values}
-        fallback = main_metric({"1 step": dict.fromkeys(by_key, 1.0)})
-        metric = metric_of(str(settings.get("metric") or (fallback.key if fallback else "")))
-        if isinstance(settings.get("smaller_is_better"), bool):
-            metric = Metric(
-                key=metric.key, label=metric.label, lower=settings["smaller_is_better"], reading=metric.reading
-            )
-        known = sorted({steps for _, steps, key in values if key == metric.key})
-        steps = settings.get("metric_steps")
-        steps = steps if isinstance(steps, int) else (known[0] if known else 1)
-        sign = -1 if metric.lower is False else 1
-        names = [str(variant.get("name")) for variant in study.rows("variants")]
-        decided = [name for name in names if (name, steps, metric.key) in values]
-        decided.sort(key=lambda name: sign * values[name, steps, metric.key][0])
-        others = [name for name in names if name not in decided and any(key[0] == name for key in values)]
-        return _Seen(study=study, metric=metric, steps=steps, order=(*decided, *others), values=values)
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        found = self.study.results.get("study")
-        return found if isinstance(found, Mapping) else {}
-
-    @property
-    def floor(self) -> tuple[str, float] | None:
-        """What real data have."""
-        rows = self.study.results.get("reference")
-        good = isinstance(rows, Mapping) and all(isinstance(row, Mapping) for row in rows.values())
-        return floor_of(rows, self.metric.key) if good and rows else None
-
-    def of_metric(self, key: str) -> list[int]:
-        """The numbers of steps that a metric was taken in."""
-        return sorted({steps for _, steps, metric in self.values if metric == key})
-
-    def series(self, key: str) -> list[Series]:
-        """The metric by number of steps, a line a variant, the best ones in colour."""
-        found = []
-        for place, name in enumerate(self.order):
-            points = [
-                (steps, *self.values[name, steps, key])
-                for steps in self.of_metric(key)
-                if (name, steps, key) in self.values
-            ]
-            if points:
-                found.append(
-                    Series(
-                        name=name,
-                        x=[point[0] for point in points],
-                        y=[point[1] for point in points],
-                        error=[point[2] for point in points],
-                        place=place if place < _COLOURED or len(self.order) <= _MANY else None,
-                    )
-                )
-        return found[::-1]  # the best one is drawn last, above the others
-
-
-def _by_steps(seen: _Seen, key: str, name: str, small: bool = False) -> Chart | None:
+def _by_steps(seen: Seen, key: str, name: str, small: bool = False) -> Chart | None:
     series = seen.series(key)
     if not series:
         return None
@@ -127,7 +44,7 @@ def _by_steps(seen: _Seen, key: str, name: str, small: bool = False) -> Chart | 
     behind = sum(one.place is None for one in series)
     caption = [f"{metric.better[:1].upper()}{metric.better[1:]}." if metric.better else "", _bars(seen)]
     if behind:
-        caption.append(f"The {_COLOURED} best in colour, the other {behind} in grey.")
+        caption.append(f"The {COLOURED} best in colour, the other {behind} in grey.")
     chart = lines(
         name,
         f"{metric.label[0].upper()}{metric.label[1:]} against steps",
@@ -144,7 +61,7 @@ def _by_steps(seen: _Seen, key: str, name: str, small: bool = False) -> Chart | 
     return Chart(title=chart.title, svg=chart.svg, caption=chart.caption, legend=legend)
 
 
-def _bars(seen: _Seen) -> str:
+def _bars(seen: Seen) -> str:
     seeds = sorted({n for _, _, n in seen.values.values()})
     if seeds[-1:] == [1] or not any(error is not None for _, error, _ in seen.values.values()):
         return "One seed each: there are no error bars."
@@ -165,7 +82,7 @@ def _words(steps: int) -> str:
 # ------------------------------------------------------------------------------------------------------------- summary
 
 
-def _summary(seen: _Seen, name: str) -> Section:
+def _summary(seen: Seen, name: str) -> Section:
     results = seen.study.results
     verdict = [str(text) for text in listed(results.get("verdict"))]
     about = " ".join(str(seen.settings.get("about") or "").split())
@@ -175,13 +92,13 @@ def _summary(seen: _Seen, name: str) -> Section:
     notes = [*_unfinished(seen), *(f"{fault.rstrip('.')}." for fault in seen.study.faults)]
     if notes:
         blocks.append(Notes(texts=notes))
-    main: Chart | None = _ranked(seen, f"{name}-main") if len(seen.order) > _MANY else None
+    main: Chart | None = _ranked(seen, f"{name}-main") if len(seen.order) > MANY else None
     main = main or _by_steps(seen, seen.metric.key, f"{name}-main")
     blocks.append(Row(blocks=[each for each in (main, _facts(seen)) if each is not None]))
     return Section(title="Summary", blocks=blocks)
 
 
-def _ranked(seen: _Seen, name: str) -> Chart | None:
+def _ranked(seen: Seen, name: str) -> Chart | None:
     """All variants in the number of steps that decides."""
     rows = [
         (variant, *seen.values[variant, seen.steps, seen.metric.key][:2])
@@ -196,7 +113,7 @@ def _ranked(seen: _Seen, name: str) -> Chart | None:
     return ranking(name, title, rows, x=label, caption=caption, floor=seen.floor)
 
 
-def _unfinished(seen: _Seen) -> list[str]:
+def _unfinished(seen: Seen) -> list[str]:
     cells = seen.study.rows("cells")
     counts = {
         status: sum(cell.get("status") == status for cell in cells) for status in ("running", "missing", "failed")
@@ -207,7 +124,7 @@ def _unfinished(seen: _Seen) -> list[str]:
     )
 
 
-def _facts(seen: _Seen) -> Facts:
+def _facts(seen: Seen) -> Facts:
     rows = []
     if seen.order and (best := seen.values.get((seen.order[0], seen.steps, seen.metric.key))) is not None:
         remark = f"{seen.order[0]}; {seen.metric.label}, {seen.metric.better}"
@@ -231,7 +148,7 @@ def _facts(seen: _Seen) -> Facts:
 # --------------------------------------------------------------------------------------------- quality, significance
 
 
-def _quality(seen: _Seen, name: str) -> Section:
+def _quality(seen: Seen, name: str) -> Section:
     counts = seen.of_metric(seen.metric.key)
     if not counts:
         return Section(title="Quality")
@@ -242,7 +159,7 @@ def _quality(seen: _Seen, name: str) -> Section:
     if seen.floor is not None:
         rows.append([seen.floor[0], number(seen.floor[1]), *[""] * (len(counts) - 1)])
     blocks: list[Block] = []
-    if len(seen.order) > _MANY and (chart := _by_steps(seen, seen.metric.key, f"{name}-q")):
+    if len(seen.order) > MANY and (chart := _by_steps(seen, seen.metric.key, f"{name}-q")):
         blocks.append(chart)
     label = f"{seen.metric.label[0].upper()}{seen.metric.label[1:]}"
     blocks.append(
@@ -276,7 +193,7 @@ def _quality(seen: _Seen, name: str) -> Section:
     return Section(title="Quality by steps", blocks=blocks)
 
 
-def _significance(seen: _Seen) -> Section:
+def _significance(seen: Seen) -> Section:
     pairs = [row for row in seen.study.rows("comparisons") if row.get("metric") == seen.metric.key]
     primary = [row for row in pairs if row.get("steps") == seen.steps]
     if not primary:
@@ -305,7 +222,7 @@ def _significance(seen: _Seen) -> Section:
 # ---------------------------------------------------------------------------------------------------- training, cost
 
 
-def _over_training(seen: _Seen, name: str) -> Section:
+def _over_training(seen: Seen, name: str) -> Section:
     charts = []
     for k, (key, label) in enumerate((("images", "images seen"), ("forwards", "training cost (F × images)"))):
         series = []
@@ -321,7 +238,7 @@ def _over_training(seen: _Seen, name: str) -> Section:
             ]
             if points and variant in seen.order:
                 place = seen.order.index(variant)
-                coloured = place < _COLOURED or len(seen.order) <= _MANY
+                coloured = place < COLOURED or len(seen.order) <= MANY
                 x, y, error = zip(*points, strict=True)
                 series.append(Series(name=variant, x=x, y=y, error=error, place=place if coloured else None))
         if series:
@@ -335,7 +252,7 @@ def _over_training(seen: _Seen, name: str) -> Section:
     return Section(title="Quality over training", blocks=[Row(blocks=charts)] if charts else [])
 
 
-def _cost(seen: _Seen, name: str) -> Section:
+def _cost(seen: Seen, name: str) -> Section:
     variants = {str(each.get("name")): each for each in seen.study.rows("variants")}
     rows, series = [], []
     for place, variant in enumerate(seen.order):
@@ -359,7 +276,7 @@ def _cost(seen: _Seen, name: str) -> Section:
                 _mean(value),
             ]
         )
-        if spent is not None and value is not None and len(seen.order) <= _MANY:
+        if spent is not None and value is not None and len(seen.order) <= MANY:
             series.append(Series(name=variant, x=[spent], y=[value[0]], error=[value[1]], place=place))
     if not rows:
         return Section(title="Cost")
@@ -390,7 +307,7 @@ def _cost(seen: _Seen, name: str) -> Section:
 # ------------------------------------------------------------------------------------- samples, variants, cells, again
 
 
-def _samples(seen: _Seen, name: str) -> Section:
+def _samples(seen: Seen, name: str) -> Section:
     parts = [
         Section(title=f"Samples of {variant}", blocks=blocks)
         for k, variant in enumerate(seen.order)
@@ -400,7 +317,7 @@ def _samples(seen: _Seen, name: str) -> Section:
     return Section(title="Samples", parts=parts)
 
 
-def _variants(seen: _Seen) -> Section:
+def _variants(seen: Seen) -> Section:
     rows = []
     for each in seen.study.rows("variants"):
         settings = each.get("settings")
@@ -427,7 +344,7 @@ def _variants(seen: _Seen) -> Section:
     return Section(title="Variants", blocks=[table] if rows else [])
 
 
-def _cells(seen: _Seen) -> Section:
+def _cells(seen: Seen) -> Section:
     key = "1 step" if seen.steps == 1 else f"{seen.steps} steps"
     rows = []
     for cell in seen.study.rows("cells"):
@@ -456,7 +373,7 @@ def _cells(seen: _Seen) -> Section:
     return Section(title="Runs", blocks=[table] if rows else [])
 
 
-def _made_again(seen: _Seen) -> Section:
+def _made_again(seen: Seen) -> Section:
     directory = seen.study.directory
     commands = [f"shortflow compare --out {directory}", f"shortflow report {directory} --out page.html"]
     blocks: list[Block] = [
