@@ -226,7 +226,9 @@ def _on_steps(d: Diagnosis) -> None:
     points = dict(_curve(d, "self_distance"))
     one, scale = points[1], d.number("sample_spread").value
     share = Estimate(one.value / scale, one.error / scale)
-    if share.value > MUCH:
+    if d.settings["ends"] == "diagonal":
+        text = "A network for velocities has no map for one step: take more steps, or distil it into a flow map."
+    elif share.value > MUCH:
         text = "One step is far from many steps from the same noise: the map of long jumps is not learned yet."
     else:
         text = "One step is near many steps from the same noise: more steps will change little."
@@ -255,9 +257,11 @@ def _on_copies(d: Diagnosis) -> None:
         f"copies: {_percent(made)} of samples, {_percent(real)} of held-out data; nearer to training data than to as "
         f"many held-out ones: {_percent(nearer)}"
     )
-    if made.value > real.value and _clear(made, real):
+    towards = nearer.value - 2 * nearer.error > 0.5
+    # In few dimensions many points are "copies" by chance: one sign alone is none.
+    if made.value > real.value and _clear(made, real) and towards:
         text = "The network has memorised: more of its samples are copies of training data than held-out data are."
-    elif nearer.value - 2 * nearer.error > 0.5 and nearer.value > 0.6:
+    elif towards and nearer.value > 0.6:
         text = "Samples lean towards the training data, without being copies: look at nearest neighbours."
     else:
         text = "No sign of memorised data."

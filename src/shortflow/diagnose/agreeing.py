@@ -131,11 +131,11 @@ def velocities(d: Diagnosis, s: Subject, report: Report) -> None:
 
 
 def _guidance(d: Diagnosis, times: Sequence[float], pushes: Sequence[tuple[Tensor, Tensor] | None]) -> None:
-    """The scale at each time where the class says anything, and over all of these, each with the same weight."""
+    """The scale at each time where the class says anything, and over all of these: the slope of pushes through 0."""
     told = [each for each in pushes if each is not None]
     if not told:
         return
     shown = [NONE if each is None else ratio_of(*each) for each in pushes]
     d.curve("guidance", times, shown, "guidance scale in the weights")
-    along, squares = (torch.cat([each[part] / each[1].mean() for each in told]) for part in (0, 1))
+    along, squares = (torch.cat([each[part] for each in told]) for part in (0, 1))
     d.scalar("guidance", ratio_of(along, squares), "guidance scale in the weights, over all t")

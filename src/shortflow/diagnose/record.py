@@ -193,7 +193,8 @@ def _plain(value: float | None) -> str:
 def _stated(value: float | None, error: float | None, unit: str) -> str:
     if value is None:
         return "–"
-    text = _plain(value) if not error else f"{_plain(value)} ± {float(f'{error:.1g}'):g}"
+    exact = not error or error < 1e-6 * abs(value)
+    text = _plain(value) if exact else f"{_plain(value)} ± {_plain(float(f'{error:.1g}'))}"
     return f"{text} {unit}" if unit else text
 
 
