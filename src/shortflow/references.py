@@ -195,9 +195,9 @@ def _check_latents(role: str, path: str, there: DataSpec, run: RunConfig, spec: 
     if apart:
         units = f"--scale {_numbers(there.latent.scale)} --shift {_numbers(there.latent.shift)}"
         source = Path(run.data.source).expanduser()
-        if run.data.encoder is None or (source.is_dir() and holds_latents(source)):
-            remedy = f"shortflow encode {run.data.source} {units}, which writes no latent anew"
-        else:  # they are made while the run goes on, in the units of the autoencoder's config
+        remedy = f"shortflow encode {run.data.source} {units}, which writes no latent anew"
+        if run.data.encoder is not None and not (source.is_dir() and holds_latents(source)):
+            # They are made while the run goes on, in the units of the autoencoder's config.
             remedy = (
                 f"shortflow encode {run.data.source} --encoder {run.data.encoder} --out LATENTS {units}, and train on "
                 "these"
