@@ -16,7 +16,7 @@ WORDS = {"free": "mixing without the class", "masked": "masked by class", "class
 
 def _percent(e: Estimate) -> str:
     text = _short(100 * e.value)
-    return f"{text} %" if math.isnan(e.error) else f"{text} ± {100 * e.error:.1g} %"
+    return f"{text} %" if math.isnan(e.error) else f"{text} ± {_short(float(f'{100 * e.error:.1g}'))} %"
 
 
 def _short(value: float) -> str:
@@ -56,31 +56,43 @@ def advise_on_data(d: Diagnosis) -> None:
 
 
 def _on_the_plug_in(d: Diagnosis) -> None:
-    batch = d.settings["batch"]
-    found = {name.partition("/")[2]: d.number(name) for name in d.scalars if name.startswith("removed/")}
-    if not found:
+    """By the variance that is removed, where the law is known; else by the rows that change at all.
+
+    The variance of a finite set is that of one which is memorised: what is removed is a larger share of it than of that
+    of new data.
+    """
+    batch, closed = d.settings["batch"], d.settings["closed"]
+    kinds = [name.partition("/")[2] for name in d.scalars if name.startswith("removed/")]
+    if not kinds:
         return
+    removed, active = ({kind: d.number(f"{name}/{kind}") for kind in kinds} for name in ("removed", "active"))
     # A network that is told classes needs the velocity given the class: mixing all images answers another question.
-    fitting = [name for name in found if name != "free"] or list(found)
-    best = max(fitting, key=lambda name: found[name].value)
-    if found[best].value < LITTLE:
+    fitting = [kind for kind in kinds if kind != "free"] or kinds
+    judged = removed if closed else active
+    best = max(fitting, key=lambda kind: judged[kind].value)
+    if judged[best].value < LITTLE:
         text = f"The plug-in velocity changes next to nothing at {batch} images: leave it out, or mix over more images."
-    elif found[best].value < MUCH:
-        text = f"The plug-in velocity removes little of the variance at {batch} images; it costs little, too."
+    elif judged[best].value < MUCH:
+        text = f"The plug-in velocity changes little at {batch} images; it costs little, too."
     else:
-        text = f"Use the plug-in velocity: at {batch} images it removes a good part of the variance."
-    d.advise(text, "; ".join(f"{WORDS.get(name, name)}: {_percent(found[name])}" for name in found))
-    if "class" in found and "masked" in found:
-        if _clear(found["class"], found["masked"]) and found["class"].value > max(LITTLE, found["masked"].value):
-            text = "Draw batches of one class: the same number of images takes more variance away than with a mask."
+        text = f"Use the plug-in velocity: at {batch} images it changes a good part of the targets."
+    evidence = "; ".join(
+        f"{WORDS.get(kind, kind)}: {_percent(active[kind])} of rows change, "
+        f"{_percent(removed[kind])} of the variance goes"
+        for kind in kinds
+    )
+    d.advise(text, evidence if closed else f"{evidence} (of that of the data set's own law; of new data's less)")
+    if "class" in kinds and "masked" in kinds:
+        if _clear(judged["class"], judged["masked"]) and judged["class"].value > max(LITTLE, judged["masked"].value):
+            text = "Draw batches of one class: the same number of images does more than with a mask."
         else:
             text = "Batches of one class bring the plug-in velocity no gain here that could be told from chance."
-        d.advise(text, f"one class {_percent(found['class'])}, masked {_percent(found['masked'])}")
-    _on_more_images(d, best, batch)
+        d.advise(text, f"one class {_percent(judged['class'])}, masked {_percent(judged['masked'])}")
+    _on_more_images(d, f"{'removed' if closed else 'active'}_by_images/{best}", batch)
 
 
 def _on_more_images(d: Diagnosis, name: str, batch: int) -> None:
-    points = _curve(d, f"removed_by_images/{name}")
+    points = _curve(d, name)
     enough = [x for x, each in points if each.value >= MUCH]
     if enough and enough[0] <= batch:
         return
@@ -104,20 +116,23 @@ def _on_targets(d: Diagnosis) -> None:
     cells = [cell for cell in zip(*rows, strict=True) if cell[0] is not None and cell[0] > 0 and cell[1] > 0]
     if not cells:
         return
-    ratio = math.exp(sum(math.log(variance / floor) for floor, variance, _ in cells) / len(cells))
+    logs = [math.log(variance / floor) for floor, variance, _ in cells]
+    mean = sum(logs) / len(logs)
+    error = math.sqrt(sum((each - mean) ** 2 for each in logs) / max(1, len(logs) - 1) / len(logs))
+    ratio, clear = math.exp(mean), abs(mean) > 2 * error
     bias = sum(bias / variance for _, variance, bias in cells) / len(cells)
     if bias > MUCH:
         text = "Discrete targets with long first steps are biased: prefer continuous time, or first steps that shrink."
-    elif ratio < 0.8:
+    elif clear and ratio < 0.8:
         text = "Discrete targets have less noise than continuous time at equal gradients, and little bias: try them."
-    elif ratio > 1.25:
+    elif clear and ratio > 1.25:
         text = "Continuous time has less noise than discrete targets at equal gradients, and no bias: prefer it."
     else:
         text = "Discrete and continuous targets are equally noisy here; choose by cost and stability."
     d.advise(
         text,
         f"over {len(cells)} cells (t, r) a first step of half the gap has {ratio:.2g} times the variance of the target "
-        f"in continuous time (geometric mean), and a squared bias of {100 * bias:.2g} % of its own variance",
+        f"in continuous time (geometric mean, ± {100 * error:.0f} %), and a squared bias of {100 * bias:.2g} % of it",
     )
 
 
@@ -145,7 +160,7 @@ def _on_dimension(d: Diagnosis) -> None:
     evidence = ", ".join(f"{key.replace('_', ' ')} {each.value:.3g}" for key, each in found.items())
     spread = max(values) / max(min(values), 1e-9)
     ambient = d.number("dimension/ambient").value
-    text = f"The data have about {min(values):.2g} to {max(values):.2g} dimensions out of {ambient:.0f}."
+    text = f"The data have about {_short(min(values))} to {_short(max(values))} dimensions out of {ambient:.0f}."
     if spread > 1.5:
         text += " The estimates disagree: take none of them for more than an order of magnitude."
     d.advise(text, evidence)
@@ -269,14 +284,12 @@ def _on_copies(d: Diagnosis) -> None:
 
 
 def shares_of(times: Sequence[float], parts: Sequence[float], low: float) -> dict[str, float]:
-    """How much of a sum comes from each third of the times from `low` on; and from what lies below, if anything
-    does."""
-    total = sum(parts) or 1.0
+    """How much of the parts from `low` on comes from each third of the times from there to 1."""
     ends = [low + (1 - low) * k / 3 for k in range(1, 3)]
     names = [f"t < {ends[0]:.2g}", f"{ends[0]:.2g} ≤ t < {ends[1]:.2g}", f"t ≥ {ends[1]:.2g}"]
     above = sum(part for time, part in zip(times, parts, strict=True) if time >= low) or 1.0
     found = dict.fromkeys(names, 0.0)
     for time, part in zip(times, parts, strict=True):
         if time >= low:
-            found[names[sum(time >= end for end in ends)]] += part / (above if low > 0 else total)
+            found[names[sum(time >= end for end in ends)]] += part / above
     return found

@@ -143,12 +143,17 @@ def dimensions(d: Diagnosis, k: Known, rows: int, generator: torch.Generator, re
             sizes.append(float((1 / gamma.square().sum(1)).mean()))
     levels = [share / (1 - share) for share in FINE]
     d.curve("dimension", levels, found, "dimension of the posterior, tr Cov[x_0 | x_t]/η²", x_label="η = σ/α")
-    chosen = 0
     if sizes:
         d.curve("posterior_size", levels, sizes, "data points that share the posterior", "points", x_label="η = σ/α")
-        chosen = next((i for i, size in enumerate(sizes) if size >= ENOUGH), len(sizes) - 1)
-    where = f"at η = {levels[chosen]:.3g}" + (f", where {sizes[chosen]:.0f} points share it" if sizes else "")
-    d.scalar("dimension/posterior", found[chosen], f"intrinsic dimension of the posterior {where}")
+    chosen = next((i for i, size in enumerate(sizes or [ENOUGH]) if size >= ENOUGH), None)
+    if chosen is None:
+        d.notes.append(
+            f"At no noise up to η = {levels[-1]:g} do {ENOUGH:.0f} data points share the posterior: of that no dimension "
+            "is given, only that by neighbours."
+        )
+    else:
+        where = f"at η = {levels[chosen]:.3g}" + (f", where {sizes[chosen]:.0f} points share it" if sizes else "")
+        d.scalar("dimension/posterior", found[chosen], f"intrinsic dimension of the posterior {where}")
     flat = k.x.flatten(1)
     wanted = max(256, min(2000, 2**36 // max(1, flat.numel())))
     queries = flat[torch.randperm(len(flat), generator=generator)[:wanted].to(flat.device)]
