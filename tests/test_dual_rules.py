@@ -316,14 +316,15 @@ def test_what_is_seen_for_its_shape_alone_moves_nothing() -> None:
 def test_values_are_those_of_the_operation() -> None:
     """In the types that it gives, and where entries are NaN or there are none."""
     x = torch.rand(3, 4)
-    pair = dual(x, torch.ones_like(x))
-    assert torch.float_power(pair, 2).value.dtype == torch.float_power(x, 2).dtype == torch.float64
+    pair: Any = dual(x, torch.ones_like(x))
+    power: Any = torch.float_power(pair, 2)
+    assert power.value.dtype == torch.float_power(x, 2).dtype == torch.float64
     nothing = torch.full((3, 3), torch.nan)
-    found = torch.addmm(nothing, pair, x.mT, beta=0)
+    found: Any = torch.addmm(nothing, pair, x.mT, beta=0)
     torch.testing.assert_close((found.value, found.tangent), (x @ x.mT, torch.ones_like(x) @ x.mT))
-    unmoved = torch.addmm(dual(nothing, nothing), x, x.mT, beta=0)
+    unmoved: Any = torch.addmm(dual(nothing, nothing), x, x.mT, beta=0)
     torch.testing.assert_close((unmoved.value, unmoved.tangent), (x @ x.mT, torch.zeros(3, 3)))
-    empty = F.group_norm(dual(torch.rand(0, 4, 2), torch.rand(0, 4, 2)), 2)
+    empty: Any = F.group_norm(dual(torch.rand(0, 4, 2), torch.rand(0, 4, 2)), 2)
     assert empty.value.shape == empty.tangent.shape == (0, 4, 2)
     assert pair.type() == x.type()
 

@@ -139,7 +139,7 @@ def _clamp_max(x: Any, max: Any) -> Any:
 
 @rule("logit")
 def _logit(x: Any, eps: float | None = None) -> Any:
-    inside = x if eps is None else torch.clamp(x, eps, 1 - eps)
+    inside: Any = x if eps is None else torch.clamp(x, eps, 1 - eps)
     return torch.logit(x.value, eps), lambda: inside.tangent / (rated(inside) * (1 - rated(inside)))
 
 
