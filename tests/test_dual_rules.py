@@ -15,6 +15,7 @@ Arguments = Callable[[Tensor, Tensor], tuple[Any, ...]]
 
 MASK = torch.tensor([[True, False, True, True], [False, True, True, False], [True, True, False, True]])
 INDEX = torch.tensor([2, 0, 1])
+HOLES = torch.where(MASK, 0.0, torch.nan)
 WIDE = torch.linspace(-1, 1, 20, dtype=torch.float64).reshape(5, 4).sin()
 KERNEL = torch.linspace(-1, 2, 24, dtype=torch.float64).cos()
 
@@ -62,6 +63,8 @@ CASES: list[tuple[str | list[Any], Arguments, dict[str, Any]]] = [
     ("clamp clip", lambda x, z: (x, 0.3, 0.7), {}),
     ("clamp_min", lambda x, z: (x, 0.4), {}),
     ("clamp_max", lambda x, z: (x, 0.4), {}),
+    ("logit", lambda x, z: (x, 0.3), {}),
+    ([F.relu, F.silu, F.leaky_relu, F.elu, F.relu6, F.hardtanh, F.mish], one, {"inplace": False}),
     (
         "add __add__ __radd__ sub subtract __sub__ mul multiply __mul__ __rmul__ div divide true_divide __truediv__",
         both,
@@ -89,7 +92,11 @@ CASES: list[tuple[str | list[Any], Arguments, dict[str, Any]]] = [
     ("masked_fill", lambda x, z: (x, MASK, 2.0), {}),
     ("lerp", lambda x, z: (x, z, 0.3), {}),
     ("lerp", lambda x, z: (x, z, x * z), {}),
+    ("lerp", lambda x, z: (WIDE[:3], WIDE[1:4], x), {}),
+    ("lerp", lambda x, z: (WIDE[:3], x, WIDE[1:4]), {}),
     ("addcmul", lambda x, z: (x, z, x), {"value": 2.0}),
+    ("addcmul", lambda x, z: (WIDE[:3], WIDE[1:4], x), {"value": 2.0}),
+    ("addcmul", lambda x, z: (x, WIDE[:3], WIDE[1:4]), {}),
     ("matmul __matmul__ mm", lambda x, z: (x, z.mT), {}),
     ("matmul mm", lambda x, z: (WIDE, x.mT), {}),
     ("matmul mm", lambda x, z: (x, WIDE.mT), {}),
@@ -98,15 +105,24 @@ CASES: list[tuple[str | list[Any], Arguments, dict[str, Any]]] = [
     ("mv", lambda x, z: (x, z[0]), {}),
     ("dot", lambda x, z: (x[0], z[1]), {}),
     ("addmm", lambda x, z: (z @ x.mT, x, z.mT), {"beta": 2.0, "alpha": 3.0}),
+    ("addmm", lambda x, z: (x @ z.mT, WIDE[:3], WIDE[:3].mT), {}),
+    ("addmm", lambda x, z: (WIDE[:3, :3], WIDE[:3], x.mT), {}),
+    ("addmm", lambda x, z: (x @ z.mT, x, z.mT), {"beta": 0}),
     ("baddbmm", lambda x, z: (x @ z.mT, image(x)[0], image(z)[0].mT), {}),
     ("einsum", lambda x, z: ("ij,kj,j->ik", x, z, x[0]), {}),
     ("einsum", lambda x, z: ("ij,kj->ik", [x, WIDE]), {}),
     ("var std", lambda x, z: (x,), {}),
     ("var std", lambda x, z: (x, 1), {"correction": 0, "keepdim": True}),
     ("var std", lambda x, z: (x, (0, 1), True), {}),
+    ("var std", lambda x, z: (x, 1, False, True), {}),
+    ("var std", lambda x, z: (x, False), {}),
     ("norm vector_norm", lambda x, z: (x,), {}),
     ([torch.norm, Tensor.norm], lambda x, z: (x, 2, 1), {"keepdim": True}),
     ([torch.linalg.norm, torch.linalg.vector_norm], lambda x, z: (x, 2, 1), {}),
+    ([torch.linalg.norm], lambda x, z: (x, "fro"), {}),
+    ([torch.linalg.norm], lambda x, z: (image(x), None, (0, 1)), {}),
+    ([torch.norm, Tensor.norm], lambda x, z: (x, 2), {}),
+    ([torch.norm], lambda x, z: (x,), {"p": "fro", "dim": 1}),
     ([torch.linalg.vector_norm], lambda x, z: (x,), {"ord": 2, "dim": 0}),
     ("prod", one, {}),
     ("prod", lambda x, z: (torch.where(MASK, x, 0.0), 1), {"keepdim": True}),
@@ -145,6 +161,8 @@ CASES: list[tuple[str | list[Any], Arguments, dict[str, Any]]] = [
     ("reshape view", lambda x, z: (x, (2, 6)), {}),
     ("broadcast_to expand", lambda x, z: (x, (2, 3, 4)), {}),
     ("view_as reshape_as expand_as", both, {}),
+    ("view_as reshape_as", lambda x, z: (x, WIDE[:3].reshape(2, 6)), {}),
+    ("expand_as", lambda x, z: (x, torch.ones(2, 3, 4)), {}),
     ("flatten", one, {}),
     ("unflatten", lambda x, z: (x, 1, (2, 2)), {}),
     ("transpose swapaxes swapdims movedim moveaxis", lambda x, z: (x, 0, 1), {}),
@@ -160,6 +178,8 @@ CASES: list[tuple[str | list[Any], Arguments, dict[str, Any]]] = [
     ("hsplit vsplit", lambda x, z: (x[:2], 2), {}),
     ("dsplit", lambda x, z: (x.reshape(1, 3, 4), 2), {}),
     ("unbind diff", one, {}),
+    ("diff", lambda x, z: (x,), {"prepend": WIDE[:3, :1], "append": WIDE[:3, 1:2]}),
+    ("diff", lambda x, z: (WIDE[:3], 1, -1, x[:, :1]), {}),
     ("select", lambda x, z: (x, 0, 1), {}),
     ("narrow", lambda x, z: (x, 1, 1, 2), {}),
     ("index_select", lambda x, z: (x, 0, INDEX), {}),
@@ -167,9 +187,12 @@ CASES: list[tuple[str | list[Any], Arguments, dict[str, Any]]] = [
     ("gather", lambda x, z: (x, 0, INDEX[None]), {}),
     ("diagonal tril triu atleast_1d atleast_2d", one, {}),
     ("sum mean nansum", lambda x, z: (x, 1), {}),
+    ("nansum", lambda x, z: (x + HOLES,), {}),
+    ("nansum", lambda x, z: (x + HOLES, 0, True), {}),
     ("sum mean", one, {}),
     ("cumsum", lambda x, z: (x, 0), {}),
     ("cat concat concatenate stack hstack vstack", lambda x, z: ([x, WIDE[:3], z],), {}),
+    ("cat stack hstack", lambda x, z: ((WIDE[:3], x),), {}),
     ("pixel_shuffle", lambda x, z: (image(x).reshape(1, 4, 6, 2), 2), {}),
     ("pixel_unshuffle", lambda x, z: (image(x)[:, :, :2], 2), {}),
     ("channel_shuffle", lambda x, z: (image(x), 2), {}),
@@ -271,6 +294,41 @@ def test_what_depends_on_the_value_alone_is_plain(name: str) -> None:
     assert torch.equal(torch.as_tensor(found), torch.as_tensor(expected))
 
 
+@pytest.mark.parametrize("cast", [lambda x: x.to(torch.int64), lambda x: x.type(torch.int32), Tensor.bool])
+def test_a_step_function_has_no_tangent(cast: Callable[[Tensor], Tensor]) -> None:
+    (x, _), (dx, _) = inputs()
+    found = cast(3 * dual(x, dx))
+    assert not isinstance(found, Dual)
+    assert torch.equal(found, cast(3 * x))
+
+
+def test_what_is_seen_for_its_shape_alone_moves_nothing() -> None:
+    """A plain tensor that is brought to the shape of a pair stays plain: x + p.expand_as(x) has the tangent of x."""
+    (x, _), (dx, _) = inputs()
+    for function in (Tensor.expand_as, Tensor.view_as, Tensor.reshape_as):
+        found = function(WIDE[:3], dual(x, dx))
+        assert not isinstance(found, Dual)
+        assert torch.equal(found, WIDE[:3])
+    value, rate = push_forward(lambda x: x * WIDE[0].expand_as(x), (x,), (dx,))
+    torch.testing.assert_close((value, rate), (x * WIDE[0], dx * WIDE[0]), rtol=0, atol=0)
+
+
+def test_values_are_those_of_the_operation() -> None:
+    """In the types that it gives, and where entries are NaN or there are none."""
+    x = torch.rand(3, 4)
+    pair: Any = dual(x, torch.ones_like(x))
+    power: Any = torch.float_power(pair, 2)
+    assert power.value.dtype == torch.float_power(x, 2).dtype == torch.float64
+    nothing = torch.full((3, 3), torch.nan)
+    found: Any = torch.addmm(nothing, pair, x.mT, beta=0)
+    torch.testing.assert_close((found.value, found.tangent), (x @ x.mT, torch.ones_like(x) @ x.mT))
+    unmoved: Any = torch.addmm(dual(nothing, nothing), x, x.mT, beta=0)
+    torch.testing.assert_close((unmoved.value, unmoved.tangent), (x @ x.mT, torch.zeros(3, 3)))
+    empty: Any = F.group_norm(dual(torch.rand(0, 4, 2), torch.rand(0, 4, 2)), 2)
+    assert empty.value.shape == empty.tangent.shape == (0, 4, 2)
+    assert pair.type() == x.type()
+
+
 @pytest.mark.parametrize(
     ("operation", "named"),
     [
@@ -282,6 +340,14 @@ def test_what_depends_on_the_value_alone_is_plain(name: str) -> None:
         (lambda x: F.dropout(x, 0.5), "dropout"),
         (lambda x: F.linear(torch.ones(4, dtype=torch.float64), x), "linear"),
         (lambda x: torch.clamp(x, x, x), "clamp"),
+        (lambda x: torch.clamp_min(torch.zeros(3, 4, dtype=torch.float64), x), "clamp"),
+        (lambda x: torch.clamp_max(x, x), "clamp"),
+        (lambda x: torch.linalg.norm(x, 2), "p=2"),
+        (lambda x: torch.linalg.norm(x, ord=2, dim=(0, 1)), "p=2"),
+        *[
+            (lambda x, f=f: f(x, inplace=True), "inplace")
+            for f in (F.relu, F.silu, F.leaky_relu, F.elu, F.relu6, F.hardtanh, F.mish)
+        ],
         (lambda x: torch.div(x, 2, rounding_mode="floor"), "div"),
         (lambda x: x.norm(p=1), "p=1"),
         (lambda x: F.normalize(x, p=1.0), "p=1"),

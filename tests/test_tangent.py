@@ -10,7 +10,7 @@ from shortflow.errors import ShortflowError
 from shortflow.flowmap import AverageVelocity, FlowMap, Parameterization, StartAndGap, Transfer, TrigFlow
 from shortflow.nn import MLP
 from shortflow.paths import Cosine, Linear, Path
-from shortflow.tangent import CentralDifference, Derivative, ForwardMode
+from shortflow.tangent import CentralDifference, Derivative, DualPass, ForwardMode, differentiated
 
 
 def curve(x: Tensor, t: Tensor) -> Tensor:
@@ -165,3 +165,30 @@ def test_prediction_and_derivative_share_their_dropout_masks(rule: Derivative, r
     numeric = (f(x[some] + h * v[some], t[some] + h) - f(x[some] - h * v[some], t[some] - h)) / (2 * h)
     torch.testing.assert_close(derivative, numeric, rtol=1e-4, atol=1e-5)
     assert float((rule(masked(12), x[some], t[some], v[some])[0] - value).abs().max()) > 1e-3
+
+
+def test_what_has_no_rule_goes_on_in_forward_mode_through_attention() -> None:
+    """Fused attention has no forward mode: the fallback of a network that has it writes its products out."""
+    heads, t, rate = torch.randn(2, 1, 6, 4).double(), f64(0.2, 0.7), torch.randn(2, 1, 6, 4).double()
+    weight = torch.randn(4, 4, dtype=torch.float64, requires_grad=True)
+
+    def attending(x: Tensor, t: Tensor) -> Tensor:
+        mixed = torch.nn.functional.scaled_dot_product_attention(x @ weight, x, x)
+        return mixed * t[:, None, None, None] + torch.outer(mixed[0, 0, 0], mixed[0, 0, 1]).sum()  # outer has no rule
+
+    def written_out(x: Tensor, t: Tensor) -> Tensor:
+        mixed = torch.softmax(x @ weight @ x.mT / 2, -1) @ x
+        return mixed * t[:, None, None, None] + mixed[0, 0, 0].sum() * mixed[0, 0, 1].sum()
+
+    expected = torch.func.jvp(written_out, (heads, t), (rate, torch.ones_like(t)))
+    with pytest.warns(UserWarning, match="outer.*It is used now"):
+        (value,), moved = DualPass().keeping(lambda x, t: (attending(x, t),), heads, t, rate)
+    assert value.requires_grad
+    torch.testing.assert_close((value, moved), expected, rtol=1e-12, atol=1e-12)
+    with pytest.warns(UserWarning, match="outer"):
+        found = differentiated(attending, (heads, t), (rate, torch.ones_like(t)))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        torch.autograd.grad(found[1].square().sum(), weight), torch.autograd.grad(expected[1].square().sum(), weight)
+    )
+    torch.testing.assert_close(ForwardMode()(attending, heads, t, rate), expected, rtol=1e-12, atol=1e-12)

@@ -13,6 +13,7 @@ from typing import ClassVar
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from shortflow.dual import NoRule, push_forward, push_forward_first
 from shortflow.errors import ShortflowError
@@ -87,7 +88,7 @@ def kept(
         values = f(*primals)
         tangents = tuple(d.to(x.dtype) for x, d in zip(primals, tangents, strict=True))
         with torch.no_grad(), torch.autocast(primals[0].device.type, enabled=False):
-            return values, torch.func.jvp(lambda *inputs: f(*inputs)[0], primals, tangents)[1]
+            return values, _forward_mode(lambda *inputs: f(*inputs)[0], primals, tangents)[1]
 
 
 def differentiated(
@@ -101,8 +102,16 @@ def differentiated(
         return push_forward(f, primals, tangents, graph=True)
     except NoRule as error:
         _say(error)
+        return _forward_mode(f, primals, tangents)
+
+
+def _forward_mode(
+    f: Callable[..., Tensor], primals: tuple[Tensor, ...], tangents: tuple[Tensor, ...]
+) -> tuple[Tensor, Tensor]:
+    """`torch.func.jvp`, with attention by plain products: its fused kernels have no forward mode."""
+    with sdpa_kernel(SDPBackend.MATH):
         result = torch.func.jvp(f, primals, tangents)
-        return result[0], result[1]
+    return result[0], result[1]
 
 
 def _say(error: NoRule) -> None:
@@ -116,8 +125,7 @@ class ForwardMode(Derivative):
 
     def __call__(self, f: Function, x: State, t: Time, v: State) -> tuple[State, State]:
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            result = torch.func.jvp(f, (x, t), (v.to(x.dtype), torch.ones_like(t)))
-        return result[0], result[1]
+            return _forward_mode(f, (x, t), (v.to(x.dtype), torch.ones_like(t)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,7 @@
 """Rules of arithmetic: functions of two tensors entry by entry, and matrix products."""
 
+import operator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -91,9 +93,14 @@ def _rdiv(a: Operand, b: Operand) -> Any:
     return _div(b, a)
 
 
-@rule("pow __pow__ float_power")
-def _pow(a: Operand, b: Operand) -> Any:
-    y = values(a) ** values(b)
+@rule("float_power")
+def _float_power(a: Operand, b: Operand) -> Any:
+    return _pow(a, b, torch.float_power)
+
+
+@rule("pow __pow__")
+def _pow(a: Operand, b: Operand, function: Callable[..., Tensor] = operator.pow) -> Any:
+    y = function(values(a), values(b))
 
     def tangent() -> Tensor:
         parts = []
@@ -233,11 +240,13 @@ def plus_product(x: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
 @rule("addmm baddbmm")
 def _addmm(x: Operand, a: Operand, b: Operand, *, beta: float | int = 1, alpha: float | int = 1) -> Any:
     def tangent() -> Tensor:
-        parts = [beta * x.tangent] if isinstance(x, Dual) else []
+        parts = [beta * x.tangent] if isinstance(x, Dual) and beta != 0 else []
         moving = isinstance(a, Dual) or isinstance(b, Dual)
-        return total(parts + ([alpha * product_rate(a, b)] if moving else []))
+        parts += [alpha * product_rate(a, b)] if moving else []
+        return total(parts or [torch.zeros_like(product)])
 
-    return beta * values(x) + alpha * torch.matmul(values(a), values(b)), tangent
+    product = alpha * torch.matmul(values(a), values(b))
+    return (product if beta == 0 else beta * values(x) + product), tangent  # 0 · NaN is 0 there
 
 
 @rule("einsum")

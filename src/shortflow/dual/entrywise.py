@@ -19,8 +19,16 @@ def _entrywise(names: str, slope: Callable[[Tensor, Tensor], Tensor]) -> None:
 
     @rule(names)
     def _(x: Any, *args: Any, **kwargs: Any) -> Any:
+        _kept_whole(names.split()[0], kwargs.pop("inplace", False))
         y = function(x.value, *args, **kwargs)
         return y, lambda: x.tangent * slope(rated(x), y.to(x.tangent.dtype))
+
+
+def _kept_whole(name: str, inplace: bool) -> None:
+    if inplace:
+        raise NoRule(
+            f"{name} with inplace=True changes a tensor in place, which the dual pass cannot follow; use inplace=False"
+        )
 
 
 _entrywise("exp", lambda x, y: y)
@@ -48,7 +56,6 @@ _entrywise("sigmoid expit", lambda x, y: y * (1 - y))
 _entrywise("logsigmoid", lambda x, y: torch.sigmoid(-x))
 _entrywise("erf", lambda x, y: torch.exp(-x * x) * (2 / math.sqrt(math.pi)))
 _entrywise("erfc", lambda x, y: torch.exp(-x * x) * (-2 / math.sqrt(math.pi)))
-_entrywise("logit", lambda x, y: 1 / (x * (1 - x)))
 _entrywise("sinc", lambda x, y: torch.where(x == 0, 0.0, (torch.cos(math.pi * x) - y) / torch.where(x == 0, 1.0, x)))
 _entrywise("mish", lambda x, y: _mish_slope(x))
 _entrywise("relu6", lambda x, y: ((x > 0) & (x < 6)).to(x.dtype))
@@ -62,11 +69,13 @@ def _mish_slope(x: Tensor) -> Tensor:
 
 @rule("relu")
 def _relu(x: Any, inplace: bool = False) -> Any:
+    _kept_whole("relu", inplace)
     return torch.relu(x.value), lambda: x.tangent * (x.value > 0)
 
 
 @rule("silu")
 def _silu(x: Any, inplace: bool = False) -> Any:
+    _kept_whole("silu", inplace)
     return torch.nn.functional.silu(x.value), lambda: _silu_rate(x.tangent, rated(x))
 
 
@@ -91,12 +100,14 @@ def _softplus(x: Any, beta: float = 1.0, threshold: float = 20.0) -> Any:
 
 @rule("leaky_relu")
 def _leaky_relu(x: Any, negative_slope: float = 0.01, inplace: bool = False) -> Any:
+    _kept_whole("leaky_relu", inplace)
     y = torch.nn.functional.leaky_relu(x.value, negative_slope)
     return y, lambda: torch.where(x.value > 0, x.tangent, negative_slope * x.tangent)
 
 
 @rule("elu")
 def _elu(x: Any, alpha: float = 1.0, inplace: bool = False) -> Any:
+    _kept_whole("elu", inplace)
     y = torch.nn.functional.elu(x.value, alpha)
     return y, lambda: x.tangent * torch.where(x.value > 0, 1.0, alpha * torch.exp(rated(x).clamp(max=0)))
 
@@ -118,12 +129,18 @@ def _clamp(x: Any, min: Operand = None, max: Operand = None) -> Any:
 
 @rule("clamp_min")
 def _clamp_min(x: Any, min: Any) -> Any:
-    return torch.clamp_min(x.value, min), lambda: x.tangent * (x.value >= min)
+    return _clamp(x, min, None)
 
 
 @rule("clamp_max")
 def _clamp_max(x: Any, max: Any) -> Any:
-    return torch.clamp_max(x.value, max), lambda: x.tangent * (x.value <= max)
+    return _clamp(x, None, max)
+
+
+@rule("logit")
+def _logit(x: Any, eps: float | None = None) -> Any:
+    inside: Any = x if eps is None else torch.clamp(x, eps, 1 - eps)
+    return torch.logit(x.value, eps), lambda: inside.tangent / (rated(inside) * (1 - rated(inside)))
 
 
 @rule("nan_to_num")

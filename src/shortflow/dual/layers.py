@@ -4,6 +4,7 @@ Weights are no inputs: they have no tangent, and no product is spent on one. The
 weights is a symmetric matrix, so PyTorch's fused backward kernels compute it.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -74,7 +75,8 @@ def _group_norm(x: Any, groups: int, weight: Any = None, bias: Any = None, eps: 
     _constant("group_norm", weight, bias)
 
     def tangent() -> Tensor:
-        moved = standardised_rate(x, [x.value[0].numel() // groups], eps, (x.shape[0], groups, -1))
+        size = math.prod(x.value.shape[1:]) // groups
+        moved = standardised_rate(x, [size], eps, (len(x.value), groups, size))
         return moved if weight is None else moved * cast(weight, moved).reshape(-1, *[1] * (x.value.ndim - 2))
 
     return F.group_norm(x.value, groups, weight, bias, eps), tangent

@@ -42,17 +42,17 @@ register_all(
 # ------------------------------------------------------------------------------------- linear in their tensor arguments
 
 
-def tangents(arguments: Any) -> Any:
-    """The arguments with every dual replaced by its tangent, and plain tensors in lists (of `cat`) by zeros."""
+def tangents(arguments: Any, kind: torch.dtype) -> Any:
+    """The arguments with every dual replaced by its tangent, and what is plain data by its tangent, zeros of `kind`.
+
+    Of plain tensors those of floating-point numbers are data, and those of integers or truth values places and masks.
+    """
     if isinstance(arguments, Dual):
         return arguments.tangent
-    if isinstance(arguments, (tuple, list)) and any(isinstance(argument, Dual) for argument in arguments):
-        kind = first_dual(arguments).tangent.dtype
-        parts = [
-            argument.tangent if isinstance(argument, Dual) else torch.zeros_like(argument, dtype=kind)
-            for argument in arguments
-        ]
-        return type(arguments)(parts)
+    if isinstance(arguments, Tensor) and (arguments.is_floating_point() or arguments.is_complex()):
+        return torch.zeros_like(arguments, dtype=kind)
+    if isinstance(arguments, (tuple, list)) and any(isinstance(argument, Tensor) for argument in arguments):
+        return type(arguments)([tangents(argument, kind) for argument in arguments])
     return arguments
 
 
@@ -60,20 +60,30 @@ def _linear(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     value = func(*values(args), **values(kwargs))
 
     def tangent() -> Any:
-        return func(*[tangents(argument) for argument in args], **{k: tangents(v) for k, v in kwargs.items()})
+        kind = first_dual((args, kwargs)).tangent.dtype
+        return func(*[tangents(each, kind) for each in args], **{k: tangents(v, kind) for k, v in kwargs.items()})
 
     return paired(value, tangent, args, kwargs)
 
 
+def _like(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """An operation on the first argument that asks the second for its shape alone."""
+    value = func(*values(args), **values(kwargs))
+    if not isinstance(args[0], Dual):
+        return value
+    return paired(value, lambda: func(args[0].tangent, *values(args[1:]), **values(kwargs)), args, kwargs)
+
+
 register_all(
     "reshape view flatten unflatten transpose permute swapaxes swapdims movedim moveaxis t adjoint squeeze unsqueeze "
-    "expand expand_as broadcast_to repeat repeat_interleave tile roll flip rot90 chunk split tensor_split unbind "
-    "select narrow index_select gather take_along_dim diagonal tril triu contiguous clone view_as reshape_as ravel "
-    "neg negative __neg__ positive __pos__ sum mean nansum cumsum diff trace cat concat concatenate stack hstack "
+    "expand broadcast_to repeat repeat_interleave tile roll flip rot90 chunk split tensor_split unbind "
+    "select narrow index_select gather take_along_dim diagonal tril triu contiguous clone ravel "
+    "neg negative __neg__ positive __pos__ sum mean cumsum diff trace cat concat concatenate stack hstack "
     "vstack pixel_shuffle pixel_unshuffle interpolate avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d "
     "adaptive_avg_pool2d unfold fold channel_shuffle hsplit vsplit dsplit atleast_1d atleast_2d __getitem__",
     _linear,
 )
+register_all("expand_as view_as reshape_as", _like)
 register_all([Tensor.T.__get__, Tensor.mT.__get__, Tensor.H.__get__, Tensor.mH.__get__], _linear)  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -82,6 +92,8 @@ def _casting(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if not isinstance(args[0], Dual):  # x.type_as(pair)
         return func(*values(args), **values(kwargs))
     value = func(*values(args), **values(kwargs))
+    if not isinstance(value, Tensor) or not (value.is_floating_point() or value.is_complex()):
+        return value  # a name of a type; or a step function, whose derivative is 0
     # Not to the value's precision: a policy with its own keeps that, and `dual` casts the others.
     return paired(value, lambda: pair.tangent.to(value.device), args, kwargs)
 

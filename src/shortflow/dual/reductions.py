@@ -10,17 +10,34 @@ from shortflow.dual.pairs import Dual, NoRule, rule
 
 
 @rule("var")
-def _var(x: Any, dim: Any = None, unbiased: bool | None = None, *, correction: int = 1, keepdim: bool = False) -> Any:
-    ddof = correction if unbiased is None else int(unbiased)
+def _var(x: Any, *args: Any, **kwargs: Any) -> Any:
+    dim, ddof, keepdim = _spread_of(*args, **kwargs)
     y = torch.var(x.value, dim, correction=ddof, keepdim=keepdim)
     return y, lambda: _variance_rate(x, dim, ddof, keepdim)
 
 
 @rule("std")
-def _std(x: Any, dim: Any = None, unbiased: bool | None = None, *, correction: int = 1, keepdim: bool = False) -> Any:
-    ddof = correction if unbiased is None else int(unbiased)
+def _std(x: Any, *args: Any, **kwargs: Any) -> Any:
+    dim, ddof, keepdim = _spread_of(*args, **kwargs)
     y = torch.std(x.value, dim, correction=ddof, keepdim=keepdim)
     return y, lambda: _variance_rate(x, dim, ddof, keepdim) / (2 * y.to(x.tangent.dtype))
+
+
+def _spread_of(
+    dim: Any = None, unbiased: bool | None = None, keepdim: bool = False, *, correction: int | None = None
+) -> tuple[Any, int, bool]:
+    """(dim, correction, keepdim) of var and std, whose first argument may be `unbiased` as well."""
+    if isinstance(dim, bool):
+        dim, unbiased = None, dim
+    if correction is None:
+        correction = 1 if unbiased is None else int(unbiased)
+    return dim, correction, keepdim
+
+
+@rule("nansum")
+def _nansum(x: Any, dim: Any = None, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Any:
+    y = torch.nansum(x.value, dim, keepdim, dtype=dtype)
+    return y, lambda: torch.where(x.value.isnan(), 0.0, x.tangent).sum(dim, keepdim=keepdim)
 
 
 def _variance_rate(x: Dual, dim: Any, ddof: int, keepdim: bool) -> Tensor:
@@ -30,12 +47,26 @@ def _variance_rate(x: Dual, dim: Any, ddof: int, keepdim: bool) -> Tensor:
     return summed / max(x.value.numel() // max(summed.numel(), 1) - ddof, 0)
 
 
-@rule([torch.norm, Tensor.norm, torch.linalg.norm, torch.linalg.vector_norm])
-def _norm(x: Any, p: Any = 2, dim: Any = None, keepdim: bool = False, **kwargs: Any) -> Any:
-    if kwargs.get("ord") is not None:
-        p = kwargs.pop("ord")
-    if p not in (2, 2.0, "fro", None) or (p != 2 and x.ndim > 2 and dim is None):
-        raise NoRule(f"the dual pass has a rule for the Euclidean norm only, got p={p!r}; write the sum out")
+@rule([torch.norm, Tensor.norm])
+def _norm(x: Any, p: Any = "fro", dim: Any = None, keepdim: bool = False, out: None = None, dtype: Any = None) -> Any:
+    return _euclidean(x, dim, keepdim, p in (2, "fro", None) and dtype is None, p)
+
+
+@rule([torch.linalg.vector_norm])
+def _vector_norm(x: Any, ord: Any = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
+    return _euclidean(x, dim, keepdim, ord == 2 and dtype is None, ord)
+
+
+@rule([torch.linalg.norm])
+def _linalg_norm(x: Any, ord: Any = None, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
+    # 2 is the largest singular value of a matrix here, and of two axes.
+    matrix = x.value.ndim == 2 if dim is None else isinstance(dim, (tuple, list)) and len(dim) == 2
+    return _euclidean(x, dim, keepdim, ord in (("fro", None) if matrix else (2, None)) and dtype is None, ord)
+
+
+def _euclidean(x: Dual, dim: Any, keepdim: bool, known: bool, order: Any) -> Any:
+    if not known:
+        raise NoRule(f"the dual pass has a rule for the Euclidean norm only, got p={order!r}; write the sum out")
     y = torch.linalg.vector_norm(x.value, 2, dim, keepdim)
 
     def tangent() -> Tensor:
