@@ -123,6 +123,7 @@ def made_study(directory: Path, variants: int = 3, seeds: int = 3, failed: bool 
             "p_adjusted": 0.09,
             "significant": k == 0,
             "primary": True,
+            "n": seeds,
         }
         for k, (a, b) in enumerate((a, b) for i, a in enumerate(names) for b in names[i + 1 :])
     ]

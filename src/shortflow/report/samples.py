@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from shortflow.report.blocks import Block, Notes, Row, Section, Sentences, number, png
-from shortflow.report.charts import arrows
+from shortflow.report.blocks import Block, Notes, Picture, Row, Section, Sentences, number, png
 from shortflow.report.files import Pictures
+from shortflow.report.maps import arrows
 from shortflow.report.metrics import measured
 from shortflow.report.motion import cloud, motion
 
@@ -48,38 +48,48 @@ def samples_section(
     return Section(title="Samples", blocks=blocks)
 
 
-def sample_pictures(pictures: Pictures, name: str, most: int | None = None) -> list[Block]:
-    """Real data beside samples by number of steps; of `most` numbers of steps at most."""
+def sample_pictures(pictures: Pictures, name: str, most: int | None = None, real: bool = True) -> list[Block]:
+    """Real data beside samples by number of steps; of `most` numbers of steps at most, the fewest and most of them."""
     index = pictures.index
     clouds = index.get("clouds")
     if clouds and (arrays := pictures.arrays.get(str(clouds.get("file")))):
-        return [Row(blocks=_clouds(arrays, most, name), narrow=True)]
-    drawn: list[Block] = []
-    real = index.get("real")
-    if real and real["file"] in pictures.images:
-        of = f"real ({real.get('of')})"
-        drawn.append(png(pictures.images[real["file"]], of, f"{_grid(real)} of real images. {_classes(index)}"))
-    for each in index["samples"][:most]:
-        if each["file"] in pictures.images:
-            steps = _steps(each.get("steps"))
-            alt = f"{_grid(each)} of samples drawn in {steps}, the same noise as in the other panels. {_classes(index)}"
-            drawn.append(png(pictures.images[each["file"]], steps, alt))
+        return [Row(blocks=_clouds(arrays, most, name, real), narrow=True)]
+    drawn: list[Block] = [found] if real and (found := _real(pictures)) is not None else []
+    for each in _spread([each for each in index["samples"] if each["file"] in pictures.images], most):
+        steps = _steps(each.get("steps"))
+        alt = f"{_grid(each)} of samples drawn in {steps}, the same noise as in the other panels. {_classes(index)}"
+        drawn.append(png(pictures.images[each["file"]], steps, alt))
     if not drawn:
         return []
-    return [
-        Sentences(texts=[f"The same noise in every panel. {_classes(index)}".strip()]),
-        Row(blocks=drawn, narrow=True),
-    ]
+    said = [Sentences(texts=[f"The same noise in every panel. {_classes(index)}".strip()])] if real else []
+    return [*said, Row(blocks=drawn, narrow=True)]
 
 
-def _clouds(arrays: Mapping[str, np.ndarray], most: int | None, prefix: str) -> list[Block]:
+def _real(pictures: Pictures) -> Picture | None:
+    """Real images, class by class as the samples are; None where there are none."""
+    real = pictures.index.get("real")
+    if not real or real["file"] not in pictures.images:
+        return None
+    alt = f"{_grid(real)} of real images. {_classes(pictures.index)}"
+    return png(pictures.images[real["file"]], f"real ({real.get('of')})", alt)
+
+
+def _spread(values: Sequence[Any], most: int | None) -> list[Any]:
+    """So many of the values, evenly spread from the first to the last."""
+    if most is None or len(values) <= most:
+        return list(values)
+    return [values[round(k * (len(values) - 1) / max(most - 1, 1))] for k in range(most)]
+
+
+def _clouds(arrays: Mapping[str, np.ndarray], most: int | None, prefix: str, real: bool) -> list[Block]:
     """Points in the plane as pictures, all to one scale."""
     named = {
         name: points for name, points in arrays.items() if points.ndim == 2 and points.shape[1] == 2 and len(points)
     }
     steps = sorted((name for name in named if re.fullmatch(r"steps_\d{1,9}", name)), key=lambda name: int(name[6:]))
-    order = [name for name in ("real", *steps[:most]) if name in named]
-    reach = float(np.quantile(np.abs(named[order[0]]), 0.999)) * 1.25 if order else 1.0
+    scale = next((name for name in ("real", *steps) if name in named), None)
+    reach = float(np.quantile(np.abs(named[scale]), 0.999)) * 1.25 if scale else 1.0
+    order = [name for name in ("real",) if real and name in named] + _spread(steps, most)
     return [
         cloud(
             f"{prefix}-cloud{k}",
