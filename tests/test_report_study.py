@@ -10,7 +10,8 @@ import pytest
 from commands import Shortflow
 from reports import Reader, made_diagnosis, made_run, made_study, value
 from shortflow.report import report_page
-from shortflow.report.charts import Series
+from shortflow.report.blocks import Chart
+from shortflow.report.charts import Series, lines
 from shortflow.report.files import Study, opened, run_directories
 from shortflow.report.reading import read_header
 from shortflow.report.seen import Seen
@@ -127,7 +128,7 @@ def test_a_study_has_methods_run_files_and_sums(tmp_path: Path) -> None:
     assert "shortflow compare study.yaml --out out/again" in page.text
     total = read_header(study / "cells/0/seed-0/model.safetensors")
     assert total is not None
-    assert page.tables["Every run"][1][6] == str(total.total)[:16]
+    assert page.tables["Every run"][1][6] == str(total.total)[:12]
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -141,6 +142,7 @@ def test_samples_of_a_study_stand_side_by_side(tmp_path: Path) -> None:
     titles = [text for level, text in page.headings if level == 3 and text.startswith("Samples of")]
     assert sorted(titles) == ["Samples of variant 0", "Samples of variant 1"]
     assert sum("real images" in str(image["alt"]) for image in page.images) == 1  # once for all
+    assert "Real data" in {text for level, text in page.headings if level == 3}
     assert "Not drawn: variant 2." in page.text
 
 
@@ -156,6 +158,18 @@ def test_few_variants_of_a_study_that_has_ended_are_drawn_unasked(tmp_path: Path
     (ended / "results.json").write_text(json.dumps(results))
     assert run_directories(ended, None) == []
     assert len(run_directories(ended, True)) == 2
+
+
+def test_other_figures_stand_beside_those_of_real_data(study: Path, page: Reader) -> None:
+    results = json.loads((study / "results.json").read_text())
+    means = {r["variant"]: r["mean"] for r in results["rows"] if r["metric"] == "recall"}
+    head, line = page.tables["Other figures in 1 step"]
+    assert sorted(head[1:-1]) == sorted(means)
+    assert head[-1] == "real (held out)"
+    assert line[0] == "recall, higher is better"
+    assert line[-1] == "0.97"
+    for name, cell in zip(head[1:-1], line[1:-1], strict=True):
+        assert value(cell) == pytest.approx(means[name], abs=6e-4)
 
 
 def test_what_failed_is_said(page: Reader) -> None:
@@ -205,6 +219,63 @@ def test_one_seed_has_no_errors(tmp_path: Path) -> None:
     page = Reader.of(report_page([made_study(tmp_path / "one", seeds=1, failed=False)]))
     assert "One seed each: there are no error bars." in page.text
     assert "Of 3 cells" not in page.notes
+
+
+def test_a_level_far_away_leaves_lines_their_room() -> None:
+    """Lines between 30 and 33: a level that would squeeze them is named at the edge, and the axis is theirs."""
+
+    def height(floor: float) -> tuple[float, str]:
+        x = [1, 2, 4]
+        values = [Series(name="a", x=x, y=[30.0, 31.0, 33.0]), Series(name="b", x=x, y=[30.5, 32, 32], place=1)]
+        drawn = lines("x", "t", values, x="steps", y="fd", floor=("real", floor), log_x=True)
+        places = [y for _, y in marks(str(drawn.svg))]
+        return max(places) - min(places), str(drawn.svg)
+
+    near, text = height(29.0)
+    assert "real: " not in text.split("</desc>")[1]
+    far, text = height(0.8)
+    assert ">real: 0.8 ↓<" in text
+    assert far > near  # which has room for the level, too
+    beyond, text = height(900.0)
+    assert ">real: 900 ↑<" in text
+    assert beyond == pytest.approx(far, rel=0.1)
+
+
+def test_an_axis_does_not_show_what_is_next_to_nothing() -> None:
+    """Numerical zeros at 1e-32 would take the axis from values between 1e-4 and 1."""
+    zeros = lines("x", "t", [Series(name="a", x=[1, 2, 3], y=[1e-32, 1e-4, 1.0])], x="t", y="v")
+    plain = lines("x", "t", [Series(name="a", x=[1, 2, 3], y=[1e-7, 1e-4, 1.0])], x="t", y="v")
+
+    def gap(drawn: Chart) -> float:
+        places = sorted(y for _, y in marks(str(drawn.svg)))
+        return places[1] - places[0]
+
+    assert gap(zeros) > 0.8 * gap(plain)
+    assert "next to nothing" in zeros.caption
+    assert "next to nothing" not in plain.caption
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    paths = [made_run(tmp_path / name / "seed-0", lines=2) for name in ("esc", "meanflow")]
+    page = Reader.of(report_page([*paths, made_run(tmp_path / "other", lines=2)]))
+    titles = [text for level, text in page.headings if level == 2]
+    assert titles[-3:] == ["esc/seed-0", "meanflow/seed-0", "other"]
+    assert page.headings[0][1] == "esc/seed-0, meanflow/seed-0 and other"
+    page = Reader.of(report_page([paths[0], paths[0]]))  # twice the same
+    assert len({text for level, text in page.headings if level == 2}) == 2 + 4
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_bars_of_some_variants_are_said_to_be_those(tmp_path: Path) -> None:
+    study = made_study(tmp_path / "study", failed=False)
+    results = json.loads((study / "results.json").read_text())
+    for row in results["rows"]:
+        if row["variant"] == "variant 1":
+            row |= {"n": 1, "standard_error": None}
+    (study / "results.json").write_text(json.dumps(results))
+    page = Reader.of(report_page([study]))
+    assert "Bars: one standard error over 3 seeds; a variant with one seed has none." in page.text
 
 
 @pytest.mark.usefixtures("undrawn")

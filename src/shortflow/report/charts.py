@@ -18,6 +18,7 @@ Number = float | int
 
 WIDE, SMALL = (5.0, 3.2), (4.0, 2.75)  # inches of a figure, in a wide and in a narrow column
 _POINTS = 400  # of a curve that are drawn
+_DECADES = 1e8  # from the top of a logarithmic axis to its bottom, at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +63,9 @@ def lines(
         small: for a narrow column.
     """
     series = [_finite(one) for one in series]
-    drawn_floor = floor if floor is not None and _near(floor[1], [value for one in series for value in one.y]) else None
-    values = [value for one in series for value in one.y] + ([drawn_floor[1]] if drawn_floor else [])
+    values = [value for one in series for value in one.y]
+    drawn_floor = floor if floor is not None and (len(series) < 2 or _near(floor[1], values)) else None
+    values += [drawn_floor[1]] if drawn_floor else []
     positive = bool(values) and min(values) > 0
     log_y = positive and max(values) > 8 * min(values) if log_y is None else log_y and positive
     log_x = log_x and all(value > 0 for one in series for value in one.x)
@@ -75,11 +77,16 @@ def lines(
             axes.axhline(drawn_floor[1], color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)))
             _label_floor(axes, drawn_floor, series)
         elif floor is not None:
-            _beyond(axes, floor, values)
+            axes.margins(y=0.14)
+            _beyond(axes, floor, series)
         counts = sorted({value for one in series for value in one.x})
         whole = marked and log_x and all(float(value).is_integer() for value in counts)
         set_axis(axes, "x", log_x, counts if whole else None)
         set_axis(axes, "y", log_y)
+        if log_y and max(values) > _DECADES * min(values):
+            axes.set_ylim(bottom=max(values) / _DECADES)
+            set_axis(axes, "y", log_y)
+            caption = f"{caption} What lies below the axis is next to nothing: see the numbers.".strip()
         axes.set_xlabel(x)
         axes.set_ylabel(y)
         axes.grid(axis="y")
@@ -105,20 +112,32 @@ def _near(level: Number, values: Sequence[Number]) -> bool:
 
 
 def _label_floor(axes: Axes, floor: tuple[str, Number], series: Sequence[Series]) -> None:
-    """The name of a level, above its line, at the side where the lines are farther away."""
-    left = min((abs(one.y[0] - floor[1]) for one in series if one.y), default=0.0)
-    right = min((abs(one.y[-1] - floor[1]) for one in series if one.y), default=0.0)
-    x, shift, side = (0, 4, "left") if left > right else (1, -2, "right")
+    """The name of a level, above its line."""
+    x, shift, side = _free_side(floor[1], series)
     where = {"ha": side, "va": "bottom", "fontsize": 10.5, "color": INK}
     axes.annotate(floor[0], (x, floor[1]), (shift, 2), axes.get_yaxis_transform(), "offset points", **where)
 
 
-def _beyond(axes: Axes, floor: tuple[str, Number], values: Sequence[Number]) -> None:
-    """That a level lies outside of the axis, where it is."""
-    below = floor[1] < min(values)
+def _beyond(axes: Axes, floor: tuple[str, Number], series: Sequence[Series]) -> None:
+    """That a level lies outside of the axis, and where."""
+    below = all(floor[1] < value for one in series for value in one.y)
+    x, shift, side = _free_side(floor[1], series)
     said = f"{floor[0]}: {number(floor[1], 3)} {'↓' if below else '↑'}"
-    where = {"ha": "right", "va": "bottom" if below else "top", "fontsize": 10.5, "color": INK}
-    axes.annotate(said, (1, 0 if below else 1), (-2, 3 if below else -3), "axes fraction", "offset points", **where)
+    where = {"ha": side, "va": "bottom" if below else "top", "fontsize": 10.5, "color": INK}
+    axes.annotate(said, (x, 0 if below else 1), (shift, 3 if below else -3), "axes fraction", "offset points", **where)
+
+
+def _free_side(level: Number, series: Sequence[Series]) -> tuple[int, int, str]:
+    """Where the lines are farther from a level: (the end of the axis, a shift into the figure, its name)."""
+
+    def gap(at: int) -> float:
+        return min((abs(one.y[at] - level) - (_bar(one, at) or 0) for one in series if one.y), default=0.0)
+
+    return (0, 4, "left") if gap(0) > gap(-1) else (1, -2, "right")
+
+
+def _bar(one: Series, at: int) -> Number | None:
+    return one.error[at] if one.error else None
 
 
 def _finite(one: Series) -> Series:

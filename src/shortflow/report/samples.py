@@ -14,7 +14,7 @@ from shortflow.report.motion import cloud, motion
 
 DOTS = 1500  # of a cloud
 
-__all__ = ["sample_pictures", "samples_section"]
+__all__ = ["drawn_samples", "real_data", "sample_pictures", "samples_section"]
 
 
 def samples_section(
@@ -48,21 +48,35 @@ def samples_section(
     return Section(title="Samples", blocks=blocks)
 
 
-def sample_pictures(pictures: Pictures, name: str, most: int | None = None, real: bool = True) -> list[Block]:
+def sample_pictures(pictures: Pictures, name: str, most: int | None = None) -> list[Block]:
     """Real data beside samples by number of steps; of `most` numbers of steps at most, the fewest and most of them."""
-    index = pictures.index
-    clouds = index.get("clouds")
-    if clouds and (arrays := pictures.arrays.get(str(clouds.get("file")))):
-        return [Row(blocks=_clouds(arrays, most, name, real), narrow=True)]
-    drawn: list[Block] = [found] if real and (found := _real(pictures)) is not None else []
-    for each in _spread([each for each in index["samples"] if each["file"] in pictures.images], most):
+    real, drawn = real_data(pictures, name), drawn_samples(pictures, name, most)
+    said = f"The same noise in every panel. {_classes(pictures.index)}".strip()
+    found = [*real, *drawn]
+    told: list[Block] = [Sentences(texts=[said])] if found and not pictures.index.get("clouds") else []
+    return [*told, Row(blocks=found, narrow=True)] if found else []
+
+
+def real_data(pictures: Pictures, name: str) -> list[Block]:
+    """Real data as a panel, class by class as samples are; none where it was not drawn."""
+    arrays = _points(pictures)
+    if arrays:
+        return [_cloud(f"{name}-real", "real", arrays["real"], arrays)] if "real" in arrays else []
+    found = _real(pictures)
+    return [] if found is None else [found]
+
+
+def drawn_samples(pictures: Pictures, name: str, most: int | None = None) -> list[Block]:
+    """Samples as a panel for each number of steps."""
+    if arrays := _points(pictures):
+        steps = sorted((key for key in arrays if re.fullmatch(r"steps_\d{1,9}", key)), key=lambda key: int(key[6:]))
+        return [_cloud(f"{name}-{key}", _steps(int(key[6:])), arrays[key], arrays) for key in _spread(steps, most)]
+    drawn: list[Block] = []
+    for each in _spread([each for each in pictures.index["samples"] if each["file"] in pictures.images], most):
         steps = _steps(each.get("steps"))
-        alt = f"{_grid(each)} of samples drawn in {steps}, the same noise as in the other panels. {_classes(index)}"
-        drawn.append(png(pictures.images[each["file"]], steps, alt))
-    if not drawn:
-        return []
-    said = [Sentences(texts=[f"The same noise in every panel. {_classes(index)}".strip()])] if real else []
-    return [*said, Row(blocks=drawn, narrow=True)]
+        alt = f"{_grid(each)} of samples drawn in {steps}, the same noise as in the other panels. "
+        drawn.append(png(pictures.images[each["file"]], steps, alt + _classes(pictures.index)))
+    return drawn
 
 
 def _real(pictures: Pictures) -> Picture | None:
@@ -81,25 +95,20 @@ def _spread(values: Sequence[Any], most: int | None) -> list[Any]:
     return [values[round(k * (len(values) - 1) / max(most - 1, 1))] for k in range(most)]
 
 
-def _clouds(arrays: Mapping[str, np.ndarray], most: int | None, prefix: str, real: bool) -> list[Block]:
-    """Points in the plane as pictures, all to one scale."""
-    named = {
+def _points(pictures: Pictures) -> dict[str, np.ndarray]:
+    """Clouds of points in the plane, by name."""
+    clouds = pictures.index.get("clouds")
+    arrays = pictures.arrays.get(str(clouds.get("file")), {}) if clouds else {}
+    return {
         name: points for name, points in arrays.items() if points.ndim == 2 and points.shape[1] == 2 and len(points)
     }
-    steps = sorted((name for name in named if re.fullmatch(r"steps_\d{1,9}", name)), key=lambda name: int(name[6:]))
-    scale = next((name for name in ("real", *steps) if name in named), None)
-    reach = float(np.quantile(np.abs(named[scale]), 0.999)) * 1.25 if scale else 1.0
-    order = [name for name in ("real",) if real and name in named] + _spread(steps, most)
-    return [
-        cloud(
-            f"{prefix}-cloud{k}",
-            "real" if name == "real" else _steps(int(name[6:])),
-            named[name][:DOTS],
-            reach,
-            name == "real",
-        )
-        for k, name in enumerate(order)
-    ]
+
+
+def _cloud(name: str, title: str, points: np.ndarray, all_of: Mapping[str, np.ndarray]) -> Block:
+    """Points as a picture, to the scale of the real ones."""
+    scale = all_of.get("real", next(iter(all_of.values())))
+    reach = float(np.quantile(np.abs(scale), 0.999)) * 1.5
+    return cloud(name, title, points[:DOTS], reach, title == "real")
 
 
 def _ways(pictures: Pictures, name: str) -> Block | None:

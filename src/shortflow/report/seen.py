@@ -63,6 +63,13 @@ class Seen:
         return found if isinstance(found, Mapping) else {}
 
     @property
+    def real(self) -> tuple[str, Mapping[str, Any]] | None:
+        """The first row of real data: its name, and its figures."""
+        rows = self.study.results.get("reference")
+        found = rows.items() if isinstance(rows, Mapping) else ()
+        return next(((str(name), row) for name, row in found if isinstance(row, Mapping)), None)
+
+    @property
     def floor(self) -> tuple[str, float] | None:
         """What real data have."""
         rows = self.study.results.get("reference")
@@ -111,8 +118,10 @@ def bars(seen: Seen) -> str:
     seeds = sorted({n for _, _, n in seen.values.values()})
     if seeds[-1:] == [1] or not any(error is not None for _, error, _ in seen.values.values()):
         return "One seed each: there are no error bars."
-    said = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
-    return f"Bars: one standard error over {said} seeds."
+    several = [count for count in seeds if count > 1]
+    said = f"{several[0]}" if len(several) == 1 else f"{several[0]} to {several[-1]}"
+    alone = "; a variant with one seed has none" if several != seeds else ""
+    return f"Bars: one standard error over {said} seeds{alone}."
 
 
 def mean(value: tuple[float, float | None, int] | None) -> str:

@@ -221,10 +221,14 @@ def _others(seen: Seen, keys: Sequence[str]) -> Table:
     metrics = [metric_of(key) for key in keys]
     cells = [[mean(seen.values.get((variant, seen.steps, key))) for variant in seen.order] for key in keys]
     caption, note = f"Other figures in {words(seen.steps)}", "Not tested for significance; nothing here decides."
+    names = list(seen.order)
+    if seen.real is not None:
+        names.append(seen.real[0])
+        cells = [[*line, number(measured(seen.real[1].get(key)))] for key, line in zip(keys, cells, strict=True)]
     if len(seen.order) <= MANY:
         rows = [[_told(metric), *line] for metric, line in zip(metrics, cells, strict=True)]
-        return Table(caption=caption, head=["", *seen.order], rows=rows, note=note)
-    rows = [[variant, *column] for variant, column in zip(seen.order, zip(*cells, strict=True), strict=True)]
+        return Table(caption=caption, head=["", *names], rows=rows, note=note)
+    rows = [[name, *column] for name, column in zip(names, zip(*cells, strict=True), strict=True)]
     return Table(caption=caption, head=["", *(metric.label for metric in metrics)], rows=rows, note=note)
 
 

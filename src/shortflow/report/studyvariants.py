@@ -5,12 +5,12 @@ from collections.abc import Mapping
 
 from shortflow.config import RunConfig, difference
 from shortflow.config.words import described
-from shortflow.report.blocks import Block, Code, Section, Sentences, Table, number
+from shortflow.report.blocks import Block, Code, Row, Section, Sentences, Table, number
 from shortflow.report.metrics import measured
 from shortflow.report.reading import listed
 from shortflow.report.recipes import NAMES, base_of, plain_value
 from shortflow.report.runcost import duration, sums_table
-from shortflow.report.samples import sample_pictures
+from shortflow.report.samples import drawn_samples, real_data
 from shortflow.report.seen import MANY, Seen, words
 
 __all__ = ["again_section", "cells_section", "samples_section", "variants_section"]
@@ -24,10 +24,11 @@ def samples_section(seen: Seen, name: str) -> Section:
             f"No samples are drawn yet: `shortflow report {seen.study.directory} --draw` draws some of every variant."
         )
         return Section(title="Samples", blocks=[Sentences(texts=[text])] if seen.order else [])
-    parts = []
+    real = next((found for v in drawn if (found := real_data(seen.study.pictures[v], f"{name}-s"))), [])
+    parts = [Section(title="Real data", blocks=[Row(blocks=real, narrow=True)] if real else [])]
     for k, variant in enumerate(drawn):
-        blocks = sample_pictures(seen.study.pictures[variant], f"{name}-s{k}", most=2 if k == 0 else 3, real=k == 0)
-        parts.append(Section(title=f"Samples of {variant}", blocks=blocks))
+        blocks = drawn_samples(seen.study.pictures[variant], f"{name}-s{k}", most=3)
+        parts.append(Section(title=f"Samples of {variant}", blocks=[Row(blocks=blocks, narrow=True)] if blocks else []))
     said = ["Of one run of each variant, the best variant first; the same noise for all of them."]
     left = [variant for variant in seen.order if variant not in drawn]
     if left:
@@ -143,7 +144,7 @@ def cells_section(seen: Seen) -> Section:
                 number(cell.get("images")) if cell.get("images") else "–",
                 "–" if seconds is None else duration(seconds),
                 error[-1] if error else str(cell.get("path") or ""),
-                seen.study.totals.get(str(cell.get("path")), "–")[:16],
+                seen.study.totals.get(str(cell.get("path")), "–")[:12],
             ]
         )
     table = Table(
@@ -159,7 +160,7 @@ def cells_section(seen: Seen) -> Section:
         ],
         rows=rows,
         words=frozenset({1, 5, 6}),
-        note="SHA-256 over weights and description, as the model says it itself: the first 16 digits.",
+        note="SHA-256 over weights and description, as the model says it itself: the first 12 digits.",
     )
     return Section(title="Runs", blocks=[table] if rows else [])
 
