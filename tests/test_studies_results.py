@@ -217,6 +217,24 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     assert "- c seed 0: no space" in table(found)
 
 
+def test_a_variant_that_leads_with_fewer_seeds_is_said_to(tmp_path: Path) -> None:
+    """c has its best seed only: it leads, with one of three, and is tested beside nobody."""
+    plan = made(tmp_path, {"a": [1.0, 1.2, 1.1], "b": [2.0, 2.25, 2.1], "c": [0.9, 1.9, 1.8]})
+    for seed in (1, 2):
+        (cell_directory(tmp_path, "c", seed) / "evaluation.json").unlink()
+    verdict = results(plan, tmp_path)["verdict"]
+    assert verdict[0].endswith("smaller is better; mean of 1 seed; others have 3).")
+    assert "Not tested beside c, with one seed in common: a and b." in verdict
+    assert "Best cell of all: c in 4 steps, 0.450 (1 seed of 3)." in verdict
+    plan = made(tmp_path / "two", {"a": [1.0, 1.2, 1.1], "b": [2.0, 2.25, 2.1], "c": [1.4, 1.9, 1.8]})
+    for seed in (1, 2):
+        (cell_directory(tmp_path / "two", "c", seed) / "evaluation.json").unlink()
+    verdict = results(plan, tmp_path / "two")["verdict"]
+    assert verdict[0].endswith("mean of 3 seeds; others have fewer).")
+    assert verdict[1].startswith("a is significantly better than b (by ")
+    assert verdict[2] == "Not tested beside a, with one seed in common: c."
+
+
 def test_nothing_at_all_is_no_table(tmp_path: Path) -> None:
     plan = made(tmp_path)
     for path in tmp_path.rglob("evaluation.json"):

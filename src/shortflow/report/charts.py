@@ -18,7 +18,7 @@ Number = float | int
 
 WIDE, SMALL = (5.0, 3.2), (4.0, 2.75)  # inches of a figure, in a wide and in a narrow column
 _POINTS = 400  # of a curve that are drawn
-_DECADES = 1e8  # from the top of a logarithmic axis to its bottom, at most
+_DECADES = 1e12  # from the top of a logarithmic axis to its bottom, at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,7 @@ def lines(
         if log_y and max(values) > _DECADES * min(values):
             axes.set_ylim(bottom=max(values) / _DECADES)
             set_axis(axes, "y", log_y)
-            caption = f"{caption} What lies below the axis is next to nothing: see the numbers.".strip()
+            caption = f"{caption} Values below the axis stand in the numbers only.".strip()
         axes.set_xlabel(x)
         axes.set_ylabel(y)
         axes.grid(axis="y")

@@ -60,7 +60,8 @@ def _names(found: Sequence[Found]) -> list[str]:
     names = [one.name for one in found]
     paths = [Path(_line(one)).absolute().parts for one in found]
     for count in range(2, max(map(len, paths)) + 1):
-        twice = {name for name in names if names.count(name) > 1}
+        known = dict(zip(names, paths, strict=True))
+        twice = {name for name, path in zip(names, paths, strict=True) if known[name] != path}  # of two places
         names = ["/".join(path[-count:]) if name in twice else name for name, path in zip(names, paths, strict=True)]
     return [name if names.count(name) == 1 else f"{name} ({k + 1})" for k, name in enumerate(names)]
 

@@ -55,7 +55,8 @@ def _best(results: Mapping[str, Any]) -> Iterator[str]:
     best, seeds = rows[0], len({row["n"] for row in rows}) == 1
     count = _count(best["n"], "seed")
     others = f" of {len(rows)}" if len(rows) > 1 else ""
-    each = "" if seeds else "; others have other numbers of seeds"
+    most = max(row["n"] for row in rows)
+    each = "" if seeds else f"; others have {most}" if most > best["n"] else "; others have fewer"
     value = figure(study["metric"], best["mean"], best["standard_error"])
     yield (
         f"Best{others} in {steps_in_words(study['metric_steps'])}: {best['variant']}, {study['metric']} {value} "
@@ -82,6 +83,8 @@ def _significance(results: Mapping[str, Any]) -> Iterator[str]:
         yield from _beside(study["against"], tested, study)
     else:
         yield from _before(primary_rows(results)[0]["variant"], tested, study)
+    if claims or study["against"] is not None:
+        yield from _untested(study["against"] or primary_rows(results)[0]["variant"], family)
     if claims:
         are = "is" if len(claims) == 1 else "are"
         yield f"{len(claims)} of {_count(len(tested), 'difference')} {are} significant ({seeds}; {rule})."
@@ -143,6 +146,14 @@ def _before(best: str, tested: Sequence[Mapping[str, Any]], study: Mapping[str, 
         yield f"That {best} is the best is not significant: it differs significantly from none of the others."
 
 
+def _untested(base: str, family: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Who has one seed in common with the one that others are set beside."""
+    rows = [row for row in family if row["p_adjusted"] is None and base in (row["a"], row["b"])]
+    if rows:
+        names = listed([row["b"] if row["a"] == base else row["a"] for row in rows])
+        yield f"Not tested beside {base}, with one seed in common: {names}."
+
+
 def _names(rows: Sequence[Mapping[str, Any]], base: str, study: Mapping[str, Any], by: str = "") -> str:
     """The others of comparisons with `base`, each with its difference as long as they are few."""
 
@@ -161,6 +172,12 @@ def _difference(row: Mapping[str, Any], study: Mapping[str, Any]) -> str:
 def probability(p: float) -> str:
     """A p-value as it is written."""
     return f"p = {p:.2g}" if p >= 1e-4 else "p < 0.0001"
+
+
+def _fewer(rows: Sequence[Mapping[str, Any]]) -> str:
+    """That the first has fewer seeds than another: it may lead because the others had harder ones, too."""
+    most = max(row["n"] for row in rows)
+    return f" ({_count(rows[0]['n'], 'seed')} of {most})" if rows[0]["n"] < most else ""
 
 
 def _cost(results: Mapping[str, Any]) -> Iterator[str]:
@@ -186,13 +203,13 @@ def _elsewhere(results: Mapping[str, Any]) -> Iterator[str]:
         rows = ranked_rows(results, steps)
         if len(rows) < 2:
             continue
-        leaders.append(rows[0])
+        leaders.append(rows)
         name = rows[0]["variant"]
         ahead = sum(
             row["steps"] == steps and name in (row["a"], row["b"]) and row["significant"]
             for row in results["comparisons"]
         )
-        value = figure(study["metric"], rows[0]["mean"], rows[0]["standard_error"])
+        value = figure(study["metric"], rows[0]["mean"], rows[0]["standard_error"]) + _fewer(rows)
         if steps != study["metric_steps"]:
             of = f"{ahead or 'none'} of {_count(len(rows) - 1, 'other')}" if study["against"] is None else ""
             said.append(
@@ -200,8 +217,8 @@ def _elsewhere(results: Mapping[str, Any]) -> Iterator[str]:
             )
     if said:
         yield f"Best in other numbers of steps: {'; '.join(said)}."
-        first = min(leaders, key=lambda row: sign * row["mean"])
-        value = figure(study["metric"], first["mean"], first["standard_error"])
+        rows = min(leaders, key=lambda rows: sign * rows[0]["mean"])
+        first, value = rows[0], figure(study["metric"], rows[0]["mean"], rows[0]["standard_error"]) + _fewer(rows)
         yield f"Best cell of all: {first['variant']} in {steps_in_words(first['steps'])}, {value}."
 
 
