@@ -7,7 +7,7 @@ from shortflow.config import RunConfig, difference
 from shortflow.config.words import described
 from shortflow.report.blocks import Block, Code, Row, Section, Sentences, Table, number
 from shortflow.report.metrics import measured
-from shortflow.report.reading import listed
+from shortflow.report.reading import is_map, listed
 from shortflow.report.recipes import NAMES, base_of, plain_value
 from shortflow.report.runcost import duration, sums_table
 from shortflow.report.samples import drawn_samples, real_data
@@ -42,7 +42,7 @@ def variants_section(seen: Seen) -> Section:
     rows = []
     for each in seen.study.rows("variants"):
         settings, recipe = each.get("settings"), each.get("recipe")
-        said = [f"{path} = {plain_value(value)}" for path, value in settings.items()] if _is_map(settings) else []
+        said = [f"{path} = {plain_value(value)}" for path, value in settings.items()] if is_map(settings) else []
         needs = [f"{role} {each[role]}" for role in ("teacher", "start", "weak") if each.get(role) is not None]
         needs += ["made for others only"] * (each.get("support") is True)
         line = [str(each.get("name")), recipe if isinstance(recipe, str) else "–", "; ".join(said) or "–"]
@@ -69,10 +69,6 @@ def variants_section(seen: Seen) -> Section:
     elif known:
         blocks.append(Sentences(texts=["Every setting of a run is in run.yaml in its folder."]))
     return Section(title="Variants", blocks=blocks)
-
-
-def _is_map(value: object) -> bool:
-    return isinstance(value, Mapping)
 
 
 def _in_words(runs: Mapping[str, RunConfig]) -> list[Block]:
