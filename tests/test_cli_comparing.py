@@ -5,13 +5,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from commands import Shortflow
 from shortflow import studies
-from shortflow.cli import comparing
+from shortflow.cli import comparing, studying
 from shortflow.studies import StudyPlan, forecast, planning, read_plan, ready_studies, scheduling, speed, work
 
 SMALL = ("train.batch=16", "train.group=4", "train.log_every=2", "network.width=16", "network.depth=2")
@@ -53,13 +54,55 @@ def test_recipes_are_compared_and_the_answer_is_said(shortflow: Shortflow, tmp_p
     assert said.code == 0, said.err
     assert f"study: 2 variants on mixture, 2 seeds, 4 cells → {out}" in said.out
     assert said.out.count(": done, energy_distance") == 4
-    assert "What decides, as said beforehand: energy_distance in 1 step" in said.out
+    assert "Best of 2 in 1 step: " in said.out
+    assert f"a page of it: shortflow report {out}" in said.out
     assert "→ " + str(out / "table.md") in said.out
     assert (out / "table.md").read_text().startswith("# study\n")
     again = shortflow("compare", "--out", out)
     assert again.code == 0
     assert "done," not in again.out  # nothing was made
-    assert "What decides" in again.out
+    assert "Best of 2 in 1 step: " in again.out
+
+
+def test_a_study_that_was_begun_takes_options(shortflow: Shortflow, tmp_path: Path) -> None:
+    """With --out alone: more seeds of what is there. Its plan is a file that begins the same study elsewhere."""
+    out, again = tmp_path / "study", tmp_path / "again"
+    planning.begin(studies.study_of({"recipes": ["meanflow"], "data": "mixture", "seeds": 1}), out, threads=1)
+    said = shortflow("compare", "--out", out, "--seeds", 3, "--dry-run")
+    assert said.code == 0, said.err
+    assert "3 cells of 3 missing" in said.out
+    assert read_plan(out).study.seeds == (0,)  # a dry run
+    said = shortflow("compare", out / "study.yaml", "--out", again, "--dry-run")
+    assert said.code == 0, said.err
+    assert "1 cell of 1 missing" in said.out
+    assert studies.load_study(str(out / "study.yaml")) == read_plan(out).study
+
+
+def test_a_dry_run_names_what_differs(shortflow: Shortflow, tmp_path: Path) -> None:
+    said = shortflow("compare", "meanflow,esc", *OPTIONS, "--seeds", 1, "--out", tmp_path / "new", "--dry-run")
+    assert said.code == 0, said.err
+    assert "differs from meanflow in" in said.out
+    line = next(line for line in said.out.splitlines() if line.startswith("esc "))
+    assert "target, times, weighting, batches" in line
+
+
+def test_the_time_that_is_left_falls_while_a_cell_is_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 4 equal cells one was done after 100 s: 300 s are left, and a minute later, with nothing new, 240 s."""
+    board, now = studying.Board(Path("out")), [0.0]
+    monkeypatch.setattr(studying, "clock", lambda: now[0])
+    variant = SimpleNamespace(name="a", cost=1.0, images=100)
+    plan = SimpleNamespace(variants=[variant], sampled=lambda _: 0)
+
+    def overview(at: float, done: int) -> str:
+        now[0] = at
+        phases = ["done"] * done + ["running"] + ["missing"] * (3 - done)
+        cells = [SimpleNamespace(name="a", variant="a", phase=phase, step=0, steps=10) for phase in phases]
+        return board._overview(SimpleNamespace(plan=plan, cells=cells))  # type: ignore[arg-type]
+
+    assert "left" not in overview(0.0, 0)
+    assert overview(100.0, 1).endswith("left 5:00")
+    assert overview(160.0, 1).endswith("left 4:00")
+    assert "left" not in overview(500.0, 1)  # longer than was thought: nobody knows
 
 
 def test_varied_settings_are_variants(shortflow: Shortflow, tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ from shortflow.errors import ShortflowError
 from shortflow.lock import RunLock
 from shortflow.report import report_page, write_report
 from shortflow.report.blocks import number, with_error
-from shortflow.report.charts import Series, cells, lines, ranking
+from shortflow.report.charts import Series, lines, ranking
+from shortflow.report.maps import cells
 from shortflow.report.metrics import comparable
 from shortflow.runs import illustrate
 
@@ -35,6 +36,7 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
         return Markup('<svg role="img"><desc>{}</desc></svg>').format(description)
 
     monkeypatch.setattr("shortflow.report.charts.to_svg", to_svg)
+    monkeypatch.setattr("shortflow.report.maps.to_svg", to_svg)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from matplotlib import colormaps
 
 import shortflow.report
-from shortflow.report.charts import _MAP, _readable
+from shortflow.report.maps import _MAP, _readable
 
 STYLE = (Path(shortflow.report.__file__).parent / "templates" / "style.css").read_text()
 RGB = tuple[float, float, float]

@@ -23,7 +23,8 @@ from shortflow.report.files import Run, opened, run_directories
 @pytest.fixture(autouse=True)
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures are not drawn, which takes longer than all the rest."""
-    monkeypatch.setattr("shortflow.report.charts.to_svg", lambda drawn, name, title, said: Markup("<svg></svg>"))
+    for module in ("charts", "maps"):
+        monkeypatch.setattr(f"shortflow.report.{module}.to_svg", lambda drawn, name, title, said: Markup("<svg></svg>"))
 
 
 def drawn(run: Path) -> Path:

@@ -170,7 +170,9 @@ def duration(seconds: float) -> str:
 
 
 def size(count: int) -> str:
-    """Bytes in MiB or GiB."""
+    """Bytes in KiB, MiB or GiB."""
+    if count < 2**20:
+        return f"{count / 2**10:,.0f} KiB"
     return f"{count / 2**20:,.1f} MiB" if count < 2**30 else f"{count / 2**30:,.1f} GiB"
 
 

@@ -113,7 +113,7 @@ def compare(
 
     Cells that are missing are made. Interrupted or killed, the same command goes on. Several of them may work on the
     same --out, on many machines, too. OUT/table.md says what is best, with standard errors and what is significant;
-    OUT/results.json has everything.
+    OUT/results.json has everything; `shortflow report OUT` makes a page of it.
     """
     if studies:
         _list()
@@ -138,7 +138,8 @@ def compare(
     }
     budget = {"images": images, "seconds": seconds, "forwards": forwards, "flops": flops}
     given["budget"] = {name: value for name, value in budget.items() if value is not None} or None
-    chosen = _chosen(what, study, {name: value for name, value in given.items() if value is not None}, settings or [])
+    asked = {name: value for name, value in given.items() if value is not None}
+    chosen = _chosen(what, study, asked, settings or [], out)
     out = out or Path("out") / (chosen.name if chosen is not None else "study")
     if dry_run:
         _show(chosen, out, jobs, threads)
@@ -146,7 +147,9 @@ def compare(
     _make(chosen, out, jobs, threads, slurm, imports or [])
 
 
-def _chosen(what: str | None, ready: str | None, given: dict[str, Any], settings: list[str]) -> "Study | None":
+def _chosen(
+    what: str | None, ready: str | None, given: dict[str, Any], settings: list[str], out: Path | None
+) -> "Study | None":
     """The study that is asked for; None for the one that is there."""
     from shortflow.config import to_plain
     from shortflow.studies import load_study, study_of
@@ -154,10 +157,16 @@ def _chosen(what: str | None, ready: str | None, given: dict[str, Any], settings
     if what is not None and ready is not None:
         raise ConfigError(f"{what} and --study {ready}: give one of them")
     if what is None and ready is None:
-        if given or settings:
+        if not given and not settings:
+            return None
+        there = None if out is None else out / "study.yaml"
+        if there is None or not there.is_file():
             options = ", ".join(f"--{name.replace('_', '-')}" for name in [*given, *(["set"] if settings else [])])
-            raise ConfigError(f"what is to be compared? Beside {options} give recipes, a file, or --study NAME")
-        return None
+            raise ConfigError(
+                f"what is to be compared? Beside {options} give recipes, a file, or --study NAME; or --out with the "
+                "directory of a study that was begun"
+            )
+        what = str(there)
     if ready is not None or str(what).endswith((".yaml", ".yml")):
         found = load_study(str(ready or what))
         own = {"metric": None} if "data" in given else {}  # other data may have other figures
@@ -225,13 +234,14 @@ def _show(study: "Study | None", out: Path, jobs: int, threads: int | None) -> N
     plan = _planned(study, out, jobs, threads)
     found = forecast(plan, out)
     say(introduced(plan, out))
-    rows = [("variant", "images", "F a step", "minutes", "cells", "needs", "differs")]
+    base = plan.study.against or plan.compared[0].name
+    rows = [("variant", "images", "F a step", "minutes", "cells", "needs", f"differs from {base} in")]
     for variant in plan.variants:
         cells = [cell for cell in found.cells if cell.variant == variant.name]
         done = sum(cell.phase == "done" for cell in cells)
         needs = ", ".join(dict.fromkeys(filter(None, (variant.teacher, variant.start, variant.weak))))
         words = ["for others only"] if variant.support else [*variant.difference]
-        differs = words[0] if len(words) == 1 else f"{words[0]} (and {len(words) - 1} more)" if words else ""
+        differs = words[0] if len(words) == 1 else ", ".join(word.partition(":")[0] for word in words)
         minutes = f"{found.seconds[variant.name] / 60:,.1f}"
         cost = (f"{variant.images:,}", f"{variant.cost:.2f}", minutes)
         rows.append((variant.name, *cost, f"{done} of {len(cells)} done", needs, _short(differs)))

@@ -26,7 +26,7 @@ def report(
         typer.Option(
             "--draw/--no-draw",
             help="Draw samples, neighbours and ways with the model first, into RUN/pictures; by default for runs that "
-            "have ended, if they have none of their model yet. With --draw also one run of every variant of a study.",
+            "have ended, and one run of every variant of a study that has ended, if they are at most 8.",
             show_default=False,
         ),
     ] = None,
@@ -56,5 +56,5 @@ def _to_draw(what: list[Path], draw: bool | None) -> list[Path]:
 
     if draw is False:
         return []
-    found = [directory for path in what for directory in run_directories(path, cells=draw is True)]
+    found = [directory for path in what for directory in run_directories(path, cells=draw)]
     return [directory for directory in found if lacks_pictures(directory, ended=draw is None)]

@@ -31,6 +31,7 @@ class Board:
         self.out = out
         self.phases: dict[str, str] = {}
         self.first: tuple[float, float] | None = None  # time and work done, when first looked
+        self.last: tuple[float, float] | None = None  # and when some was last done: scores come all at once
         self.line = clock()
         self.live: Any = None
 
@@ -93,11 +94,15 @@ class Board:
         done += sum(training[cell.variant] * cell.step / cell.steps for cell in state.cells if cell not in ended)
         now = clock()
         self.first = self.first or (now, done)
+        if self.last is None or done != self.last[1]:
+            self.last = (now, done)
         running = [f"{cell.name} {_at(cell)}" for cell in state.cells if cell.phase == "running"]
         parts = [f"{len(ended)} of {len(state.cells)} cells", *running]
-        since, before = self.first
-        if done > before and now > since:
-            parts.append(f"left {duration((work - done) * (now - since) / (done - before))}")
+        (since, before), (until, _) = self.first, self.last
+        if done > before and until > since:
+            left = (work - done) * (until - since) / (done - before) - (now - until)
+            if left > 0:
+                parts.append(f"left {duration(left)}")
         return "  ".join(parts)
 
 
@@ -139,4 +144,4 @@ def told(out: Path) -> None:
     say()
     for sentence in results["verdict"]:
         say(sentence)
-    say(f"→ {out / 'table.md'}, {out / 'results.json'}")
+    say(f"→ {out / 'table.md'}, {out / 'results.json'}; a page of it: shortflow report {out}")

@@ -3,8 +3,9 @@
 files, reading                                      what is read, and what cannot be
 metrics, seen                                       what figures are called, and which of them decides
 runpage, studypage, diagnosispage, sidebyside       what a page says of a run, a study, a diagnosis, several
-training, samples, recipes                          sections of theirs
-blocks, charts, motion, svg, page, templates/       how it is drawn and set
+training, samples, recipes, runcost                 sections of theirs
+studycost, studyvariants
+blocks, charts, maps, motion, svg, page, templates/ how it is drawn and set
 
 The page opens from disk and asks for nothing: styles, figures and pictures are in it, there is no script, and a policy
 in its head forbids the browser to load anything else. jinja2 and matplotlib come with the extra `report`.

@@ -22,6 +22,7 @@ __all__ = [
     "Table",
     "number",
     "png",
+    "probability",
     "share",
     "with_error",
 ]
@@ -61,7 +62,8 @@ class Facts(Block):
 
 @dataclass(frozen=True, kw_only=True)
 class Table(Block):
-    """A table with a caption; the first column heads the rows. `words`: which columns hold words, not numbers.
+    """A table with a caption; the first column heads the rows. `words`: which columns hold words, not numbers;
+    `strong`: the cells (row, column) that are set in bold.
 
     A cell that is longer than its column should be wide is broken.
     """
@@ -71,6 +73,7 @@ class Table(Block):
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
     words: frozenset[int] = frozenset()
+    strong: frozenset[tuple[int, int]] = frozenset()
     note: str = ""
 
 
@@ -177,6 +180,11 @@ def with_error(mean: float | int, error: float | int | None) -> str:
     if not 0 <= places <= 8:
         return f"{number(float(mean))} ± {number(float(error), 2)}"
     return f"{mean:,.{places}f} ± {error:,.{places}f}".replace("-", "−")
+
+
+def probability(value: float | None) -> str:
+    """A p-value: to two digits, and no more of very small ones than that they are."""
+    return "< 0.0001" if value is not None and value < 1e-4 else number(value, 2)
 
 
 def share(value: float) -> str:

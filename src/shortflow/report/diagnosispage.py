@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from shortflow.report.blocks import Block, Chart, Code, Notes, Row, Section, Sentences, Table, number, with_error
-from shortflow.report.charts import Series, cells, lines
+from shortflow.report.charts import Series, lines
 from shortflow.report.files import Diagnosis
+from shortflow.report.maps import cells
 from shortflow.report.metrics import measured
 from shortflow.report.recipes import plain_value
 

@@ -5,6 +5,7 @@ No network is built and no tensor is read. What is missing is None; what cannot 
 """
 
 import re
+import textwrap
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -46,8 +47,9 @@ __all__ = [
 
 PICTURES, INDEX = "pictures", "pictures.json"  # the folder of a run's pictures, and the file that says what they are
 FORMAT = 1  # of that file
+FEW = 8  # variants of a study whose samples are drawn unasked
 
-STUDY, DIAGNOSIS = "results.json", "diagnosis.json"
+STUDY, PLAN, DIAGNOSIS = "results.json", "study.yaml", "diagnosis.json"
 _OF_A_RUN = ("run.yaml", "model.safetensors", "stats.jsonl", "evaluation.json")
 
 
@@ -125,6 +127,9 @@ class Study:
     Attributes:
         results: the content of results.json.
         pictures: drawn of a cell, by variant, the first one that has any.
+        runs: run file and resolved run of a cell, by variant, the first one that has them.
+        asked: the study as a file that begins it anew; None where there is no plan.
+        totals: what the models of cells say is the SHA-256 over their weights and description, by the cell's path.
         sums, faults: as of a run.
     """
 
@@ -132,6 +137,9 @@ class Study:
     name: str
     results: Mapping[str, Any]
     pictures: Mapping[str, Pictures]
+    runs: Mapping[str, tuple[str, RunConfig]]
+    asked: str | None
+    totals: Mapping[str, str]
     sums: tuple[tuple[str, int, str], ...]
     faults: tuple[str, ...]
 
@@ -291,19 +299,43 @@ def _study(directory: Path) -> Study:
         )
     faults = Faults()
     pictures: dict[str, Pictures] = {}
+    runs: dict[str, tuple[str, RunConfig]] = {}
+    totals = {}
     for cell in listed(results.get("cells")):
-        if is_map(cell) and isinstance(cell.get("path"), str) and str(cell.get("variant")) not in pictures:
-            found = faults.read(_pictures, directory / cell["path"] / PICTURES)
-            if found is not None:
-                pictures[str(cell["variant"])] = found
+        if not is_map(cell) or not isinstance(cell.get("path"), str):
+            continue
+        variant, place = str(cell.get("variant")), directory / cell["path"]
+        if variant not in pictures and (drawn := faults.read(_pictures, place / PICTURES)) is not None:
+            pictures[variant] = drawn
+        if variant not in runs and (place / "run.yaml").is_file() and (read := faults.read(_run_file, place)):
+            runs[variant] = read
+        header = faults.read(read_header, place / "model.safetensors")
+        if header is not None and header.total is not None:
+            totals[cell["path"]] = header.total
     return Study(
         directory=directory,
         name=_name(directory),
         results=results,
         pictures=pictures,
-        sums=tuple(sums(directory, (STUDY, "study.yaml"), faults)),
+        runs=runs,
+        asked=faults.read(_asked, directory / PLAN) if (directory / PLAN).is_file() else None,
+        totals=totals,
+        sums=tuple(sums(directory, (STUDY, PLAN), faults)),
         faults=tuple(dict.fromkeys(faults.found)),
     )
+
+
+def _run_file(place: Path) -> tuple[str, RunConfig]:
+    return (place / "run.yaml").read_text("utf-8"), load_run(place / "run.yaml")
+
+
+def _asked(plan: Path) -> str | None:
+    """What was asked for, as a plan has it under `study`: a file that begins the study anew."""
+    found = re.search(r"(?m)^study:\n((?: .*\n)+)", plan.read_text("utf-8"))
+    if found is None:
+        return None
+    said = [line for line in textwrap.dedent(found[1]).splitlines() if not line.endswith((": null", ": []", ": ''"))]
+    return "\n".join(said) + "\n"
 
 
 def _diagnosis(path: Path, name: str) -> Diagnosis:
@@ -318,20 +350,34 @@ def _diagnosis(path: Path, name: str) -> Diagnosis:
 # ------------------------------------------------------------------------------------------------- what is to be drawn
 
 
-def run_directories(path: Path, cells: bool) -> list[Path]:
-    """The run at `path`; with `cells` those of a study, the first of each variant that is done. Errors come later."""
+def run_directories(path: Path, cells: bool | None) -> list[Path]:
+    """The run at `path`; of a study with `cells` the first one of each variant that is done, with None if nothing is
+    left to make and there are few. Errors come later."""
     path = path.expanduser()
     if path.is_file() and path.name in _OF_A_RUN:
         path = path.parent
-    if (path / STUDY).is_file() and not cells:
-        return []
     if not (path / STUDY).is_file():
         return [path] if path.is_dir() else []
+    if cells is False:
+        return []
     found: dict[str, Path] = {}
-    for cell in _study(path).rows("cells"):
-        if cell.get("status") == "done" and isinstance(cell.get("path"), str):
+    rows, ended = _study_rows(path), True
+    for cell in rows:
+        ended = ended and cell.get("status") in ("done", "failed")
+        # of variants that are scored: the others are only there because these need them
+        if cell.get("status") == "done" and isinstance(cell.get("path"), str) and _scored(cell):
             found.setdefault(str(cell.get("variant")), path / cell["path"])
-    return list(found.values())
+    return list(found.values()) if cells or (ended and len(found) <= FEW) else []
+
+
+def _study_rows(directory: Path) -> list[Mapping[str, Any]]:
+    results = read_json(directory / STUDY)
+    return [cell for cell in listed(results.get("cells") if is_map(results) else None) if is_map(cell)]
+
+
+def _scored(cell: Mapping[str, Any]) -> bool:
+    record = cell.get("record")
+    return not is_map(record) or is_map(record.get("rows"))
 
 
 def lacks_pictures(directory: Path, ended: bool) -> bool:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -55,9 +56,14 @@ def _line(one: Found) -> str:
 
 
 def _names(found: Sequence[Found]) -> list[str]:
-    """A name for each, that no other has."""
+    """A name for each, that no other has: as many folders before it as that takes."""
     names = [one.name for one in found]
-    return [name if names.count(name) == 1 else _line(one) for name, one in zip(names, found, strict=True)]
+    paths = [Path(_line(one)).absolute().parts for one in found]
+    for count in range(2, max(map(len, paths)) + 1):
+        known = dict(zip(names, paths, strict=True))
+        twice = {name for name, path in zip(names, paths, strict=True) if known[name] != path}  # of two places
+        names = ["/".join(path[-count:]) if name in twice else name for name, path in zip(names, paths, strict=True)]
+    return [name if names.count(name) == 1 else f"{name} ({k + 1})" for k, name in enumerate(names)]
 
 
 def _few(names: Sequence[str]) -> str:

@@ -9,9 +9,9 @@ from shortflow.recipe import Recipe
 from shortflow.recipes import RECIPES, SETTINGS
 from shortflow.report.blocks import Block, Section, Sentences, Table, number
 
-__all__ = ["base_of", "difference_table", "method_section", "plain_value"]
+__all__ = ["NAMES", "base_of", "difference_table", "method_section", "plain_value"]
 
-_NAMES = ("name", "title", "year", "arxiv")  # what a method is called is no difference between methods
+NAMES = ("name", "title", "year", "arxiv")  # what a method is called is no difference between methods
 
 
 def base_of(recipe: Recipe) -> tuple[str, Recipe] | None:
@@ -39,7 +39,7 @@ def method_section(config: RunConfig | None) -> Section:
         text = f"{recipe.name} is no recipe of the library, so there is none to compare it with."
         return Section(title="Method", blocks=[*blocks, Sentences(texts=[text])])
     name, published = base
-    changed = [row for row in difference(published, recipe) if row[0] not in _NAMES]
+    changed = [row for row in difference(published, recipe) if row[0] not in NAMES]
     if not changed:
         blocks.append(Sentences(texts=[f"Every setting of the method is that of the recipe {name}."]))
     else:
@@ -62,7 +62,7 @@ def settings_side_by_side(configs: Sequence[tuple[str, RunConfig]]) -> Table | N
     rows = []
     for path in paths:
         values = [plain_value(settings.get(path, "—")) for settings in plain.values()]
-        if len(set(values)) > 1 and path.removeprefix("recipe.") not in _NAMES[1:]:
+        if len(set(values)) > 1 and path.removeprefix("recipe.") not in NAMES[1:]:
             rows.append([path, *values])
     if not rows:
         return None

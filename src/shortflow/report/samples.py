@@ -6,15 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from shortflow.report.blocks import Block, Notes, Row, Section, Sentences, number, png
-from shortflow.report.charts import arrows
+from shortflow.report.blocks import Block, Notes, Picture, Row, Section, Sentences, number, png
 from shortflow.report.files import Pictures
+from shortflow.report.maps import arrows
 from shortflow.report.metrics import measured
 from shortflow.report.motion import cloud, motion
 
 DOTS = 1500  # of a cloud
 
-__all__ = ["sample_pictures", "samples_section"]
+__all__ = ["drawn_samples", "real_data", "sample_pictures", "samples_section"]
 
 
 def samples_section(
@@ -49,47 +49,66 @@ def samples_section(
 
 
 def sample_pictures(pictures: Pictures, name: str, most: int | None = None) -> list[Block]:
-    """Real data beside samples by number of steps; of `most` numbers of steps at most."""
-    index = pictures.index
-    clouds = index.get("clouds")
-    if clouds and (arrays := pictures.arrays.get(str(clouds.get("file")))):
-        return [Row(blocks=_clouds(arrays, most, name), narrow=True)]
+    """Real data beside samples by number of steps; of `most` numbers of steps at most, the fewest and most of them."""
+    real, drawn = real_data(pictures, name), drawn_samples(pictures, name, most)
+    said = f"The same noise in every panel. {_classes(pictures.index)}".strip()
+    found = [*real, *drawn]
+    told: list[Block] = [Sentences(texts=[said])] if found and not pictures.index.get("clouds") else []
+    return [*told, Row(blocks=found, narrow=True)] if found else []
+
+
+def real_data(pictures: Pictures, name: str) -> list[Block]:
+    """Real data as a panel, class by class as samples are; none where it was not drawn."""
+    arrays = _points(pictures)
+    if arrays:
+        return [_cloud(f"{name}-real", "real", arrays["real"], arrays)] if "real" in arrays else []
+    found = _real(pictures)
+    return [] if found is None else [found]
+
+
+def drawn_samples(pictures: Pictures, name: str, most: int | None = None) -> list[Block]:
+    """Samples as a panel for each number of steps."""
+    if arrays := _points(pictures):
+        steps = sorted((key for key in arrays if re.fullmatch(r"steps_\d{1,9}", key)), key=lambda key: int(key[6:]))
+        return [_cloud(f"{name}-{key}", _steps(int(key[6:])), arrays[key], arrays) for key in _spread(steps, most)]
     drawn: list[Block] = []
-    real = index.get("real")
-    if real and real["file"] in pictures.images:
-        of = f"real ({real.get('of')})"
-        drawn.append(png(pictures.images[real["file"]], of, f"{_grid(real)} of real images. {_classes(index)}"))
-    for each in index["samples"][:most]:
-        if each["file"] in pictures.images:
-            steps = _steps(each.get("steps"))
-            alt = f"{_grid(each)} of samples drawn in {steps}, the same noise as in the other panels. {_classes(index)}"
-            drawn.append(png(pictures.images[each["file"]], steps, alt))
-    if not drawn:
-        return []
-    return [
-        Sentences(texts=[f"The same noise in every panel. {_classes(index)}".strip()]),
-        Row(blocks=drawn, narrow=True),
-    ]
+    for each in _spread([each for each in pictures.index["samples"] if each["file"] in pictures.images], most):
+        steps = _steps(each.get("steps"))
+        alt = f"{_grid(each)} of samples drawn in {steps}, the same noise as in the other panels. "
+        drawn.append(png(pictures.images[each["file"]], steps, alt + _classes(pictures.index)))
+    return drawn
 
 
-def _clouds(arrays: Mapping[str, np.ndarray], most: int | None, prefix: str) -> list[Block]:
-    """Points in the plane as pictures, all to one scale."""
-    named = {
+def _real(pictures: Pictures) -> Picture | None:
+    """Real images, class by class as the samples are; None where there are none."""
+    real = pictures.index.get("real")
+    if not real or real["file"] not in pictures.images:
+        return None
+    alt = f"{_grid(real)} of real images. {_classes(pictures.index)}"
+    return png(pictures.images[real["file"]], f"real ({real.get('of')})", alt)
+
+
+def _spread(values: Sequence[Any], most: int | None) -> list[Any]:
+    """So many of the values, evenly spread from the first to the last."""
+    if most is None or len(values) <= most:
+        return list(values)
+    return [values[round(k * (len(values) - 1) / max(most - 1, 1))] for k in range(most)]
+
+
+def _points(pictures: Pictures) -> dict[str, np.ndarray]:
+    """Clouds of points in the plane, by name."""
+    clouds = pictures.index.get("clouds")
+    arrays = pictures.arrays.get(str(clouds.get("file")), {}) if clouds else {}
+    return {
         name: points for name, points in arrays.items() if points.ndim == 2 and points.shape[1] == 2 and len(points)
     }
-    steps = sorted((name for name in named if re.fullmatch(r"steps_\d{1,9}", name)), key=lambda name: int(name[6:]))
-    order = [name for name in ("real", *steps[:most]) if name in named]
-    reach = float(np.quantile(np.abs(named[order[0]]), 0.999)) * 1.25 if order else 1.0
-    return [
-        cloud(
-            f"{prefix}-cloud{k}",
-            "real" if name == "real" else _steps(int(name[6:])),
-            named[name][:DOTS],
-            reach,
-            name == "real",
-        )
-        for k, name in enumerate(order)
-    ]
+
+
+def _cloud(name: str, title: str, points: np.ndarray, all_of: Mapping[str, np.ndarray]) -> Block:
+    """Points as a picture, to the scale of the real ones."""
+    scale = all_of.get("real", next(iter(all_of.values())))
+    reach = float(np.quantile(np.abs(scale), 0.999)) * 1.5
+    return cloud(name, title, points[:DOTS], reach, title == "real")
 
 
 def _ways(pictures: Pictures, name: str) -> Block | None:

@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from shortflow.report.blocks import with_error
 from shortflow.report.charts import Series
 from shortflow.report.files import Study
 from shortflow.report.metrics import Metric, floor_of, main_metric, measured, metric_of
 
-__all__ = ["COLOURED", "MANY", "Seen"]
+__all__ = ["COLOURED", "MANY", "Seen", "bars", "mean", "words"]
 
 COLOURED = 6  # lines in colour; all others stand behind them in grey
 MANY = 8  # variants from which the main figure is a ranking
@@ -62,11 +63,29 @@ class Seen:
         return found if isinstance(found, Mapping) else {}
 
     @property
+    def real(self) -> tuple[str, Mapping[str, Any]] | None:
+        """The first row of real data: its name, and its figures."""
+        rows = self.study.results.get("reference")
+        found = rows.items() if isinstance(rows, Mapping) else ()
+        return next(((str(name), row) for name, row in found if isinstance(row, Mapping)), None)
+
+    @property
     def floor(self) -> tuple[str, float] | None:
         """What real data have."""
         rows = self.study.results.get("reference")
         good = isinstance(rows, Mapping) and all(isinstance(row, Mapping) for row in rows.values())
         return floor_of(rows, self.metric.key) if good and rows else None
+
+    @property
+    def label(self) -> str:
+        """What the figure that decides is called, at the beginning of a sentence."""
+        return f"{self.metric.label[:1].upper()}{self.metric.label[1:]}"
+
+    def leader(self, steps: int) -> str | None:
+        """The variant whose mean is the best in so many steps."""
+        known = [name for name in self.order if (name, steps, self.metric.key) in self.values]
+        sign = -1 if self.metric.lower is False else 1
+        return min(known, key=lambda name: sign * self.values[name, steps, self.metric.key][0], default=None)
 
     def of_metric(self, key: str) -> list[int]:
         """The numbers of steps that a metric was taken in."""
@@ -92,3 +111,23 @@ class Seen:
                     )
                 )
         return found[::-1]  # the best one is drawn last, above the others
+
+
+def bars(seen: Seen) -> str:
+    """What the error bars of a figure are."""
+    seeds = sorted({n for _, _, n in seen.values.values()})
+    if seeds[-1:] == [1] or not any(error is not None for _, error, _ in seen.values.values()):
+        return "One seed each: there are no error bars."
+    several = [count for count in seeds if count > 1]
+    said = f"{several[0]}" if len(several) == 1 else f"{several[0]} to {several[-1]}"
+    alone = "; a variant with one seed has none" if several != seeds else ""
+    return f"Bars: one standard error over {said} seeds{alone}."
+
+
+def mean(value: tuple[float, float | None, int] | None) -> str:
+    """A mean with its standard error."""
+    return "–" if value is None else with_error(value[0], value[1])
+
+
+def words(steps: int) -> str:
+    return "1 step" if steps == 1 else f"{steps} steps"

@@ -7,7 +7,8 @@ from shortflow.report.blocks import Block, Notes, Row, Section, Sentences, Table
 from shortflow.report.files import Run
 from shortflow.report.metrics import by_steps, comparable, main_metric, measured
 from shortflow.report.recipes import settings_side_by_side
-from shortflow.report.runpage import duration, quality_chart, step_cost_of, trained_seconds
+from shortflow.report.runcost import duration, step_cost_of, trained_seconds
+from shortflow.report.runpage import quality_chart
 from shortflow.report.samples import sample_pictures
 from shortflow.report.training import curves_side_by_side
 

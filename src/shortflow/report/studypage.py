@@ -1,17 +1,18 @@
-"""The sections of a study: verdict, quality by steps with errors, what is significant, training, cost, cells."""
+"""The page of a study: verdict, quality by steps with errors, what is significant; the rest in modules of its own."""
 
-import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from shortflow.report.blocks import Block, Chart, Code, Facts, Notes, Row, Section, Sentences, Table, number, with_error
-from shortflow.report.charts import Series, lines, ranking
+from shortflow.report.blocks import Block, Chart, Facts, Notes, Row, Section, Sentences, Table, number, probability
+from shortflow.report.charts import lines, ranking
 from shortflow.report.files import Study
-from shortflow.report.metrics import measured, metric_of
+from shortflow.report.metrics import Metric, measured, metric_of
 from shortflow.report.reading import listed
-from shortflow.report.recipes import plain_value
-from shortflow.report.runpage import duration, sums_table
-from shortflow.report.samples import sample_pictures
-from shortflow.report.seen import COLOURED, MANY, Seen
+from shortflow.report.runcost import duration
+from shortflow.report.seen import COLOURED, MANY, Seen, bars, mean, words
+from shortflow.report.studycost import cost_section, spent, training_section
+from shortflow.report.studyvariants import again_section, cells_section, samples_section, variants_section
 
 __all__ = ["study_sections"]
 
@@ -26,12 +27,12 @@ def study_sections(study: Study, name: str) -> list[Section]:
         _summary(seen, name),
         _quality(seen, name),
         _significance(seen),
-        _over_training(seen, name),
-        _cost(seen, name),
-        _samples(seen, name),
-        _variants(seen),
-        _cells(seen),
-        _made_again(seen),
+        training_section(seen, name),
+        cost_section(seen, name),
+        samples_section(seen, name),
+        variants_section(seen),
+        cells_section(seen),
+        again_section(seen),
     ]
     return [section for section in found if section]
 
@@ -42,7 +43,7 @@ def _by_steps(seen: Seen, key: str, name: str, small: bool = False) -> Chart | N
         return None
     metric = seen.metric if key == seen.metric.key else metric_of(key)
     behind = sum(one.place is None for one in series)
-    caption = [f"{metric.better[:1].upper()}{metric.better[1:]}." if metric.better else "", _bars(seen)]
+    caption = [f"{metric.better[:1].upper()}{metric.better[1:]}." if metric.better else "", bars(seen)]
     if behind:
         caption.append(f"The {COLOURED} best in colour, the other {behind} in grey.")
     chart = lines(
@@ -61,40 +62,24 @@ def _by_steps(seen: Seen, key: str, name: str, small: bool = False) -> Chart | N
     return Chart(title=chart.title, svg=chart.svg, caption=chart.caption, legend=legend)
 
 
-def _bars(seen: Seen) -> str:
-    seeds = sorted({n for _, _, n in seen.values.values()})
-    if seeds[-1:] == [1] or not any(error is not None for _, error, _ in seen.values.values()):
-        return "One seed each: there are no error bars."
-    said = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
-    return f"Bars: one standard error over {said} seeds."
-
-
-def _mean(value: tuple[float, float | None, int] | None) -> str:
-    if value is None:
-        return "–"
-    return with_error(value[0], value[1])
-
-
-def _words(steps: int) -> str:
-    return "1 step" if steps == 1 else f"{steps} steps"
-
-
 # ------------------------------------------------------------------------------------------------------------- summary
 
 
 def _summary(seen: Seen, name: str) -> Section:
-    results = seen.study.results
-    verdict = [str(text) for text in listed(results.get("verdict"))]
+    verdict = [str(text) for text in listed(seen.study.results.get("verdict"))]
+    warnings = [text for text in verdict if re.match(r"\d+ of \d+ cells? ", text)]  # failed, or not made yet
+    said = [text for text in verdict if text not in warnings]
     about = " ".join(str(seen.settings.get("about") or "").split())
-    blocks: list[Block] = [Sentences(texts=verdict or ["The study says nothing yet."], lead=True)]
-    if about:
-        blocks.append(Sentences(texts=[about]))
-    notes = [*_unfinished(seen), *(f"{fault.rstrip('.')}." for fault in seen.study.faults)]
+    blocks: list[Block] = [Sentences(texts=[about])] if about else []
+    blocks.append(Sentences(texts=said[:2] or ["The study says nothing yet."], lead=True))
+    notes = [*(warnings or _unfinished(seen)), *(f"{fault.rstrip('.')}." for fault in seen.study.faults)]
     if notes:
         blocks.append(Notes(texts=notes))
     main: Chart | None = _ranked(seen, f"{name}-main") if len(seen.order) > MANY else None
     main = main or _by_steps(seen, seen.metric.key, f"{name}-main")
     blocks.append(Row(blocks=[each for each in (main, _facts(seen)) if each is not None]))
+    if said[2:]:
+        blocks.append(Sentences(texts=said[2:], points=True))
     return Section(title="Summary", blocks=blocks)
 
 
@@ -107,9 +92,9 @@ def _ranked(seen: Seen, name: str) -> Chart | None:
     ]
     if not rows:
         return None
-    label = f"{seen.metric.label} in {_words(seen.steps)}"
+    label = f"{seen.metric.label} in {words(seen.steps)}"
     title = f"{label[0].upper()}{label[1:]}"
-    caption = f"{seen.metric.better[:1].upper()}{seen.metric.better[1:]}. {_bars(seen)}"
+    caption = f"{seen.metric.better[:1].upper()}{seen.metric.better[1:]}. {bars(seen)}"
     return ranking(name, title, rows, x=label, caption=caption, floor=seen.floor)
 
 
@@ -128,12 +113,15 @@ def _facts(seen: Seen) -> Facts:
     rows = []
     if seen.order and (best := seen.values.get((seen.order[0], seen.steps, seen.metric.key))) is not None:
         remark = f"{seen.order[0]}; {seen.metric.label}, {seen.metric.better}"
-        rows.append((f"best in {_words(seen.steps)}", _mean(best), remark))
+        rows.append((f"best in {words(seen.steps)}", mean(best), remark))
+        rows += _ahead(seen, seen.order[0])
+        rows += _price(seen)
     cells = seen.study.rows("cells")
     done = sum(cell.get("status") == "done" for cell in cells)
     seeds = seen.settings.get("seeds")
     count = len(seeds) if isinstance(seeds, list) else len({cell.get("seed") for cell in cells})
-    rows.append(("runs", f"{done} of {len(cells)}", f"{len(seen.study.rows('variants'))} variants, {count} seeds"))
+    compared = sum(not each.get("support") for each in seen.study.rows("variants"))
+    rows.append(("runs", f"{done} of {len(cells)}", f"{_plural(compared, 'variant')}, {_plural(count, 'seed')}"))
     budget = seen.settings.get("budget")
     if isinstance(budget, Mapping) and measured(budget.get("amount")) is not None:
         rows.append(("budget", number(budget["amount"]), f"{budget.get('kind')}, the same for all"))
@@ -145,6 +133,29 @@ def _facts(seen: Seen) -> Facts:
     return Facts(rows=rows)
 
 
+def _ahead(seen: Seen, best: str) -> list[tuple[str, str, str]]:
+    """Whether the best one is the best by more than chance."""
+    tested = [row for row in _decisive(seen) if best in (row.get("a"), row.get("b"))]
+    tested = [row for row in tested if measured(row.get("p_value")) is not None]
+    if not tested:
+        return []
+    ahead = sum(row.get("significant") is True for row in tested)
+    return [("significant", f"{ahead} of {len(tested)}", f"others differ significantly from {best}")]
+
+
+def _price(seen: Seen) -> list[tuple[str, str, str]]:
+    """What a run of the best one costs, beside the others."""
+    costs = [value for name in seen.order if (value := spent(seen, name)) is not None]
+    if len(costs) != len(seen.order):
+        return []
+    beside = f"; the others {number(min(costs[1:]), 3)} to {number(max(costs[1:]), 3)}" if len(costs) > 1 else ""
+    return [("cost", number(costs[0], 3), f"F × images of a run of {seen.order[0]}{beside}")]
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 # --------------------------------------------------------------------------------------------- quality, significance
 
 
@@ -152,37 +163,13 @@ def _quality(seen: Seen, name: str) -> Section:
     counts = seen.of_metric(seen.metric.key)
     if not counts:
         return Section(title="Quality")
-    rows = [
-        [variant, *(_mean(seen.values.get((variant, steps, seen.metric.key))) for steps in counts)]
-        for variant in seen.order
-    ]
-    if seen.floor is not None:
-        rows.append([seen.floor[0], number(seen.floor[1]), *[""] * (len(counts) - 1)])
     blocks: list[Block] = []
     if len(seen.order) > MANY and (chart := _by_steps(seen, seen.metric.key, f"{name}-q")):
         blocks.append(chart)
-    label = f"{seen.metric.label[0].upper()}{seen.metric.label[1:]}"
-    blocks.append(
-        Table(
-            caption=f"{label} by number of steps, mean ± standard error over seeds",
-            head=["", *map(_words, counts)],
-            rows=rows,
-            note="; ".join(part for part in (seen.metric.better, seen.metric.reading) if part),
-        )
-    )
+    blocks.append(_figures(seen, counts))
     others = list(dict.fromkeys(key for _, steps, key in seen.values if key != seen.metric.key and steps == seen.steps))
     if others:
-        shown = [
-            [variant, *(_mean(seen.values.get((variant, seen.steps, key))) for key in others)] for variant in seen.order
-        ]
-        blocks.append(
-            Table(
-                caption=f"Other figures in {_words(seen.steps)}",
-                head=["", *(metric_of(key).label for key in others)],
-                rows=shown,
-                note="Not tested for significance; nothing here decides.",
-            )
-        )
+        blocks.append(_others(seen, others))
     charts = [
         chart
         for k, key in enumerate(key for key in _BESIDE if key in others and len(seen.of_metric(key)) > 1)
@@ -193,197 +180,111 @@ def _quality(seen: Seen, name: str) -> Section:
     return Section(title="Quality by steps", blocks=blocks)
 
 
+def _figures(seen: Seen, counts: Sequence[int]) -> Table:
+    """What decides, in all numbers of steps: the best of each in bold, and a sign at what differs from it."""
+    key, against = seen.metric.key, seen.settings.get("against")
+    leaders = {count: seen.leader(count) for count in counts}
+    differ = {
+        (row.get("steps"), frozenset((str(row.get("a")), str(row.get("b")))))
+        for row in seen.study.rows("comparisons")
+        if row.get("significant") is True and row.get("metric") == key
+    }
+    rows, strong, marked = [], set(), False
+    for i, variant in enumerate(seen.order):
+        cells = []
+        for j, count in enumerate(counts):
+            other = against or leaders[count]
+            sign = variant != other and (count, frozenset((variant, str(other)))) in differ
+            marked = marked or sign
+            cells.append(mean(seen.values.get((variant, count, key))) + " †" * sign)
+            if variant == leaders[count] and len(seen.order) > 1:
+                strong.add((i, j + 1))
+        rows.append([variant, *cells])
+    if seen.floor is not None:
+        rows.append([seen.floor[0], number(seen.floor[1]), *[""] * (len(counts) - 1)])
+    note = [seen.metric.better, seen.metric.reading]
+    if len(seen.order) > 1:
+        note.append("bold: the best of its column")
+    if marked:
+        note.append(f"†: differs significantly from {against or 'the best of its column'}")
+    return Table(
+        caption=f"{seen.label} by number of steps, mean ± standard error over seeds",
+        head=["", *map(words, counts)],
+        rows=rows,
+        strong=frozenset(strong),
+        note="; ".join(part for part in note if part),
+    )
+
+
+def _others(seen: Seen, keys: Sequence[str]) -> Table:
+    """The other figures: a line each where variants are few, else a column each."""
+    metrics = [metric_of(key) for key in keys]
+    cells = [[mean(seen.values.get((variant, seen.steps, key))) for variant in seen.order] for key in keys]
+    caption, note = f"Other figures in {words(seen.steps)}", "Not tested for significance; nothing here decides."
+    names = list(seen.order)
+    if seen.real is not None:
+        names.append(seen.real[0])
+        cells = [[*line, number(measured(seen.real[1].get(key)))] for key, line in zip(keys, cells, strict=True)]
+    if len(seen.order) <= MANY:
+        rows = [[_told(metric), *line] for metric, line in zip(metrics, cells, strict=True)]
+        return Table(caption=caption, head=["", *names], rows=rows, note=note)
+    rows = [[name, *column] for name, column in zip(names, zip(*cells, strict=True), strict=True)]
+    return Table(caption=caption, head=["", *(metric.label for metric in metrics)], rows=rows, note=note)
+
+
+def _told(metric: Metric) -> str:
+    return f"{metric.label}, {metric.better}" if metric.better else metric.label
+
+
+def _decisive(seen: Seen) -> list[Mapping[str, Any]]:
+    """The comparisons of the figure that decides."""
+    rows = seen.study.rows("comparisons")
+    return [row for row in rows if row.get("metric") == seen.metric.key and row.get("steps") == seen.steps]
+
+
 def _significance(seen: Seen) -> Section:
-    pairs = [row for row in seen.study.rows("comparisons") if row.get("metric") == seen.metric.key]
-    primary = [row for row in pairs if row.get("steps") == seen.steps]
+    primary = _decisive(seen)
     if not primary:
         return Section(title="What is significant")
     against = seen.settings.get("against") or (seen.order[0] if seen.order else None)
     shown = [row for row in primary if against in (row.get("a"), row.get("b"))] if len(primary) > _PAIRS else primary
-    adjusted = any("p_adjusted" in row for row in shown)
+    pairs = [_ordered(seen, row) for row in shown[:_PAIRS]]
+    place = {name: k for k, name in enumerate(seen.order)}
+    pairs.sort(key=lambda pair: [place.get(name, len(place)) for name in pair[:2]])
     rows = []
-    for row in shown[:_PAIRS]:
-        difference = (measured(row.get("difference")), measured(row.get("standard_error")))
-        said = "–" if difference[0] is None else _mean((difference[0], difference[1], 1))
-        values = [number(measured(row.get(key)), 2) for key in ("p_value", *(["p_adjusted"] if adjusted else []))]
+    for better, worse, difference, row in pairs:
+        said = "–" if difference is None else mean((difference, measured(row.get("standard_error")), 1))
+        values = [probability(measured(row.get(key))) for key in ("p_value", "p_adjusted")]
         claim = {True: "yes", False: "no"}.get(row.get("significant"), "–")  # type: ignore[arg-type]
-        rows.append([f"{row.get('a')} − {row.get('b')}", said, *values, claim])
+        rows.append([better, worse, said, number(row.get("n")), *values, claim])
     left = len(primary) - len(rows)
-    note = [str(seen.settings.get("test") or ""), f"{left} more pairs are in results.json" if left else ""]
     table = Table(
-        caption=f"Differences in {_words(seen.steps)}, {seen.metric.label}",
-        head=["", "difference ± standard error", "p", *(["p, adjusted"] if adjusted else []), "significant"],
+        caption=f"Differences in {words(seen.steps)}, {seen.metric.label}",
+        head=["better in the mean", "than", "by, ± standard error", "seeds", "p", "p, adjusted", "significant"],
         rows=rows,
-        note="; ".join(part for part in note if part),
+        words=frozenset({1}),
+        note=f"{left} more pairs are in results.json" if left else "",
     )
-    return Section(title="What is significant", blocks=[table])
+    return Section(title="What is significant", blocks=[Sentences(texts=_explained(seen)), table])
 
 
-# ---------------------------------------------------------------------------------------------------- training, cost
+def _ordered(seen: Seen, row: Mapping[str, Any]) -> tuple[str, str, float | None, Mapping[str, Any]]:
+    """A comparison as (the better one, the worse one, by how much)."""
+    a, b, difference = str(row.get("a")), str(row.get("b")), measured(row.get("difference"))
+    if difference is None:
+        return a, b, None, row
+    worse = difference < 0 if seen.metric.lower is False else difference > 0
+    return (b, a, abs(difference), row) if worse else (a, b, abs(difference), row)
 
 
-def _over_training(seen: Seen, name: str) -> Section:
-    charts = []
-    for k, (key, label) in enumerate((("images", "images seen"), ("forwards", "training cost (F × images)"))):
-        series = []
-        for curve in seen.study.rows("curves"):
-            variant = str(curve.get("variant"))
-            found = curve.get("points")
-            points = [
-                (x, y, measured(point.get("standard_error")))
-                for point in (found if isinstance(found, list) else ())
-                if isinstance(point, Mapping)
-                and (x := measured(point.get(key))) is not None
-                and (y := measured(point.get("mean"))) is not None
-            ]
-            if points and variant in seen.order:
-                place = seen.order.index(variant)
-                coloured = place < COLOURED or len(seen.order) <= MANY
-                x, y, error = zip(*points, strict=True)
-                series.append(Series(name=variant, x=x, y=y, error=error, place=place if coloured else None))
-        if series:
-            of = f"{seen.metric.label[0].upper()}{seen.metric.label[1:]} in {_words(seen.steps)}"
-            title = f"{of} over {label.partition(' (')[0]}"
-            ordered = sorted(series, key=lambda one: seen.order.index(one.name))
-            caption = _bars(seen)
-            charts.append(
-                lines(f"{name}-c{k}", title, ordered, x=label, y=seen.metric.label, caption=caption, floor=seen.floor)
-            )
-    return Section(title="Quality over training", blocks=[Row(blocks=charts)] if charts else [])
-
-
-def _cost(seen: Seen, name: str) -> Section:
-    variants = {str(each.get("name")): each for each in seen.study.rows("variants")}
-    rows, series = [], []
-    for place, variant in enumerate(seen.order):
-        each = variants.get(variant, {})
-        cells = [cell for cell in seen.study.rows("cells") if cell.get("variant") == variant]
-        seconds = [value for cell in cells if (value := measured(cell.get("seconds"))) is not None]
-        images = measured(each.get("images")) or next(
-            (value for cell in cells if (value := measured(cell.get("images"))) is not None), None
-        )
-        cost = measured(each.get("cost_F"))
-        spent = cost * images if cost is not None and images is not None else None
-        mean = sum(seconds) / len(seconds) if seconds else None
-        value = seen.values.get((variant, seen.steps, seen.metric.key))
-        rows.append(
-            [
-                variant,
-                number(cost, 3),
-                number(int(images)) if images else "–",
-                number(spent, 3),
-                "–" if mean is None else duration(mean),
-                _mean(value),
-            ]
-        )
-        if spent is not None and value is not None and len(seen.order) <= MANY:
-            series.append(Series(name=variant, x=[spent], y=[value[0]], error=[value[1]], place=place))
-    if not rows:
-        return Section(title="Cost")
-    table = Table(
-        caption="What the variants cost",
-        head=["", "F a step", "images", "F × images", "time a run", f"{seen.metric.label}, {_words(seen.steps)}"],
-        rows=rows,
-        note="F: one pass of the network over the batch without gradient; a step of flow matching costs 3 F. Times are "
-        "those of the machines that the cells were made on.",
-    )
-    blocks: list[Block] = [table]
-    if len(series) > 1:
-        blocks.append(
-            lines(
-                f"{name}-cost",
-                "Quality against cost",
-                series,
-                x="training cost (F × images)",
-                y=seen.metric.label,
-                caption=f"In {_words(seen.steps)}. {_bars(seen)}",
-                table=False,
-                floor=seen.floor,
-            )
-        )
-    return Section(title="Cost", blocks=blocks)
-
-
-# ------------------------------------------------------------------------------------- samples, variants, cells, again
-
-
-def _samples(seen: Seen, name: str) -> Section:
-    parts = [
-        Section(title=f"Samples of {variant}", blocks=blocks)
-        for k, variant in enumerate(seen.order)
-        if variant in seen.study.pictures
-        and (blocks := sample_pictures(seen.study.pictures[variant], f"{name}-s{k}", most=3))
+def _explained(seen: Seen) -> list[str]:
+    """How the table is read."""
+    alpha = measured(seen.settings.get("alpha")) or 0.05
+    return [
+        "Two variants are compared seed by seed, because a seed gives both the same weights at the start, data and "
+        "noise. p is how often a difference as large as this, or larger, would come about by chance if there were none "
+        f"(paired t-test, two-sided). Of many pairs some have a small p by chance: of 20, one below {alpha:g}. The "
+        "adjusted p allows for all pairs of the table (Holm's rule), and "
+        "significant means that it is below "
+        f"{alpha:g}. Not significant does not mean equal: it means that so few seeds cannot tell."
     ]
-    return Section(title="Samples", parts=parts)
-
-
-def _variants(seen: Seen) -> Section:
-    rows = []
-    for each in seen.study.rows("variants"):
-        settings = each.get("settings")
-        said = (
-            "; ".join(f"{path} = {plain_value(value)}" for path, value in settings.items())
-            if isinstance(settings, Mapping)
-            else ""
-        )
-        recipe = each.get("recipe")
-        rows.append(
-            [
-                str(each.get("name")),
-                recipe if isinstance(recipe, str) else "–",
-                said or "–",
-                str(each.get("difference") or "–"),
-            ]
-        )
-    table = Table(
-        caption="What was compared",
-        head=["", "recipe", "settings", "difference to the first"],
-        rows=rows,
-        words=frozenset({1, 2, 3}),
-    )
-    return Section(title="Variants", blocks=[table] if rows else [])
-
-
-def _cells(seen: Seen) -> Section:
-    key = "1 step" if seen.steps == 1 else f"{seen.steps} steps"
-    rows = []
-    for cell in seen.study.rows("cells"):
-        record = cell.get("record")
-        scores = record.get("rows") if isinstance(record, Mapping) else None
-        row = scores.get(key) if isinstance(scores, Mapping) else None
-        value = measured(row.get(seen.metric.key)) if isinstance(row, Mapping) else None
-        seconds = measured(cell.get("seconds"))
-        error = str(cell.get("error") or "").strip().splitlines()
-        rows.append(
-            [
-                f"{cell.get('variant')}, seed {cell.get('seed')}",
-                str(cell.get("status")),
-                number(value),
-                number(cell.get("images")) if cell.get("images") else "–",
-                "–" if seconds is None else duration(seconds),
-                error[-1] if error else str(cell.get("path") or ""),
-            ]
-        )
-    table = Table(
-        caption="Every run",
-        head=["", "status", f"{seen.metric.label}, {key}", "images", "time", "folder, or what went wrong"],
-        rows=rows,
-        words=frozenset({1, 5}),
-    )
-    return Section(title="Runs", blocks=[table] if rows else [])
-
-
-def _made_again(seen: Seen) -> Section:
-    directory = seen.study.directory
-    commands = [f"shortflow compare --out {directory}", f"shortflow report {directory} --out page.html"]
-    blocks: list[Block] = [
-        Sentences(texts=["The first command makes the cells that are missing, if there are any."]),
-        Code(text="\n".join(commands) + "\n", label="Commands"),
-        Code(
-            text=json.dumps(seen.settings, indent=2, ensure_ascii=False) + "\n",
-            label="Settings of the study",
-            folded=True,
-        ),
-        sums_table(seen.study.sums),
-    ]
-    return Section(title="Make it again", blocks=blocks)

@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from shortflow.report.blocks import Block, Chart, Notes, Row, Section, Sentences
-from shortflow.report.charts import Series, cells, lines
+from shortflow.report.charts import Series, lines
 from shortflow.report.files import Run
+from shortflow.report.maps import cells
 from shortflow.report.metrics import measured
 
 __all__ = ["CURVES", "curve", "curves_side_by_side", "training_section"]

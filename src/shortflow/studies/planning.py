@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,12 +18,12 @@ from shortflow import runs
 from shortflow.config import (
     RunConfig,
     difference,
-    difference_in_words,
     from_plain,
     to_plain,
     to_yaml,
     whole,
 )
+from shortflow.config.words import described
 from shortflow.cost import step_cost
 from shortflow.data import Dataset, DataSpec
 from shortflow.errors import CheckpointError, ConfigError
@@ -32,7 +33,7 @@ from shortflow.lock import RunLock
 from shortflow.recipe import Recipe
 from shortflow.studies.metrics import metrics_of
 from shortflow.studies.speed import speeds_of
-from shortflow.studies.study import Study
+from shortflow.studies.study import Budget, Study
 from shortflow.studies.variants import DEFAULTS, Planned, Resolved, Variants
 from shortflow.typing import Report
 from shortflow.yamlfile import read_yaml
@@ -54,6 +55,19 @@ _SAME = ("data", "resolution", "settings", "budget")  # of a study, or its cells
 
 @whole
 @dataclass(frozen=True, kw_only=True)
+class Declared:
+    """What was to decide when the first cells were scored: metric, metric_steps, against and alpha of the study, and
+    how many seeds it had."""
+
+    metric: str
+    metric_steps: int
+    against: str | None
+    alpha: float
+    seeds: int
+
+
+@whole
+@dataclass(frozen=True, kw_only=True)
 class StudyPlan:
     """The content of study.yaml.
 
@@ -63,6 +77,7 @@ class StudyPlan:
         kind: of the data: images, points.
         threads, n, metric: those of the study, or what they are where it leaves them open.
         variants: those that others need before these.
+        declared: None in plans of earlier versions, which did not keep it.
     """
 
     format: int = FORMAT
@@ -72,6 +87,7 @@ class StudyPlan:
     n: int
     metric: str
     variants: tuple[Planned, ...]
+    declared: Declared | None = None
 
     def named(self, name: str) -> Planned:
         return next(variant for variant in self.variants if variant.name == name)
@@ -184,7 +200,7 @@ def _check_same(study: Study, variants: Sequence[Planned], before: StudyPlan | N
     if before is None:
         return
     changed = [
-        f"{name} was {to_plain(getattr(before.study, name))}, is {to_plain(getattr(study, name))}"
+        f"{name} was {_said(getattr(before.study, name))}, is {_said(getattr(study, name))}"
         for name in _SAME
         if getattr(before.study, name) != getattr(study, name)
     ]
@@ -203,6 +219,13 @@ def _check_same(study: Study, variants: Sequence[Planned], before: StudyPlan | N
             f"the directory holds a study with other cells ({'; '.join(changed)}); give another --out, or other names "
             "to variants that have changed"
         )
+
+
+def _said(value: Any) -> Any:
+    """A setting of a study as it is written."""
+    if isinstance(value, Budget):
+        return f"{value.kind} = {value.amount:,.12g}"
+    return to_plain(value)
 
 
 def _counted(
@@ -242,9 +265,10 @@ def _differences(base: str, name: str, resolved: Resolved) -> tuple[str, ...]:
     ]
     if a.recipe.name == b.recipe.name:
         return tuple(f"{path}: {left} → {right}" for path, left, right in changed)
-    words = difference_in_words(a.recipe, b.recipe, (base, name))
+    left, right = described(a.recipe), described(b.recipe)
+    words = [f"{aspect}: {left[aspect]} → {right[aspect]}" for aspect in left if left[aspect] != right[aspect]]
     outside = [f"{path}: {left} → {right}" for path, left, right in changed if path.startswith(("network", "train"))]
-    return tuple([each for each in words if not each.startswith("The same in both")] + outside)
+    return (*words, *outside)
 
 
 # ---------------------------------------------------------------------------------------------------------- the budget
@@ -305,8 +329,21 @@ def begin(study: Study | None, out: Path, *, threads: int | None = None, report:
         before = read_plan(out) if file.is_file() else None
         if found is None or before is not None:
             found = plan(study, threads=threads, before=before, report=report)
+        looked = before is not None and any(out.glob("cells/*/*/evaluation.json"))
+        found = replace(found, declared=before.declared if before is not None and looked else _declared(found))
         write_atomic(file, to_yaml(found))
     return found
+
+
+def _declared(found: StudyPlan) -> Declared:
+    study = found.study
+    return Declared(
+        metric=found.metric,
+        metric_steps=study.primary_steps,
+        against=study.against,
+        alpha=study.alpha,
+        seeds=len(study.seeds),
+    )
 
 
 @contextmanager

@@ -105,7 +105,7 @@ class Budget:
         return next(name for name in BUDGETS if getattr(self, name) is not None)
 
     @property
-    def amount(self) -> float:
+    def amount(self) -> float | int:
         return getattr(self, self.kind)
 
 
@@ -196,7 +196,7 @@ class Study:
 
 
 def load_study(what: str) -> Study:
-    """The study in a YAML file, or the ready one of that name.
+    """The study in a YAML file, or the ready one of that name. OUT/study.yaml is such a file, too.
 
     Raises:
         ConfigError: if there is none, or listing everything that is wrong in it.
@@ -206,6 +206,8 @@ def load_study(what: str) -> Study:
     if path is None:
         raise ConfigError(f"there is no ready study called {what!r}, {nearest(what, known)}; or give a file, NAME.yaml")
     plain = read_yaml(path)
+    if "format" in plain and isinstance(plain.get("study"), Mapping):  # OUT/study.yaml: the plan of a study
+        plain = plain["study"]
     try:
         return study_of({"name": path.stem, **plain})
     except ConfigError as error:

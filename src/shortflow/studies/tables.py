@@ -5,7 +5,7 @@ from typing import Any
 
 from shortflow.studies.metrics import METRICS
 from shortflow.studies.statistics import mean_and_error
-from shortflow.studies.verdict import figure, primary_rows, steps_in_words
+from shortflow.studies.verdict import figure, primary_rows, steps_in_words, thousands
 
 __all__ = ["table"]
 
@@ -136,7 +136,7 @@ def _over_training(results: Mapping[str, Any]) -> Iterator[str]:
             if share in points:
                 point = points[share]
                 value = figure(study["metric"], point["mean"], point["standard_error"])
-                shown[i] = f"{value} ({_thousands(point['images'])}; {_thousands(point['forwards'])} F)"
+                shown[i] = f"{value} ({thousands(point['images'])}; {thousands(point['forwards'])} F)"
         rows.append([variant["name"], *shown])
     yield f"## {study['metric']} in {steps_in_words(study['metric_steps'])} over training"
     yield ""
@@ -156,7 +156,7 @@ def _costs(results: Mapping[str, Any]) -> Iterator[str]:
         mean, error = mean_and_error(seconds)
         time = f"{mean:,.0f}" if error is None else f"{mean:,.0f} ± {error:,.0f}"
         value = _shown(cells.get((v["name"], study["metric_steps"])), study["metric"], None)
-        budget = [f"{v['images']:,}", f"{v['cost_F']:.2f}", _thousands(v["images"] * v["cost_F"]), time, value]
+        budget = [f"{v['images']:,}", f"{v['cost_F']:.2f}", thousands(v["images"] * v["cost_F"]), time, value]
         rows.append([v["name"], *budget])
     yield "## Cost"
     yield ""
@@ -177,7 +177,10 @@ def _costs(results: Mapping[str, Any]) -> Iterator[str]:
 def _differences(results: Mapping[str, Any]) -> Iterator[str]:
     variants = [v for v in results["variants"] if not v["support"]]
     base = results["study"]["against"] or variants[0]["name"]
-    said = [f"- {v['name']}: {v['difference']}" for v in variants if v["difference"]]
+    said = []
+    for v in variants:
+        if v["differences"]:
+            said += [f"- {v['name']}", *(f"  - {each}" for each in v["differences"])]
     for v in results["variants"]:
         needs = [f"{role} {v[role]}" for role in ("teacher", "start", "weak") if v[role] is not None]
         if needs:
@@ -199,11 +202,3 @@ def _failures(results: Mapping[str, Any]) -> Iterator[str]:
         log = f" (log: {cell['log']})" if cell["log"] else ""
         yield f"- {cell['variant']} seed {cell['seed']}: {(cell['error'] or '').splitlines()[0]}{log}"
     yield ""
-
-
-def _thousands(number: float) -> str:
-    """A large number with the prefix of its thousands."""
-    for power, prefix in ((12, "T"), (9, "G"), (6, "M"), (3, "k")):
-        if number >= 10**power:
-            return f"{number / 10**power:.3g}{prefix}"
-    return f"{number:.3g}"
