@@ -246,8 +246,7 @@ class FlowMap(nn.Module):
     def end_rate_of(self, x_t: State, t: Time, r: Time, output: State, rate: State) -> State:
         """∂_r X_{t,r}(x_t) from F and ∂_r F."""
         with torch.no_grad():
-            jets = torch.func.jvp(lambda end: self.coefficients(t, end), (r,), (torch.ones_like(r),))
-        (_, b), (a_r, b_r) = jets[0], jets[1]
+            (_, b), (a_r, b_r) = differentiated(lambda end: self.coefficients(t, end), (r,), (torch.ones_like(r),))
         return expand(a_r, x_t) * x_t + expand(b_r, x_t) * output + expand(b, x_t) * rate
 
     def residual(

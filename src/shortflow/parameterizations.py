@@ -28,6 +28,7 @@ from torch import Tensor
 
 from shortflow.errors import IncompatibleParts, ShortflowError
 from shortflow.paths import Cosine, Path, VarianceExploding
+from shortflow.tangent import differentiated
 
 __all__ = [
     "EDM",
@@ -79,10 +80,9 @@ class Parameterization(ABC):
     def coefficient_rates(self, path: Path, sigma_data: float, t: Time, r: Time) -> tuple[Time, Time]:
         """(∂_t a, ∂_t b) at fixed r."""
         with torch.no_grad():
-            rates = torch.func.jvp(
+            return differentiated(
                 lambda time: self.coefficients(path, sigma_data, time, r), (t,), (torch.ones_like(t),)
             )[1]
-        return rates
 
 
 def _unit_input(path: Path, sigma_data: float, t: Time) -> Time:

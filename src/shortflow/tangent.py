@@ -8,7 +8,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -25,6 +25,7 @@ State = Float[Tensor, "b ..."]
 Time = Float[Tensor, "b"]
 Function = Callable[[Tensor, Tensor], Tensor]
 Several = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
+Result = TypeVar("Result")
 
 
 class Derivative(ABC):
@@ -92,9 +93,9 @@ def kept(
 
 
 def differentiated(
-    f: Callable[..., Tensor], primals: tuple[Tensor, ...], tangents: tuple[Tensor, ...]
-) -> tuple[Tensor, Tensor]:
-    """(f, its derivative along the tangents), both with gradient: losses on a derivative.
+    f: Callable[..., Result], primals: tuple[Tensor, ...], tangents: tuple[Tensor, ...]
+) -> tuple[Result, Result]:
+    """(f, its derivative along the tangents) of a tensor or a tuple of them, with gradient: losses on a derivative.
 
     By a dual pass, 2 F forward; by `torch.func.jvp` where an operation of f has no rule.
     """

@@ -1,7 +1,9 @@
 """What exact flows of a data set say about targets and paths: floors, biases, curvature, the error of few steps."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,8 +15,8 @@ from shortflow.theory import exact_flow
 from shortflow.theory.bounds import trajectory
 from shortflow.theory.estimates import Estimate, log_slope, mean_of
 from shortflow.theory.nodes import level_of, noise_nodes, times_of
-from shortflow.theory.straightness import ddim, motion, straightness
-from shortflow.theory.variance import continuous_floor, discrete_spread
+from shortflow.theory.straightness import Motion, ddim, motion, straightness
+from shortflow.theory.variance import carried, discrete_spread, posterior_draws
 from shortflow.typing import Report
 
 __all__ = ["name_of", "paths", "targets"]
@@ -28,6 +30,7 @@ DRAWS = 4  # of the posterior
 NODES = 16
 STEPS = (1, 2, 4, 8)
 FULL = 12  # Runge–Kutta steps from noise to data
+TOGETHER = 2**22  # numbers of points that are worked on together
 
 
 def _steps(gap: float) -> int:
@@ -58,10 +61,12 @@ def targets(d: Diagnosis, k: Known, share: float, rows: int, generator: torch.Ge
     ends, n, unit = [low, *starts], k.rows(rows, flows=True), "per dimension"
     values: dict[str, dict[tuple[int, int], float]] = {name: {} for name in ("floor", "ratio", "variance", "bias")}
     places = [(i, j) for i, t in enumerate(starts) for j, r in enumerate(ends) if r < t]
-    for done, (i, j) in enumerate(places):
+    size = max(1, TOGETHER // (n * k.dimension * (DRAWS + 3)))
+    for done in range(0, len(places), size):
         report(done, len(places) + len(FIRST))
-        for name, value in _cell(k, n, starts[i], ends[j], generator).items():
-            values[name][i, j] = value
+        for (i, j), found in _cells(k, n, starts, ends, places[done : done + size], generator).items():
+            for name, value in found.items():
+                values[name][i, j] = value
     words = "of the target with a first step δ of half the gap, over δ²"
     head = "variance of the target in continuous time"
     d.map("continuous_variance", starts, ends, values["floor"], f"{head}, E tr(J Cov Jᵀ)", unit)
@@ -76,35 +81,81 @@ def _highest(path: Path) -> float:
     return float(level_of(path, torch.ones(1, dtype=torch.float64)))
 
 
-def _cell(k: Known, n: int, t: float, r: float, generator: torch.Generator) -> dict[str, float]:
-    """Noise and bias of the targets of one jump, per dimension."""
-    law = k.flows
-    flow = exact_flow(law.on(steps=_steps(t - r)))
-    time, end = (torch.full((n,), each, dtype=k.x.dtype, device=k.x.device) for each in (t, r))
-    x_t, x, eps, label = k.noisy(time, generator, flows=True)
-    floor = float(continuous_floor(flow, law, x, eps, time, end, label, label).mean()) / k.dimension
-    with torch.no_grad():
-        landed = flow(x_t, time, end, label)
+@dataclass(frozen=True, kw_only=True)
+class _Rows:
+    """Points (x_t, t) of a jump to r, with data and noise, classes, and draws of the posterior."""
+
+    x_t: Tensor
+    x: Tensor
+    eps: Tensor
+    t: Tensor
+    r: Tensor
+    label: Tensor | None
+    draws: Tensor
+
+    @staticmethod
+    def drawn(k: Known, n: int, t: float, r: float, generator: torch.Generator) -> "_Rows":
+        time, end = (torch.full((n,), each, dtype=k.x.dtype, device=k.x.device) for each in (t, r))
+        x_t, x, eps, label = k.noisy(time, generator, flows=True)
+        draws = posterior_draws(k.flows, x_t, time, DRAWS, label, generator)
+        return _Rows(x_t=x_t, x=x, eps=eps, t=time, r=end, label=label, draws=draws)
+
+    @staticmethod
+    def joined(parts: Sequence["_Rows"]) -> "_Rows":
+        values = [(each.name, [getattr(part, each.name) for part in parts]) for each in fields(_Rows)]
+        found: dict[str, Any] = {name: None if value[0] is None else torch.cat(value) for name, value in values}
+        return _Rows(**found)
+
+
+def _cells(
+    k: Known,
+    n: int,
+    starts: Sequence[float],
+    ends: Sequence[float],
+    places: Sequence[tuple[int, int]],
+    generator: torch.Generator,
+) -> dict[tuple[int, int], dict[str, float]]:
+    """Noise and bias of the targets of jumps, per dimension: those that take as many steps together."""
+    drawn = {(i, j): _Rows.drawn(k, n, starts[i], ends[j], generator) for i, j in places}
+    found: dict[tuple[int, int], dict[str, float]] = {}
+    for steps in sorted({_steps(starts[i] - ends[j]) for i, j in places}):
+        some = [(i, j) for i, j in places if _steps(starts[i] - ends[j]) == steps]
+        values = _figures(k, n, steps, _Rows.joined([drawn[place] for place in some]))
+        for at, place in enumerate(some):
+            found[place] = {name: value[at] for name, value in values.items()}
+    return found
+
+
+def _figures(k: Known, n: int, steps: int, rows: _Rows) -> dict[str, list[float]]:
+    """The figures of cells of n rows each."""
+    flow, t, r, label = exact_flow(k.flows.on(steps=steps)), rows.t, rows.r, rows.label
+    landed, moved = carried(flow, k.flows, rows.x, rows.eps, t, r, label, label)
     spread = discrete_spread(
         flow,
-        law,
-        x_t,
-        time,
-        (time + end) / 2,
-        end,
+        k.flows,
+        rows.x_t,
+        t,
+        (t + r) / 2,
+        r,
         draws=DRAWS,
         label=label,
         told=label,
-        generator=generator,
         landed=landed,
+        data=rows.draws,
         sharp=False,
     )
-    scale = k.dimension * ((t - r) / 2) ** 2
+    average = (landed - rows.x_t).flatten(1) / (r - t)[:, None]
+    scale = k.dimension * ((t - r) / 2).square()
+
+    def means(values: Tensor) -> Tensor:
+        return values.reshape(-1, n).mean(1)
+
+    floor = means(moved.square().flatten(1).sum(1)) / k.dimension
     return {
-        "floor": floor,
-        "ratio": floor / float(((landed - x_t).flatten(1) / (r - t)).var(0).mean()),
-        "variance": float(spread.variance.mean()) / scale,
-        "bias": max(0.0, float(spread.bias.mean())) / scale,
+        "floor": floor.tolist(),
+        "ratio": (floor / average.reshape(len(floor), n, -1).var(1).mean(1)).tolist(),
+        "variance": means(spread.variance / scale).tolist(),
+        "bias": means(spread.bias / scale).clamp(min=0).tolist(),
     }
 
 
@@ -203,25 +254,34 @@ def _path(
     law, n = k.flows.on(steps=4), k.rows(rows, flows=True)
     low = 0.0 if share == 0 else float(times_of(law.path, torch.tensor([share / (1 - share)], dtype=torch.float64)))
     times, weights = noise_nodes(law.path, low, 1.0, NODES)
-    energy, turning = torch.zeros(n), torch.zeros(n)
-    for i, (time, weight) in enumerate(zip(times.tolist(), weights.tolist(), strict=True)):
-        report(i, 2 * NODES)
-        t = torch.full((n,), time, dtype=k.x.dtype, device=k.x.device)
-        x_t, _, _, label = k.noisy(t, generator, flows=True)
-        found = motion(law, x_t, t, label)
-        energy = energy + weight * found.energy.cpu()
-        turning = turning + weight * found.turning.cpu()
     shown = [each for each in CURVES if each >= share and each / (1 - each) < _highest(law.path)]
-    curvature = []
-    for time in k.times(torch.tensor(shown, dtype=torch.float64)):
-        t = time.repeat(n)
-        x_t, _, _, label = k.noisy(t, generator, flows=True)
-        curvature.append(mean_of(motion(law, x_t, t, label).curvature))
+    levels = k.times(torch.tensor(shown, dtype=torch.float64))
+    found = _motions(k, n, torch.cat([times.to(levels), levels]), generator, report)
+    sums = weights.to(levels)[:, None]
+    energy, turning = ((sums * part[: len(times)]).sum(0) for part in (found.energy, found.turning))
+    curvature = [mean_of(each) for each in found.curvature[len(times) :]]
     words = f"curvature E‖D_t v‖²/D: {name}"
     d.curve(f"curvature/{name}", shown, curvature, words, "per dimension", x_label="σ/(α + σ)")
     d.scalar(f"energy/{name}", mean_of(energy), f"kinetic energy of the marginal flow: {name}", "per dimension")
     d.scalar(f"turning/{name}", mean_of(turning), f"angle by which trajectories turn: {name}", "rad")
     _few_steps(d, k, name, low, times, weights, generator)
+
+
+def _motions(k: Known, n: int, times: Tensor, generator: torch.Generator, report: Report) -> Motion:
+    """What the flow does at n points at each of the times; a row of figures for each of these."""
+    size, parts = max(1, TOGETHER // (n * k.dimension)), []
+    for done in range(0, len(times), size):
+        report(done, len(times))
+        t = times[done : done + size].repeat_interleave(n)
+        drawn = [k.noisy(each, generator, flows=True) for each in t.split(n)]
+        label = None if drawn[0][3] is None else torch.cat([each[3] for each in drawn if each[3] is not None])
+        parts.append(motion(k.flows, torch.cat([each[0] for each in drawn]), t, label))
+    return Motion(
+        **{
+            each.name: torch.cat([getattr(part, each.name) for part in parts]).reshape(len(times), n)
+            for each in fields(Motion)
+        }
+    )
 
 
 def _few_steps(

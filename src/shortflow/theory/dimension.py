@@ -20,6 +20,7 @@ from torch import Tensor
 
 from shortflow.errors import require
 from shortflow.flowmap import FlowMap
+from shortflow.tangent import differentiated
 from shortflow.theory.estimates import Estimate, mean_of
 from shortflow.theory.law import Law
 
@@ -49,7 +50,7 @@ def learned_dimension(
     path = flow.path
     signs = torch.randint(0, 2, x.shape, generator=generator).to(x.device, x.dtype) * 2 - 1
     with torch.no_grad():
-        rate = torch.func.jvp(lambda point: flow.velocity(point, t, label), (x,), (signs,))[1]
+        rate = differentiated(lambda point: flow.velocity(point, t, label), (x,), (signs,))[1]
     divergence = (rate * signs).flatten(1).sum(1)
     return path.alpha(t) / path.wronskian(t) * (x[0].numel() * path.d_sigma(t) - path.sigma(t) * divergence)
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from shortflow.errors import ShortflowError
 from shortflow.theory.law import Law, check_known, check_labels, visible
+from shortflow.theory.solve import rk4_average_velocity
 from shortflow.typing import expand
 
 __all__ = ["FiniteData"]
@@ -34,10 +35,12 @@ EARLIEST = 1e-8  # The time whose σ replaces σ_0 = 0 in a division; its invers
 
 @dataclass(frozen=True, kw_only=True)
 class _Geometry:
-    """The mean c of the points, ‖x_i − c‖², and, of data that are one block, both as an array (x_i − c, ‖x_i − c‖²)."""
+    """The mean c of the points, ‖x_i − c‖², log p_i, and, of data that are one block, the array (x_i − c, ‖x_i −
+    c‖²)."""
 
     centre: Float[Tensor, "d"]
     squares: Float[Tensor, "n"]
+    log_weights: Float[Tensor, "n"]
     points: Float[Tensor, "n e"] | None
 
 
@@ -114,23 +117,21 @@ class FiniteData(Law):
             for rows, weight in zip(chosen, weights, strict=True)
         ]
 
-    def _by_rows(
-        self, value: Callable[["FiniteData", State, Time, Label], Tensor], x: State, t: Time, label: Label
-    ) -> Tensor:
-        """value(law, x, t, label) of all rows, few at a time where points are many, and of a class with its points
+    def _by_rows(self, value: Callable[..., Tensor], label: Label, *rows: Tensor) -> Tensor:
+        """value(law, *rows, label) of all rows, few at a time where points are many, and of a class with its points
         only."""
-        if len(x) * len(self.points) <= SMALL:
-            return value(self, x, t, label)
+        if len(rows[0]) * len(self.points) <= SMALL:
+            return value(self, *rows, label)
         if label is None:
             size = max(1, BLOCK // len(self.points))
-            return torch.cat([value(self, *part, None) for part in zip(x.split(size), t.split(size), strict=True)])
+            return torch.cat([value(self, *part, None) for part in zip(*(r.split(size) for r in rows), strict=True)])
         check_known(label, self.labels, self.num_classes)
         order = label.argsort(stable=True)
         kinds, counts = label[order].unique_consecutive(return_counts=True)
         parts = []
-        for c, rows in zip(kinds.tolist(), order.split(counts.tolist()), strict=True):
+        for c, some in zip(kinds.tolist(), order.split(counts.tolist()), strict=True):
             law = self if c == self.num_classes else self._parts[c]
-            parts.append(law._by_rows(value, x[rows], t[rows], None))
+            parts.append(law._by_rows(value, None, *(each[some] for each in rows)))
         return torch.cat(parts)[order.argsort()]
 
     @cached_property
@@ -149,7 +150,8 @@ class FiniteData(Law):
                 points = None
                 if self.points.numel() <= BLOCK:
                     points = torch.cat([next(self._blocks(like)) - centre, squares[:, None]], 1)
-            self._kept[key] = _Geometry(centre=centre, squares=squares, points=points)
+                log_weights = self._probabilities(like).log()
+            self._kept[key] = _Geometry(centre=centre, squares=squares, log_weights=log_weights, points=points)
         return self._kept[key]
 
     def _log_joint(self, x: State, t: Time, label: Label) -> tuple[Tensor, Tensor]:
@@ -162,7 +164,7 @@ class FiniteData(Law):
         state = x.flatten(1) - alpha * known.centre
         # Factors go to the rows, and the points' squares are one more coordinate: one product, and nothing after it.
         rows, scale = alpha / sigma**2 * state, -0.5 * (alpha / sigma) ** 2
-        bias = self._probabilities(x).log()
+        bias = known.log_weights
         if known.points is not None:
             logits = torch.addmm(bias, torch.cat([rows, scale], 1), known.points.T)
         else:  # of large data no second copy is made: what the mean adds to the product is taken off
@@ -186,11 +188,11 @@ class FiniteData(Law):
         return self._log_joint(x, t, label)[0].softmax(-1)
 
     def posterior(self, x: State, t: Time, label: Label = None) -> tuple[State, State]:
-        data = self._by_rows(lambda law, *row: law._averaged(law.responsibilities(*row)), x, t, label).reshape(x.shape)
+        data = self._by_rows(lambda law, *row: law._averaged(law.responsibilities(*row)), label, x, t).reshape(x.shape)
         return data, (x - expand(self.path.alpha(t), x) * data) / expand(self._divisor(t), x)
 
     def velocity_variance(self, x: State, t: Time, label: Label = None) -> Time:
-        return self._by_rows(FiniteData._variance, x, t, label)
+        return self._by_rows(FiniteData._variance, label, x, t)
 
     def _variance(self, x: State, t: Time, label: Label) -> Time:
         gamma = self.responsibilities(x, t, label)
@@ -213,27 +215,47 @@ class FiniteData(Law):
             places = torch.multinomial(law.responsibilities(x, t, label).cpu(), 1, generator=generator)[:, 0]
             return law.points[places.to(law.points.device)]
 
-        return self._by_rows(chosen, x, t, label).to(x.device, x.dtype)
+        return self._by_rows(chosen, label, x, t).to(x.device, x.dtype)
 
     def log_density(self, x: State, t: Time, label: Label = None) -> Time:
         """log p_t(x) in nats; needs t > 0. With a label, of the class: log p_t(x | label)."""
         logits, common = self._log_joint(x, t, label)
-        log_p = self._probabilities(x).log().expand_as(logits)
+        log_p = self._geometry(x).log_weights.expand_as(logits)
         if label is not None:
             log_p = log_p.masked_fill(~visible(label, self.labels, self.num_classes), -torch.inf)
         constant = math.prod(self.shape) * (self._divisor(t).log() + 0.5 * math.log(2 * math.pi))
         return logits.logsumexp(-1) - log_p.logsumexp(-1) - common - constant
 
     def _solve(self, x: State, t: Time, r: Time, label: Label = None) -> State:
-        floor = torch.full_like(t, self.floor)
+        floor = torch.full_like(t, max(self.floor, EARLIEST))
         start, end = torch.maximum(t, floor), torch.maximum(r, floor)
         state = x + expand(start - t, x) * self.velocity(x, t, label)
-        average = super()._solve(state, start, end, label)
+        average = self._by_rows(FiniteData._between, label, state, start, end)
         state = state + expand(end - start, x) * average
         state = state + expand(r - end, x) * self.velocity(state, end, label)
         gap = expand(r - t, x)
         straight = (expand(torch.minimum(t, r), x) < self.floor) & (gap != 0)
         return torch.where(straight, (state - x) / torch.where(straight, gap, torch.ones_like(gap)), average)
+
+    def _between(self, x: State, t: Time, r: Time, label: Label) -> State:
+        """u_{t,r}(x) on the linear path, t and r not 0, with as few operations as one evaluation of the velocity takes.
+
+        z = x − (1 − t)c is on the path of the centred points: its velocity is (z − ẑ)/t, and that of x is c less.
+        """
+        known = self._geometry(x)
+        if known.points is None:
+            return super()._solve(x, t, r, label)
+        points, bias = known.points, known.log_weights
+        if label is not None:
+            bias = bias.masked_fill(~visible(label, self.labels, self.num_classes), -torch.inf)
+
+        def velocity(z: Tensor, t: Tensor) -> Tensor:
+            time, rest = t[:, None], (1 - t)[:, None]
+            rows = torch.cat([z, -0.5 * rest], 1) * (rest / time**2)
+            return (z - torch.addmm(bias, rows, points.T).softmax(-1) @ points[:, :-1]) / time
+
+        z = x.flatten(1) - (1 - t)[:, None] * known.centre
+        return (rk4_average_velocity(velocity, z, t, r, self.steps) - known.centre).reshape(x.shape)
 
     def sample(
         self, n: int, generator: torch.Generator | None = None, dtype: torch.dtype | None = None

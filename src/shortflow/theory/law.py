@@ -28,6 +28,7 @@ from torch import Tensor
 
 from shortflow.errors import ShortflowError
 from shortflow.paths import Linear, Path
+from shortflow.tangent import differentiated
 from shortflow.theory.solve import rk4_average_velocity
 from shortflow.typing import expand
 
@@ -113,8 +114,12 @@ class Law(ABC):
 
     def acceleration(self, x: State, t: Time, label: Label | None = None) -> State:
         """D_t v = ∂_t v + ∇v·v, the second derivative of a trajectory of the flow."""
+        return self.movement(x, t, label)[1]
+
+    def movement(self, x: State, t: Time, label: Label | None = None) -> tuple[State, State]:
+        """(v_t(x), D_t v)."""
         v = self.velocity(x, t, label)
-        return torch.func.jvp(lambda x, t: self.velocity(x, t, label), (x, t), (v, torch.ones_like(t)))[1]
+        return v, differentiated(lambda x, t: self.velocity(x, t, label), (x, t), (v, torch.ones_like(t)))[1]
 
     def average_posterior(self, x: State, t: Time, r: Time, label: Label | None = None) -> tuple[State, State]:
         """(x̂_{t,r}, ε̂_{t,r}) with x = α_t x̂ + σ_t ε̂ and X_{t,r}(x) = α_r x̂ + σ_r ε̂; the posterior itself if r =

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from shortflow.errors import require
 from shortflow.flowmap import FlowMap
+from shortflow.tangent import differentiated
 from shortflow.typing import expand
 
 __all__ = ["boundary_error", "eulerian", "lagrangian", "lipschitz", "realised_guidance", "semigroup"]
@@ -67,7 +68,7 @@ def lipschitz(f: Callable[[State], State], x: State, rounds: int = 12, seed: int
     for _ in range(rounds):
         w = w / expand(w.flatten(1).norm(dim=1).clamp(min=tiny), w)
         with torch.no_grad():
-            moved = torch.func.jvp(f, (x,), (w,))[1]
+            moved = differentiated(f, (x,), (w,))[1]
         norm = moved.flatten(1).norm(dim=1)
         with torch.enable_grad():
             point = x.detach().requires_grad_()

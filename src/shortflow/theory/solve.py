@@ -32,17 +32,18 @@ def rk4_average_velocity(velocity: Velocity, x: State, t: Time, r: Time, steps: 
         raise ShortflowError(f"steps must be at least 1, got {steps}")
     gap = r - t
     h = expand(gap / steps, x)
-    state, total = x, torch.zeros_like(x)
+    half, sixth = h / 2, h / 6
+    state, total, end = x, torch.zeros_like(x), t
     for i in range(steps):
         # Nodes are fractions of the gap, so that the last one is r and not r plus the rounding of all steps.
-        start, middle, end = (t + gap * ((i + part) / steps) for part in (0.0, 0.5, 1.0))
+        start, middle, end = end, t + gap * ((i + 0.5) / steps), t + gap * ((i + 1) / steps)
         k1 = velocity(state, start)
-        k2 = velocity(state + h / 2 * k1, middle)
-        k3 = velocity(state + h / 2 * k2, middle)
+        k2 = velocity(state + half * k1, middle)
+        k3 = velocity(state + half * k2, middle)
         k4 = velocity(state + h * k3, end)
-        slope = (k1 + 2 * k2 + 2 * k3 + k4) / 6
-        state, total = state + h * slope, total + slope
-    return total / steps
+        slopes = k1 + 2 * (k2 + k3) + k4
+        state, total = state + sixth * slopes, total + slopes
+    return total / (6 * steps)
 
 
 def rk4(velocity: Velocity, x: State, t: Time, r: Time, steps: int = 200) -> State:

@@ -38,7 +38,7 @@ class Motion:
 def motion(law: Law, x: State, t: Time, label: Label = None) -> Motion:
     """What the flow does at (x, t)."""
     dimension = x[0].numel()
-    v, a = law.velocity(x, t, label).flatten(1), law.acceleration(x, t, label).flatten(1)
+    v, a = (each.flatten(1) for each in law.movement(x, t, label))
     speed = v.square().sum(1)
     across = a - ((a * v).sum(1) / speed.clamp(min=torch.finfo(v.dtype).tiny))[:, None] * v
     return Motion(

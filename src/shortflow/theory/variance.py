@@ -13,6 +13,7 @@ target of continuous time: that is the factor between their gradients. The role 
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -20,10 +21,19 @@ from torch import Tensor
 
 from shortflow.errors import require
 from shortflow.flowmap import FlowMap
+from shortflow.tangent import differentiated
 from shortflow.theory.law import Law
 from shortflow.typing import expand
 
-__all__ = ["Spread", "adaptive_bias", "adaptive_point", "continuous_floor", "discrete_spread"]
+__all__ = [
+    "Spread",
+    "adaptive_bias",
+    "adaptive_point",
+    "carried",
+    "continuous_floor",
+    "discrete_spread",
+    "posterior_draws",
+]
 
 Time = Float[Tensor, "b"]
 State = Float[Tensor, "b ..."]
@@ -41,11 +51,17 @@ def continuous_floor(
         x, eps: data and noise of the rows.
         label, told: the class that the law and the network are told.
     """
+    return carried(flow, law, x, eps, t, r, label, told)[1].square().flatten(1).sum(1)
+
+
+def carried(
+    flow: FlowMap, law: Law, x: State, eps: State, t: Time, r: Time, label: Label = None, told: Label = None
+) -> tuple[State, State]:
+    """(X_{t,r}(x_t), J Z): where the jump carries the point, and where the noise of its velocity."""
     x_t = law.path.interpolate(x, eps, t)
     noise = law.path.velocity(x, eps, t) - law.velocity(x_t, t, label)
     with torch.no_grad():
-        moved = torch.func.jvp(lambda point: flow(point, t, r, told), (x_t,), (noise,))[1]
-    return moved.square().flatten(1).sum(1)
+        return differentiated(lambda point: flow(point, t, r, told), (x_t,), (noise,))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +71,19 @@ class Spread:
 
     variance: Time
     bias: Time
+
+
+def posterior_draws(
+    law: Law, x_t: State, t: Time, draws: int, label: Label = None, generator: torch.Generator | None = None
+) -> Float[Tensor, "m ..."]:
+    """`draws` data points of the posterior of each row, those of a row after each other."""
+    points, times, given = _repeated(draws, x_t, t, label)
+    return law.sample_posterior(points, times, given, generator)
+
+
+def _repeated(draws: int, *values: Any) -> list[Any]:
+    """Every row `draws` times; None stays None."""
+    return [None if each is None else each.repeat_interleave(draws, 0) for each in values]
 
 
 def discrete_spread(
@@ -70,32 +99,30 @@ def discrete_spread(
     told: Label = None,
     generator: torch.Generator | None = None,
     landed: State | None = None,
+    data: Float[Tensor, "m ..."] | None = None,
     sharp: bool = True,
 ) -> Spread:
     """Variance and squared bias of T = X_{s,r}(α_s x_0 + σ_s ε) in the units of states, from `draws` pairs given x_t.
 
     Args:
         landed: X_{t,r}(x_t), if it is known already.
+        data: `posterior_draws`, if they are drawn already.
         sharp: take what is linear in x_s out of the noise of the bias, for a derivative of the second step: needed
             where the first step is short and the bias small.
     """
     require(draws >= 2, f"a variance needs at least 2 draws, got {draws}")
 
-    def repeated(value: Tensor) -> Tensor:
-        return value.repeat_interleave(draws, 0)
-
-    points, times, middle, ends = (repeated(each) for each in (x_t, t, s, r))
-    given, seen = (None if each is None else repeated(each) for each in (label, told))
-    data = law.sample_posterior(points, times, given, generator)
+    points, times, middle, ends, seen = _repeated(draws, x_t, t, s, r, told)
+    data = posterior_draws(law, x_t, t, draws, label, generator) if data is None else data
     eps = (points - expand(law.path.alpha(times), points) * data) / expand(law.path.sigma(times), points)
     x_s = law.path.interpolate(data, eps, middle)
-    mean_s = repeated(law.path.interpolate(*law.posterior(x_t, t, label), s))
     with torch.no_grad():
         target = flow(x_s, middle, ends, seen)
         # What is linear in x_s − E[x_s | x_t] has the mean 0; without it the mean's noise is of the order of the bias.
         linear = torch.zeros_like(target)
         if sharp:
-            linear = torch.func.jvp(lambda point: flow(point, middle, ends, seen), (mean_s,), (x_s - mean_s,))[1]
+            (mean_s,) = _repeated(draws, law.path.interpolate(*law.posterior(x_t, t, label), s))
+            linear = differentiated(lambda point: flow(point, middle, ends, seen), (mean_s,), (x_s - mean_s,))[1]
         exact = flow(x_t, t, r, told) if landed is None else landed
     target, rest = (each.flatten(1).reshape(len(x_t), draws, -1) for each in (target, target - linear))
     (variance, _), (noise, mean) = (_moments(each) for each in (target, rest))
@@ -141,9 +168,8 @@ def adaptive_bias(
     For i.i.d. coordinates the bias is −E[z³]/(D E[z²]) in each: it vanishes with the dimension.
     """
     require(draws >= 4, f"a skewness needs at least 4 draws, got {draws}")
-    points, times = x_t.repeat_interleave(draws, 0), t.repeat_interleave(draws, 0)
-    given = None if label is None else label.repeat_interleave(draws, 0)
-    x = law.sample_posterior(points, times, given, generator)
+    points, times = _repeated(draws, x_t, t)
+    x = posterior_draws(law, x_t, t, draws, label, generator)
     eps = (points - expand(law.path.alpha(times), points) * x) / expand(law.path.sigma(times), points)
     z = law.path.velocity(x, eps, times).flatten(1).reshape(len(x_t), draws, -1)
     z = z - law.velocity(x_t, t, label).flatten(1)[:, None]
