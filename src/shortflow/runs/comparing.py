@@ -10,6 +10,7 @@ import torch
 
 from shortflow import evaluate
 from shortflow.data import images as data_images
+from shortflow.data.latents import holds_latents
 from shortflow.data.stored import Stored, of_dataset, open_images
 from shortflow.errors import MetricError
 from shortflow.evaluate import Extractor, Plan, Statistics
@@ -144,20 +145,21 @@ def _drawn(model: Model, n: int, settings: Mapping[str, Any], identity: str, res
 
 
 def training_images(model: Model, resolution: int | None = None) -> Stored:
-    """The images that a model was trained on.
+    """The images that a model was trained on, also those whose latents were made while it was trained.
 
     Raises:
         DataError: if they are not there.
-        MetricError: if it was trained on latents, or points.
+        MetricError: if it was trained on stored latents, or points.
     """
     if model.spec.kind == "points":
         raise MetricError(_POINTS)
-    if model.spec.kind == "latents":
+    data, folder = model.run.data, Path(model.run.data.source).expanduser()
+    if model.spec.kind == "latents" and (data.encoder is None or (folder.is_dir() and holds_latents(folder))):
         raise MetricError(
             f"{model.path}: this model was trained on latents, which are no images to compare with; give a reference "
             "(--reference STATS|IMAGES)"
         )
-    return of_dataset(load_data(model.run.data, resolution=resolution))
+    return of_dataset(load_data(data, resolution=resolution))
 
 
 def statistics_of(
