@@ -59,8 +59,8 @@ Split = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="Which split of the real images: train, test, val or all; by default train, what a run is trained on. Also "
-        "as IMAGES:NAME.",
+        help="Which split of the real images: train, test, val or all; by default train, as training has it. Also as "
+        "IMAGES:NAME.",
         show_default=False,
     ),
 ]

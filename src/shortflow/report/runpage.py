@@ -1,6 +1,6 @@
 """The sections of one run: summary, quality, samples, training, cost, method, settings, how to make it again."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 

@@ -10,8 +10,8 @@ import torch
 
 from shortflow import evaluate
 from shortflow.data import images as data_images
-from shortflow.data.images import some
 from shortflow.data.decoded import Corrupt
+from shortflow.data.images import some
 from shortflow.data.latents import holds_latents
 from shortflow.data.stored import Stored, of_dataset, open_images
 from shortflow.errors import MetricError
@@ -243,9 +243,7 @@ def compare(
 
     # Where the statistics came with images (ADM), those give the features of the reference.
     real = None if images is None else planned(images, REFERENCE_ORDER, most)
-    made = {
-        label: planned(each, SAMPLE_ORDER, each.count if adm else most) for label, each in compared.images.items()
-    }
+    made = {label: planned(each, SAMPLE_ORDER, each.count if adm else most) for label, each in compared.images.items()}
 
     def statistics(what: str, part: Part) -> Statistics | None:
         tally = gather(*part, beside=out, world=world, report=reports(what))
