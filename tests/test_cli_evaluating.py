@@ -1,6 +1,7 @@
 """`shortflow evaluate` and `shortflow reference` as their user sees them, on runs and on anybody's images."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from shortflow.data import load
 from shortflow.evaluate import inception, save_program
 from shortflow.evaluate.tally import Tally
 from shortflow.files import sha256_of
+from shortflow.lock import RunLock
+from shortflow.runs import comparing
 
 TINY = ("network={kind: SiTConfig, size: tiny, depth: 1, width: 16, heads: 2}", "train.preview_every=0")
 
@@ -84,7 +87,7 @@ def test_anybodys_images_against_a_reference(shortflow: Shortflow, files: Path, 
     assert lines[3] == f"reference: {files}/s.npz, 40 images, sha256 {sha256_of(files / 's.npz')[:12]}"
     assert lines[4] == f"images:    {files}/pngs (24 of png); uint8, as stored"
     assert lines[-1] == f"→ {files}/pngs.evaluation.json"
-    assert found["made"] == {"source": str(files / "pngs"), "formats": {"png": 24}}
+    assert found["made"] == {"source": str(files / "pngs"), "formats": {"png": 24}, "skipped": []}
     assert (found["resolution"], found["resize"], found["rounding"]) == ([8, 8], None, "uint8, as stored")
     assert found["features"]["weights"] == sha256_of(program)
     assert sorted(path.name for path in files.iterdir() if path.name.startswith(".")) == []  # no chunks are left
@@ -169,6 +172,126 @@ def test_adm_reference_files_give_statistics_and_images(
     wanted = evaluate.Gaussian(mean=torch.zeros(4).double(), cov=torch.eye(4).double())
     assert row["distance"] == pytest.approx(evaluate.frechet_distance(evaluate.Moments.of(seen), wanted), rel=1e-9)
     assert (row["neighbours_n"], row["neighbours_reference"]) == (40, 30)
+    # As ADM has it, all samples beside 10,000 of the reference; a number is one of each side.
+    monkeypatch.setattr(comparing, "FEATURES", 20)
+    found = []
+    for words in ((), ("--neighbours", 15), ("--neighbours", "adm", "--reference", files / "pngs")):
+        assert shortflow(*shared, *words).code == 0
+        found.append(record(files / "samples.npz.evaluation.json"))
+    rows = [each["rows"]["samples.npz"] for each in found]
+    assert [(each["neighbours_n"], each["neighbours_reference"]) for each in rows] == [(40, 20), (15, 15), (40, 20)]
+    assert [each["neighbours"] for each in found] == [
+        "all samples and 20 of the reference, at most",
+        "15 samples and 15 of the reference, at most",
+        "all samples and 20 of the reference, at most",
+    ]
+    real = evaluate.load_program(program).run(pictures(30, seed=5)).features
+    first = real[torch.randperm(30, generator=torch.Generator().manual_seed(0))[:20]]
+    scores = evaluate.neighbour_scores(seen, first, k=3)
+    assert (rows[0]["precision"], rows[0]["recall"]) == (scores.precision, scores.recall)
+
+
+def test_inception_scores_in_order_are_those_of_adm(shortflow: Shortflow, tmp_path: Path) -> None:
+    """Of 5,000 images each as they come, the last part with what is left: exp of the mean KL to the part's mean."""
+    images = np.concatenate([load("digits", "all").samples] * 3)  # 5,391 of them
+    np.save(tmp_path / "d.npy", images)
+    shared = ("evaluate", tmp_path / "d.npy", "--reference", "digits:test", "--features", "classifier:digits")
+    assert shortflow(*shared).code == 0
+    mixed = record(tmp_path / "d.npy.evaluation.json")
+    said = shortflow(*shared, "--is-splits", "ordered")
+    assert "the Inception score is of images in their order: it is low for a set that is sorted by class" in said.out
+    found = record(tmp_path / "d.npy.evaluation.json")
+    assert mixed["inception_score_splits"] == "10, in a random order"
+    assert found["inception_score_splits"] == "5,000 images each, in order"
+    p = evaluate.load_classifier("digits").logits(images).double().softmax(1)
+    scores = [(part * (part / part.mean(0)).log()).sum(1).mean().exp() for part in (p[:5000], p[5000:])]
+    row = found["rows"]["d.npy"]
+    assert row["inception_score"] == pytest.approx(float(torch.stack(scores).mean()), rel=1e-9)
+    assert row["inception_score"] != pytest.approx(mixed["rows"]["d.npy"]["inception_score"], rel=1e-6)
+
+
+# -------------------------------------------------------------------------------------------------------------- damages
+
+
+def test_damaged_images_are_refused_first_or_left_out_and_listed(
+    shortflow: Shortflow, files: Path, program: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clean = files / "clean"
+    shutil.copytree(files / "pngs", clean)
+    for name, content in (("005.png", b"x"), ("017.png", (clean / "017.png").read_bytes()[:-60])):
+        (files / "pngs" / name).write_bytes(content)
+        (clean / name).unlink()
+    shared = ("--reference", files / "samples.npz", "--features", program)
+    with monkeypatch.context() as patched:
+        patched.setattr(Tally, "of", lambda *arguments: pytest.fail("something was computed"))
+        said = shortflow("evaluate", files / "pngs", *shared)
+    assert (said.code, said.out) == (2, "")
+    assert "pngs: 1 of 24 images cannot be read: 005.png (no image); replace or remove these files, or" in said.err
+    said = shortflow("evaluate", files / "pngs", *shared, "--corrupt", "skip")
+    assert said.code == 0, said.err
+    assert "Note: 2 of the images cannot be read and are left out: 005.png (no image), 017.png (" in said.out
+    found = record(files / "pngs.evaluation.json")
+    assert [title for title, _ in found["made"]["skipped"]] == ["005.png", "017.png"]
+    assert shortflow("evaluate", clean, *shared).code == 0
+    assert found["rows"]["pngs"] == record(files / "clean.evaluation.json")["rows"]["clean"]
+    # Of a reference, too, whose file says so.
+    said = shortflow("reference", files / "pngs", "--features", program, "--out", files / "s.npz", "--corrupt", "skip")
+    assert "skipped: 005.png (no image)\n" in said.out
+    wanted = ("--reference", files / "s.npz", "--features", program)
+    said = shortflow("evaluate", files / "samples.npz", *wanted)
+    assert "Note: 2 of the reference cannot be read and are left out: 005.png (no image), 017.png (" in said.out
+
+
+def test_chunks_of_other_choices_are_removed(
+    shortflow: Shortflow, files: Path, program: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that an interrupted command left beside the same result; never those that somebody is working on."""
+    shared = ("evaluate", files / "pngs", "--reference", files / "samples.npz", "--features", program)
+    real = Tally.of
+
+    def of(batches: Any, extractor: Any, plan: Any, first: int, last: int) -> Tally:
+        if plan.n < 40:
+            raise KeyboardInterrupt
+        return real(batches, extractor, plan, first, last)
+
+    def folders() -> list[Path]:
+        return sorted(path for path in files.iterdir() if path.name.startswith(".pngs.evaluation.json-"))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Tally, "of", of)
+        assert shortflow(*shared).code == 130
+        (before,) = folders()  # of the reference
+        (files / "pngs/003.png").unlink()
+        assert shortflow(*shared).code == 130
+        assert folders() == [before]  # the reference is as it was
+        assert shortflow(*shared, "--neighbours", 5).code == 130
+        (after,) = folders()
+        assert after != before
+    (files / ".pngs.evaluation.json-notes").mkdir()
+    lock = RunLock(after)
+    assert shortflow(*shared).code == 0
+    assert after in folders()
+    lock.release()
+    assert shortflow(*shared).code == 0
+    assert folders() == [files / ".pngs.evaluation.json-notes"]
+
+
+def test_a_reference_is_the_split_that_a_run_sees(shortflow: Shortflow, files: Path, program: Path) -> None:
+    photos = files / "photos"
+    (files / "pngs").rename(photos.with_name("p")), photos.mkdir()
+    (files / "p").rename(photos / "train"), (files / "jpegs").rename(photos / "test")
+    for k, (words, count) in enumerate((((), {"png": 24}), (("--split", "test"), {"jpeg": 24}))):
+        out = files / f"{k}.npz"
+        assert shortflow("reference", photos, "--features", program, "--out", out, *words).code == 0
+        said = shortflow("evaluate", files / "samples.npz", "--reference", photos, "--features", program, *words)
+        assert said.code == 0, said.err
+        found = record(files / "samples.npz.evaluation.json")
+        assert found["reference"]["formats"] == count
+        assert shortflow("evaluate", files / "samples.npz", "--reference", out, "--features", program).code == 0
+        again = record(files / "samples.npz.evaluation.json")
+        assert again["rows"]["samples.npz"]["distance"] == pytest.approx(found["rows"]["samples.npz"]["distance"])
+    said = shortflow("evaluate", f"{photos}:test", "--reference", photos, "--features", program)
+    assert record(files / "photos-test.evaluation.json")["made"]["formats"] == {"jpeg": 24}
 
 
 # ----------------------------------------------------------------------------------------------------------------- runs
@@ -182,6 +305,7 @@ def test_a_run_by_number_of_steps(shortflow: Shortflow, trained: Path, files: Pa
     assert (found["made"]["seed"], found["made"]["images_seen"], found["made"]["guidance"]) == (3, 64, 1.0)
     assert found["rounding"] == "uint8: nearest level, clamped to 0…255"
     assert found["reference"]["source"] == "digits:train"
+    assert found["made"]["classes"] == "in turn: sample k is of class k mod 10"
     assert (
         "images:    seed 3, guidance 1, PushForward, grid uniform, fp32; uint8: nearest level, clamped to 0…255"
         in said.out

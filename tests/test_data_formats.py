@@ -191,7 +191,7 @@ def test_all_forms_are_kept_and_mapped_where_they_are_large(
     assert isinstance(mapped.samples, np.memmap)
     assert mapped.fingerprint() == plain.fingerprint()
     assert len(list(cache.iterdir())) == 1
-    monkeypatch.setattr(decoded, "_each", None)  # nothing is decoded any more
+    monkeypatch.setattr(decoded, "each", None)  # nothing is decoded any more
     assert data.load(given, resolution=12).fingerprint() == plain.fingerprint()
 
 

@@ -113,7 +113,7 @@ def test_identity_follows_the_files(tmp_path: Path) -> None:
 
 def test_formats_are_counted_and_grey_files_become_rgb(tmp_path: Path) -> None:
     image = Image.fromarray(np.full((8, 8), 77, np.uint8))
-    for name in ("1.jpg", "2.JPEG", "3.png", ".hidden.png", "notes.txt"):
+    for name in ("1.jpg", "2.JPEG", "3.png", ".hidden.png"):
         image.save(tmp_path / name, format="PNG" if name.endswith("g") and "3" in name else "JPEG")
     stored = open_images(tmp_path)
     assert stored.formats == {"jpeg": 2, "png": 1}
@@ -149,7 +149,9 @@ def test_what_is_refused(tmp_path: Path) -> None:
         return tmp_path / name
 
     refused("nowhere", r"there is no such folder or file, and no data set of that name \(digits, mnist")
-    refused(tmp_path, "no image in it")
+    (tmp_path / "empty").mkdir()
+    refused(tmp_path / "empty", "no image in it")
+    refused("digits:nowhere", "no split 'nowhere'")
     refused(saved(arr_0=np.zeros((2, 8, 8, 3))), "images are uint8, got float64; scale to 0…255, round")
     refused(saved(arr_0=np.zeros((2, 8, 8, 4), np.uint8)), "1 or 3 channels, got shape")
     refused(saved(mu=np.zeros(3), sigma=np.eye(3)), r"holds no uint8 images \(n, h, w, c\), but mu float64")
@@ -162,21 +164,75 @@ def test_what_is_refused(tmp_path: Path) -> None:
     cut.write_bytes(saved(arr_0=pictures(200)).read_bytes()[:-5000])
     refused(cut, "is no readable .npz file")
     (tmp_path / "x.zip").write_bytes(b"x")
-    refused(tmp_path / "x.zip", "is no readable archive")
+    refused(tmp_path / "x.zip", "no zip file, or only a part of one")
     (tmp_path / "x.txt").write_text("x")
-    refused(tmp_path / "x.txt", "images are a folder, or a .zip, .npz, .npy, .tar or .parquet file")
+    refused(tmp_path / "x.txt", "neither a folder nor a .zip, .npz, .npy, .tar or .parquet file")
+    refused(saved(arr_0=pictures(2)), "no split 'test', because a file of arrays has none", split="test")
     refused("rings", "these are points, not images")
 
 
-def test_damaged_files_and_mixed_sizes_are_named(tmp_path: Path) -> None:
+def test_damaged_files_and_mixed_sizes_are_named_before_the_first_is_used(tmp_path: Path) -> None:
     folder(tmp_path, pictures(4))
     Image.fromarray(np.zeros((5, 6, 3), np.uint8)).save(tmp_path / "b/9.png")
-    with pytest.raises(DataError, match=r"b/9\.png has 6×5 pixels, a/0000\.png has 8×8; give a resolution"):
-        read(open_images(tmp_path))
+    with pytest.raises(DataError, match=r"b/9\.png has 6×5 pixels, others have 8×8; give a resolution"):
+        open_images(tmp_path)
     assert read(open_images(tmp_path, resolution=4)).shape == (5, 3, 4, 4)
     (tmp_path / "b/9.png").write_bytes(b"\x89PNG")
-    with pytest.raises(DataError, match=r"images cannot be read: b/9\.png"):
-        read(open_images(tmp_path, resolution=4))
+    with pytest.raises(DataError, match=r"1 of 5 images cannot be read: b/9\.png .*leave them out with --corrupt skip"):
+        open_images(tmp_path, resolution=4)
     (tmp_path / "a/0000.png").write_bytes(b"x")
-    with pytest.raises(DataError, match=r"a/0000\.png cannot be read"):
+    with pytest.raises(DataError, match=r"2 of 5 images cannot be read: a/0000\.png \(no image\), b/9\.png"):
         open_images(tmp_path)
+
+
+@pytest.mark.parametrize("form", ["folder", "zip"])
+def test_damaged_files_are_left_out_where_that_is_asked_for(form: str, tmp_path: Path) -> None:
+    """Also those whose header is whole; what is left is what a folder without them holds."""
+    images = pictures(8, side=32)
+    broken, clean = (folder(tmp_path / name, images) for name in ("broken", "clean"))
+    for name, content in (("a/0000.png", b"x"), ("b/0006.png", (clean / "b/0006.png").read_bytes()[:-1500])):
+        (broken / name).write_bytes(content)
+        (clean / name).unlink()
+    given = broken if form == "folder" else zipped(tmp_path / "broken.zip", broken)
+    found = open_images(given, corrupt="skip")
+    assert (found.count, found.formats) == (6, {"png": 6})
+    assert [title for title, _ in found.skipped] == ["a/0000.png", "b/0006.png"]
+    np.testing.assert_array_equal(read(found), read(open_images(clean)))
+    np.testing.assert_array_equal(read(found, 3, 6), images[[4, 5, 7]])
+    assert found.identity == open_images(given, corrupt="skip").identity
+    assert open_images(clean).skipped == ()
+
+
+def test_photographs_on_their_side_have_one_size(tmp_path: Path) -> None:
+    """A header says 6×5 of a picture that is seen as 5×6; that is no other size."""
+    Image.fromarray(np.zeros((6, 5, 3), np.uint8)).save(tmp_path / "0.jpg")
+    turned = Image.Exif()
+    turned[0x0112] = 6  # a quarter turn
+    Image.fromarray(np.zeros((5, 6, 3), np.uint8)).save(tmp_path / "1.jpg", exif=turned)
+    assert read(open_images(tmp_path)).shape == (2, 3, 6, 5)
+    Image.fromarray(np.zeros((5, 6, 3), np.uint8)).save(tmp_path / "1.jpg")
+    with pytest.raises(DataError, match=r"1\.jpg has 6×5 pixels, others have 5×6"):
+        read(open_images(tmp_path))
+
+
+def test_a_folder_holds_the_images_that_a_run_is_trained_on(tmp_path: Path) -> None:
+    """The same splits, layouts and refusals."""
+    folder(tmp_path / "photos/train", pictures(6))
+    folder(tmp_path / "photos/test", pictures(4, seed=1))
+    packed = zipped(tmp_path / "photos.zip", tmp_path / "photos")
+    for given in (str(tmp_path / "photos"), str(packed)):
+        for split in ("train", "test", "all"):
+            wanted = load(given, split).samples
+            np.testing.assert_array_equal(read(open_images(given, split=split)), wanted)
+            np.testing.assert_array_equal(read(open_images(f"{given}:{split}")), wanted)
+        np.testing.assert_array_equal(read(open_images(given)), load(given).samples)
+        with pytest.raises(DataError, match="no split 'val'"):
+            open_images(given, split="val")
+        with pytest.raises(DataError, match="of the split test, not train; leave out one of them"):
+            open_images(f"{given}:test", split="train")
+    deep = folder(tmp_path / "deep/a/b", pictures(2)).parent.parent
+    with pytest.raises(DataError) as one:
+        open_images(deep)
+    with pytest.raises(DataError) as other:
+        load(str(deep))
+    assert str(one.value) == str(other.value)

@@ -15,6 +15,7 @@ from autoencoders import saved
 from commands import Shortflow
 from launcher import launched
 from photographs import archive
+from reports import Reader, value
 from shortflow import hub, runs
 from shortflow.data.encoders import load_autoencoder
 from shortflow.errors import ConfigError
@@ -46,6 +47,8 @@ def travelled(shortflow: Shortflow, folder: Path, side: int, labels: bool = True
     settings = [f"--set={setting}" for setting in tiny(side)]
     said = shortflow("train", "esc", "--data", latents, "--out", folder / "run", *settings)
     assert (said.code, said.err) == (0, "")
+    words = f"--features inception --reference {photos} --resolution {side} --download"
+    assert said.out.splitlines()[-1] == f"Scores:  shortflow evaluate {folder}/run {words}"
     return folder / "run"
 
 
@@ -107,6 +110,17 @@ def test_photographs_become_figures(
     assert found["resolution"] == [side, side]
     assert (found["reference"]["n"], found["reference"]["formats"]) == (CLASSES * EACH, {"jpeg": CLASSES * EACH})
     assert not [path for path in run.iterdir() if path.name.startswith(".evaluation")]  # no chunk is left
+
+    assert f"1 step, four   FD-12 {found['rows']['1 step']['distance']:.2f}, " in shortflow("status", run).out
+    said = shortflow("report", run, "--no-draw", "--out", tmp_path / "page.html")
+    assert (said.code, said.err) == (0, "")
+    page = Reader.of((tmp_path / "page.html").read_text())
+    head, *body = page.tables["Scores by number of steps"]
+    assert (head[:2], head[-1]) == (["", "FD-12"], "N")
+    assert [(row[0], row[-1]) for row in body] == [("1 step", "12"), ("2 steps", "12")]
+    assert value(body[0][1]) == pytest.approx(found["rows"]["1 step"]["distance"], rel=1e-3)
+    assert f"reference {tmp_path}/photos.zip, {CLASSES * EACH} images" in page.text
+    assert "not been scored" not in page.text
 
 
 # ------------------------------------------------------------------------------------------------- scores of latents

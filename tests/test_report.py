@@ -372,6 +372,55 @@ def test_runs_side_by_side(tmp_path: Path) -> None:
     assert "no comparison" not in page.notes
 
 
+def fid(images: int = 768, n: int = 5000) -> dict[str, Any]:
+    """A record of `evaluate --features inception`."""
+    row = {"n": n, "name": "FID-5k", "spatial_name": "sFID-5k", "distance": 12.5, "spatial_distance": 7.25}
+    known = {"name": "inception-2015-12-05", "weights": "ef" * 32, "published": True}
+    return {
+        "made": {"images_seen": images, "seed": 4, "guidance": 1.5, "window": None, "precision": "bf16"},
+        "features": known,
+        "reference": {"source": "./my photos", "n": 1297, "sha256": "ab" * 32},
+        "resolution": [8, 8],
+        "resize": "center_crop to 8",
+        "rows": {"1 step": row | {"recall": 0.5}, "2 steps": row | {"distance": 9.75}},
+    }
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_every_record_of_scores_is_shown_under_its_own_names(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run", scored=False)
+    (run / "evaluation-inception-2015-12-05.json").write_text(json.dumps(fid()))
+    page = Reader.of(report_page([run]))
+    in_order(page)
+    assert "not been scored" not in page.text
+    assert "FID-5k in 1 step: 12.5; at best 9.75, in 2 steps." in page.text
+    assert page.tables["Scores by number of steps"] == [
+        ["", "FID-5k", "sFID-5k", "recall", "N"],
+        ["1 step", "12.5", "7.25", "0.5", "5,000"],
+        ["2 steps", "9.75", "7.25", "–", "5,000"],
+    ]
+    assert "features inception-2015-12-05, weights efefefefefefefef…; reference ./my photos, 1,297 images" in page.text
+    assert "model after images 768; seed 4; guidance 1.5; precision bf16" in page.text
+    made = (
+        "shortflow evaluate out/again --steps 1,2 --n 5000 --features inception --reference './my photos' "
+        "--resolution 8 --seed 4 --guidance 1.5 --bf16"
+    )
+    assert made in page.codes[-1].splitlines()
+    files = [row[0] for row in page.tables["Files that this page was made of"][1:]]
+    assert "evaluation-inception-2015-12-05.json" in files
+
+    other = made_run(tmp_path / "other")
+    (other / "evaluation-inception-2015-12-05.json").write_text(json.dumps(fid(images=700)))
+    page = Reader.of(report_page([other / "evaluation-inception-2015-12-05.json"]))
+    assert "The scores are of the model after 700 images" in page.text
+    assert page.tables["Scores by number of steps, features of inception-2015-12-05"][1][1] == "12.5"
+    assert page.tables["Scores by number of steps, features of the shipped classifier"][0][-1] == "N"
+    # Beside each other, runs are compared by the record that all of them have.
+    plain = made_run(tmp_path / "plain", seed=1)
+    assert re.search(r"In 1 step, Fréchet distance \(% of variance\)", Reader.of(report_page([other, plain])).text)
+    assert "In 1 step, FID-5k, lower is better: " in Reader.of(report_page([other, run])).text
+
+
 @pytest.mark.usefixtures("undrawn")
 def test_records_that_are_no_comparison_are_told(tmp_path: Path) -> None:
     a = made_run(tmp_path / "a")

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from commands import Shortflow
 from shortflow import runs
 from shortflow.cli import main, watching
 from shortflow.cli.common import duration
@@ -60,6 +61,19 @@ def whole(tmp_path: Path) -> Path:
 
 
 # --------------------------------------------------------------------------------------------------------------- values
+
+
+def test_every_record_of_scores_is_told(whole: Path, shortflow: Shortflow) -> None:
+    row = {"n": 5000, "name": "FID-5k", "distance": 12.345, "spatial_distance": None, "recall": 0.5, "precision": 0.25}
+    (whole / "evaluation-inception.json").write_text(json.dumps({"rows": {"1 step": row}}))
+    (whole / "evaluation-half.json").write_text('{"rows": {"1 st')
+    (whole / ".evaluation-inception.json-0123").mkdir()
+    found = read_status(whole).scores
+    assert list(found) == ["1 step", "1 step, inception"]
+    assert found["1 step, inception"] == {name: value for name, value in row.items() if value is not None}
+    said = shortflow("status", whole).out
+    assert "  1 step, inception  FID-5k 12.35, recall 0.500, precision 0.250\n" in said
+    assert "  1 step             accuracy 0.980, FD % 2.50\n" in said
 
 
 def test_a_run_is_what_its_directory_says(whole: Path) -> None:

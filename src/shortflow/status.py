@@ -19,13 +19,26 @@ from shortflow.errors import CheckpointError, ConfigError
 from shortflow.lock import held_by
 from shortflow.yamlfile import read_yaml
 
-__all__ = ["RunStatus", "SavedState", "read_status", "runs_below"]
+__all__ = ["RunStatus", "SavedState", "evaluation_files", "read_status", "runs_below"]
 
 _TAIL = 2**20  # bytes of the record that are read: some thousand lines
 _LINES = 10  # the newest of them, over which the speed is taken
 _LARGEST = 2**26  # bytes of a state.json, as loading has it
 _CLOCK = ("step", "images", "images_per_second")  # in a line of the record, and no figures
-_SCORES = ("conditional_accuracy", "coverage", "recall", "fd", "fd_percent", "energy_distance", "sliced_w2", "n")
+_SCORES = (
+    "distance",
+    "spatial_distance",
+    "inception_score",
+    "conditional_accuracy",
+    "coverage",
+    "recall",
+    "precision",
+    "fd",
+    "fd_percent",
+    "energy_distance",
+    "sliced_w2",
+    "n",
+)
 
 # What a run directory holds, by the first part of a path in it; trackers have folders of their own names.
 _KINDS = {"state": "states", "samples": "previews", "pictures": "previews", "pairs": "pairs", "stats.jsonl": "logs"}
@@ -65,7 +78,8 @@ class RunStatus:
         disk: bytes by kind: states, models, previews, logs, pairs, other.
         free: bytes that are free there.
         preview: the last one.
-        scores: of evaluation.json by row, such as "1 step".
+        scores: of every evaluation*.json by row, such as "1 step", or of evaluation-FEATURES.json "1 step, FEATURES";
+            a distance has what it may be called (FID-5k) under "name".
         remarks: what is odd: damaged lines, damaged states.
     """
 
@@ -87,7 +101,7 @@ class RunStatus:
     disk: Mapping[str, int]
     free: int
     preview: Path | None
-    scores: Mapping[str, Mapping[str, float]]
+    scores: Mapping[str, Mapping[str, float | str]]
     remarks: tuple[str, ...] = ()
 
     @property
@@ -143,7 +157,7 @@ def read_status(directory: Path) -> RunStatus:
         disk=disk,
         free=shutil.disk_usage(directory).free,
         preview=_preview(directory / "samples"),
-        scores=_scores(directory / "evaluation.json"),
+        scores=_scores(directory),
         remarks=(*remarks, *odd),
     )
 
@@ -270,16 +284,27 @@ def _preview(directory: Path) -> Path | None:
     return steps[max(steps)] if steps else None
 
 
-def _scores(path: Path) -> dict[str, dict[str, float]]:
-    """The figures of every row of a record of scores."""
-    with suppress(OSError, KeyError, TypeError, AttributeError):
-        if path.stat().st_size <= _LARGEST:
-            rows = _json(path.read_bytes())["rows"]
-            return {
-                str(name): {score: row[score] for score in _SCORES if _is_number(row.get(score))}
-                for name, row in rows.items()
-            }
-    return {}
+def evaluation_files(directory: Path) -> list[Path]:
+    """The records of scores in a run directory: evaluation.json first, then those of other features by name."""
+    found = [path for path in _entries(directory) if re.fullmatch(r"evaluation(-.+)?\.json", path.name)]
+    return sorted((path for path in found if path.is_file()), key=lambda path: path.stem)
+
+
+def _scores(directory: Path) -> dict[str, dict[str, float | str]]:
+    """The figures of every row of the records of scores."""
+    scores: dict[str, dict[str, float | str]] = {}
+    for path in evaluation_files(directory):
+        features = path.stem.removeprefix("evaluation").replace("-", ", ", 1)
+        with suppress(OSError, KeyError, TypeError, AttributeError):
+            if path.stat().st_size <= _LARGEST:
+                rows = _json(path.read_bytes())["rows"]
+                scores |= {f"{name}{features}": _figures(row) for name, row in rows.items()}
+    return scores
+
+
+def _figures(row: Mapping[str, Any]) -> dict[str, float | str]:
+    found: dict[str, float | str] = {score: row[score] for score in _SCORES if _is_number(row.get(score))}
+    return found | ({"name": row["name"]} if isinstance(row.get("name"), str) else {})
 
 
 # -------------------------------------------------------------------------------------------------------- small things

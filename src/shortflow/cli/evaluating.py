@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -53,8 +53,22 @@ Resolution = Annotated[
 ]
 Keep = Annotated[
     int,
+    typer.Option(metavar="N", help="Features that are kept for KID, precision and recall, at most; 0 for none."),
+]
+Split = Annotated[
+    str | None,
     typer.Option(
-        metavar="N", help="Features of each side that KID, precision and recall are taken of, at most; 0 for none."
+        metavar="NAME",
+        help="Which split of the real images: train, test, val or all; by default train, as training has it. Also as "
+        "IMAGES:NAME.",
+        show_default=False,
+    ),
+]
+Corrupt = Annotated[
+    Literal["refuse", "skip"],
+    typer.Option(
+        metavar="WORD",
+        help="Images that cannot be read: refuse them, before anything is computed, or skip them and list them.",
     ),
 ]
 
@@ -94,7 +108,25 @@ def evaluate(
     other_weights: OtherWeights = False,
     download: Download = False,
     resolution: Resolution = None,
-    neighbours: Keep = 10_000,
+    split: Split = None,
+    corrupt: Corrupt = "refuse",
+    neighbours: Annotated[
+        str,
+        typer.Option(
+            metavar="N|adm",
+            help="Features of each side that KID, precision and recall are taken of, at most, 0 for none; or adm: all "
+            "samples beside 10000 of the reference. By default 10000, and adm with a reference file of ADM's.",
+        ),
+    ] = "auto",
+    is_splits: Annotated[
+        Literal["mixed", "ordered"],
+        typer.Option(
+            "--is-splits",
+            metavar="WORD",
+            help="Inception score of ten mixed parts of the images; or, as ADM has it, ordered: of 5000 images each in "
+            "their order.",
+        ),
+    ] = "mixed",
     seed: Annotated[int, typer.Option(help="Seed of the samples.")] = 0,
     guidance: Guidance = 1.0,
     window: Window = None,
@@ -132,7 +164,7 @@ def evaluate(
     """
     from shortflow import runs
 
-    _check_neighbours(neighbours)
+    most = _neighbours(neighbours)
     rule, kind, acting = runs.sampler_named(sampler, gamma), runs.grid_named(grid), window_of(window)
     settings: dict[str, Any] = {
         "seed": seed,
@@ -145,7 +177,9 @@ def evaluate(
     }
     is_run = _is_run(target)
     if is_run and reference is None and features in ("auto", "classifier"):
-        _check_unused({"--resolution": resolution is not None, "--inception": inception is not None})
+        unused = {"--resolution": resolution is not None, "--inception": inception is not None}
+        unused |= {"--split": split is not None, "--corrupt": corrupt == "skip", "--is-splits": is_splits == "ordered"}
+        _check_unused(unused)
         if os.environ.get("WORLD_SIZE", "1") != "1":
             raise ConfigError(
                 "scores in the features of the shipped classifier are for one process; start it without a launcher, or "
@@ -159,7 +193,9 @@ def evaluate(
         if is_run:
             model = loaded(Path(target), compile, world.device)
             counts, number = numbers(steps, "--steps"), 50_000 if n is None else n
-            known = reference or runs.training_images(model, resolution)
+            own = {"--corrupt": reference is None and corrupt == "skip"}
+            _check_unused(own, "the images that a run was trained on: its data.corrupt counts")
+            known = reference or runs.training_images(model, resolution, split or "train")
             settings["autoencoder"] = world.in_turn(lambda: _decoder(model, encoder, world.device))
             compared = runs.drawn_images(model, counts, number, resolution=resolution, **settings)
             source = model.run.data.source
@@ -171,7 +207,8 @@ def evaluate(
                 raise ConfigError(
                     f"{target}: say what to compare these images with: --reference STATS.npz, or --reference IMAGES"
                 )
-            images = runs.open_images(target, resolution=resolution)
+            with progress("images", title=f"looking at {target}") as looking:
+                images = runs.open_images(target, resolution=resolution, corrupt=corrupt, report=looking)
             compared = runs.Compared(images={Path(target).name or target: images})
             source, known = reference.partition(":")[0], reference
         extractor = _extractor(features, source, inception, other_weights, download, world.device)
@@ -182,10 +219,13 @@ def evaluate(
                 known,
                 extractor,
                 resolution=resolution,
-                neighbours=neighbours,
+                neighbours=most,
+                ordered=is_splits == "ordered",
                 out=path,
                 world=world,
                 reports=reports,
+                split=None if reference is None else split,
+                corrupt=corrupt,
             )
     if record is not None:
         _show(record, path)
@@ -206,6 +246,8 @@ def reference(
     other_weights: OtherWeights = False,
     download: Download = False,
     resolution: Resolution = None,
+    split: Split = None,
+    corrupt: Corrupt = "refuse",
     neighbours: Keep = 10_000,
 ) -> None:
     """Make statistics of images, to compare others with.
@@ -224,10 +266,13 @@ def reference(
     with runs.processes() as world:
         name = "inception" if features == "auto" else features
         extractor = _extractor(name, images.partition(":")[0], inception, other_weights, download, world.device)
-        stored = runs.open_images(images, resolution=resolution)
+        with progress("images", title=f"looking at {images}") as looking:
+            stored = runs.open_images(images, split=split, resolution=resolution, corrupt=corrupt, report=looking)
         with _going_on(out) as reports:
             found = runs.statistics_of(stored, extractor, keep=neighbours, out=out, world=world, report=reports(images))
     if found is not None:
+        for title, reason in stored.skipped:
+            say(f"skipped: {title} ({reason})")
         say(f"{count(stored.count, 'image')} of {stored.shape[2]}×{stored.shape[1]} pixels, {extractor.name} → {out}")
 
 
@@ -238,11 +283,13 @@ def _is_run(target: str) -> bool:
     """Whether a run is meant: one that is there, or anything that is no image file, folder or data set."""
     from shortflow.data import names
     from shortflow.data.formats import is_source
+    from shortflow.data.stored import parted
 
-    path = Path(target).expanduser()
+    name, split = parted(target)
+    path = Path(name).expanduser()
     if path.is_dir():
-        return (path / "model.safetensors").is_file() or (path / "run.yaml").is_file()
-    return target.partition(":")[0] not in names() and not is_source(target)
+        return split is None and ((path / "model.safetensors").is_file() or (path / "run.yaml").is_file())
+    return name not in names() and not is_source(name)
 
 
 def _extractor(name: str, source: str, inception: Path | None, other_weights: bool, download: bool, device: str) -> Any:
@@ -257,6 +304,17 @@ def _extractor(name: str, source: str, inception: Path | None, other_weights: bo
         with progress("bytes", title="Inception weights") as shown:
             download_inception(shown)
     return runs.extractor_named(name, source=source, weights=inception, published=not other_weights, device=device)
+
+
+def _neighbours(text: str) -> int | Literal["adm"] | None:
+    if text in ("auto", "adm"):
+        return "adm" if text == "adm" else None
+    try:
+        found = int(text)
+    except ValueError:
+        raise ConfigError(f"--neighbours {text}: give a number of features, or adm") from None
+    _check_neighbours(found)
+    return found
 
 
 def _check_neighbours(count: int) -> None:

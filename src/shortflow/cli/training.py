@@ -79,6 +79,7 @@ def train(
 ) -> None:
     """Train a recipe on data. The run directory holds the model, the log, previews and the state to resume from."""
     from shortflow import runs
+    from shortflow.report.commands import score_command
 
     if resume not in (None, GIVEN, "auto"):
         raise ConfigError(f"--resume {resume}: give --resume, or --resume auto")
@@ -111,7 +112,7 @@ def train(
         return
     trained(run, dataset, out, how, sharded=shard)
     say(f"Samples: shortflow sample {out} --out samples.png")
-    say(f"Scores:  shortflow evaluate {out}")
+    say(f"Scores:  {score_command(out, dataset, run.data.source)}")
 
 
 def _introduced(run: Any, dataset: Any, out: Path) -> str:

@@ -20,9 +20,12 @@ __all__ = ["Status", "status"]
 
 EVERY = "5"  # seconds between two looks
 SCORES = {
+    "distance": ("", ".2f"),  # which has a name
+    "inception_score": ("IS", ".1f"),
     "conditional_accuracy": ("accuracy", ".3f"),
     "coverage": ("coverage", ".3f"),
     "recall": ("recall", ".3f"),
+    "precision": ("precision", ".3f"),
     "fd_percent": ("FD %", ".2f"),
     "energy_distance": ("energy distance", ".5f"),
     "sliced_w2": ("sliced W2", ".4f"),
@@ -141,8 +144,9 @@ def _details(run: "RunStatus") -> list[str]:
     if run.preview is not None:
         rows.append(("preview", str(run.preview)))
     for name, scores in run.scores.items():
-        said = ", ".join(f"{word} {scores[key]:{form}}" for key, (word, form) in SCORES.items() if key in scores)
-        rows.append((name, said))
+        words = {"distance": str(scores.get("name", "distance"))}
+        said = (f"{words.get(key, word)} {scores[key]:{form}}" for key, (word, form) in SCORES.items() if key in scores)
+        rows.append((name, ", ".join(said)))
     rows += [("note", remark) for remark in run.remarks]
     width = max(len(name) for name, _ in rows)
     return [f"{run.directory}: {_phase(run)}", *(f"  {name:{width}}  {said}" for name, said in rows)]

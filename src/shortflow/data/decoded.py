@@ -26,7 +26,16 @@ from shortflow.errors import DataError
 from shortflow.files import atomic_path, write_atomic
 from shortflow.typing import Report
 
-__all__ = ["Corrupt", "decoded", "load_folder", "lost_classes", "squared"]
+__all__ = [
+    "Corrupt",
+    "check_failures",
+    "decoded",
+    "each",
+    "listed",
+    "load_folder",
+    "lost_classes",
+    "squared",
+]
 
 Corrupt = Literal["refuse", "skip"]
 """What is done about images that cannot be read: all are listed and refused, or they are left out and listed."""
@@ -100,7 +109,7 @@ def squared(source: Source, *, corrupt: Corrupt = "refuse") -> Source:
     failures: dict[int, str] = {}
     first: tuple[int, tuple[int, int]] | None = None
     alike = isinstance(source, Arrays)  # the first image is as large as all others
-    for k, (width, height) in [(0, source.size(0))] if alike else _each(source, source.size, failures):
+    for k, (width, height) in [(0, source.size(0))] if alike else each(source, source.size, failures):
         if width != height:
             raise DataError(
                 f"{_titled(source, k)}: {width}×{height} is not a square; give a resolution to crop and scale to "
@@ -112,7 +121,7 @@ def squared(source: Source, *, corrupt: Corrupt = "refuse") -> Source:
                 f"{_titled(source, k)}: {width}×{height}, but {source.title(first[0])} is {first[1][0]}×{first[1][1]}; "
                 "give a resolution to crop and scale to (--resolution)"
             )
-    _check_failures(source, failures, corrupt)
+    check_failures(source, failures, corrupt)
     if first is None:
         raise DataError(f"{source.where}: none of its {len(source):,} images can be read")
     return replace(source, resolution=first[1][0])
@@ -135,7 +144,7 @@ def _pixels(
     kept = cache_folder() / "folders" / f"{place}-{key}.npy"
     found = _kept(kept, source)
     if found is not None:
-        _check_failures(source, {k: reason for k, _, reason in found[1]}, corrupt)
+        check_failures(source, {k: reason for k, _, reason in found[1]}, corrupt)
         return found
     source = squared(source, corrupt=corrupt)
     assert source.resolution is not None
@@ -143,15 +152,15 @@ def _pixels(
 
     def images() -> Iterator[Pixels]:
         failures.clear()
-        yield from (image for _, image in _each(source, source.read, failures, report))
-        _check_failures(source, failures, corrupt)
+        yield from (image for _, image in each(source, source.read, failures, report))
+        check_failures(source, failures, corrupt)
 
     if size <= _IN_MEMORY:
         pixels = list(images())
-        return stacked(pixels), _listed(source, failures)
+        return stacked(pixels), listed(source, failures)
     try:
         _write(kept, images, len(source), source.resolution)
-        skipped = _listed(source, failures)
+        skipped = listed(source, failures)
         if skipped:
             write_atomic(_beside(kept), json.dumps({"skipped": skipped}, ensure_ascii=False))
         for old in kept.parent.glob(f"{place}-*"):
@@ -187,7 +196,7 @@ def _read(path: Path) -> list[Any]:
     return json.loads(path.read_text(encoding="utf-8"))["skipped"]
 
 
-def _each(
+def each(
     source: Source, read: Callable[[int], T], failures: dict[int, str], report: Report | None = None
 ) -> Iterator[tuple[int, T]]:
     """(k, read(k)) of every image that can be read, in order; why others cannot goes to `failures`."""
@@ -241,19 +250,25 @@ class _Coloured(Exception):
 # -------------------------------------------------------------------------------------------------------------- damages
 
 
-def _listed(source: Source, failures: dict[int, str]) -> list[Skipped]:
+def listed(source: Source, failures: dict[int, str]) -> list[Skipped]:
+    """What cannot be read, in the order of the source."""
     return [(k, source.title(k), failures[k]) for k in sorted(failures)]
 
 
-def _check_failures(source: Source, failures: dict[int, str], corrupt: Corrupt) -> None:
-    """Raise `DataError` for images that cannot be read, unless they are to be left out and leave something."""
+def check_failures(
+    source: Source, failures: dict[int, str], corrupt: Corrupt, how: str = setting("corrupt", "skip")
+) -> None:
+    """Raise `DataError` for images that cannot be read, unless they are to be left out and leave something.
+
+    Args:
+        how: they are left out, as the message says it.
+    """
     if not failures:
         return
-    reasons = some([f"{title} ({reason})" for _, title, reason in _listed(source, failures)])
+    reasons = some([f"{title} ({reason})" for _, title, reason in listed(source, failures)])
     told = f"{source.where}: {len(failures):,} of {len(source):,} images cannot be read: {reasons}"
     if corrupt == "refuse":
-        remedy = f"replace or remove these files, or leave them out with {setting('corrupt', 'skip')}"
-        raise DataError(f"{told}; {remedy}")
+        raise DataError(f"{told}; replace or remove these files, or leave them out with {how}")
     if len(failures) == len(source):
         raise DataError(f"{told}; there is nothing left")
     lost = lost_classes(source, list(failures))

@@ -191,7 +191,7 @@ def write_meta(folder: Path, meta: Mapping[str, Any]) -> None:
 def read_meta(folder: Path) -> dict[str, Any]:
     """What meta.json says, checked as far as it can be without the shards.
 
-    Nothing in it is a path: shards are numbers in the folder.
+    Nothing in it is a path that is opened: shards are numbers in the folder, and where the images were is a text.
 
     Raises:
         DataError: names what is wrong.
@@ -240,7 +240,8 @@ def _checked(meta: Mapping[str, Any]) -> dict[str, Any]:
         "count": int(meta["count"]),
         "classes": tuple(str(name) for name in meta["classes"]),
         "condition": tuple(int(side) for side in meta["condition"]) if meta.get("condition") else None,
-        "source": {name: str(meta["source"][name]) for name in ("name", "split", "sha256")},
+        "source": {name: str(meta["source"][name]) for name in ("name", "split", "sha256")}
+        | ({"where": str(meta["source"]["where"])} if "where" in meta["source"] else {}),
     }
 
 

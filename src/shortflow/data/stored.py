@@ -2,18 +2,17 @@
 
 | given | what it is |
 | --- | --- |
-| a folder | every image file in it and below, in the order of their names |
-| NAME.zip | the same inside an archive |
 | NAME.npz | a uint8 array of images, `arr_0` (ADM's samples) or the only one: (n, h, w, c), (n, c, h, w) or (n, h, w) |
 | NAME.npy | such an array, memory-mapped |
-| a name | a data set of `shortflow.data.load`, its train split, or NAME:test |
-| anything else that runs are trained on | shards, tables, hf:NAME (`shortflow.data.formats`), the train split |
+| a name | a data set of `shortflow.data.load` |
+| anything else that runs are trained on | folders, .zip, shards, tables, hf:NAME (`shortflow.data.formats`) |
 
-Files of pictures become RGB; arrays keep their channels. Nothing is resized unless a resolution is given, which is
-reached by `center_crop`.
+The images are those that a run would be trained on: of the train split, unless another is asked for, in words or as
+NAME:test. Files of pictures become RGB; arrays keep their channels. Nothing is resized unless a resolution is given,
+which is reached by `center_crop`. What is wrong with files is said before the first of them is used: headers are read
+of all of them, and where damaged ones are to be left out, all are decoded once to know which.
 """
 
-import hashlib
 import os
 import threading
 import zipfile
@@ -21,7 +20,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BufferedIOBase
 from pathlib import Path
 from typing import Any, cast
@@ -32,16 +31,18 @@ from jaxtyping import UInt8
 from shortflow.arrays import Stacked, open_array
 from shortflow.data.builtin import load, names
 from shortflow.data.dataset import Dataset
+from shortflow.data.decoded import Corrupt, check_failures, each, listed
 from shortflow.data.encoded import Encoded
-from shortflow.data.formats import WITHOUT, Source, found_at, is_set, open_path
-from shortflow.data.images import EXTENSIONS, read_image, resize
+from shortflow.data.formats import HUB, SPLITS, WITHOUT, Source, found_at, open_path
+from shortflow.data.images import resize, some, why
 from shortflow.errors import DataError
+from shortflow.typing import Report
 
-__all__ = ["Stored", "of_dataset", "open_images"]
+__all__ = ["Stored", "of_dataset", "open_images", "parted"]
 
 Images = UInt8[np.ndarray, "n c h w"]
 _AT_ONCE = 64  # images that are decoded together
-_SHOWN = 5
+_REMEDY = "replace or remove these files, or leave them out with --corrupt skip"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -55,6 +56,7 @@ class Stored:
         formats: how many there are of each file format, or {"array": n}.
         identity: a text that changes when the images do, as far as names, sizes and times can tell.
         resolution: what they are brought to; None: as they are.
+        skipped: what could not be read, and was left out: what it is called, and why.
         read: (first, last) → those images, in batches.
     """
 
@@ -65,126 +67,137 @@ class Stored:
     identity: str
     resolution: int | None
     read: Callable[[int, int], Iterator[Images]]
+    skipped: tuple[tuple[str, str], ...] = ()
 
 
-def open_images(given: str | Path, *, resolution: int | None = None) -> Stored:
-    """The images at a path, or of a named data set (see the module). Only the first of them is read.
+def parted(given: str) -> tuple[str, str | None]:
+    """(images, split) of what is given as IMAGES:SPLIT; (IMAGES, None) where no split is named."""
+    name, _, split = given.rpartition(":")
+    if given.partition(":")[0] in names():
+        return given.partition(":")[0], given.partition(":")[2] or None
+    if split not in (*SPLITS, "all") or given.startswith(HUB) or found_at(given):
+        return given, None
+    return name, split
+
+
+def open_images(
+    given: str | Path,
+    *,
+    split: str | None = None,
+    resolution: int | None = None,
+    corrupt: Corrupt = "refuse",
+    report: Report | None = None,
+) -> Stored:
+    """The images at a path, or of a named data set (see the module).
+
+    Args:
+        split: of those that have splits; None: what is given as IMAGES:SPLIT, or else "train".
+        corrupt: refuse images that cannot be read, naming them, or leave them out (`Stored.skipped`).
+        report: called with (files that are looked at, in all).
 
     Raises:
-        DataError: if there are none, or the file is of another kind; says which, and what to give instead.
+        DataError: if there are none, the file is of another kind, or images cannot be read or have several sizes; says
+            which, and what to give instead.
     """
     if resolution is not None and resolution < 1:
         raise DataError(f"resolution must be at least 1 pixel, got {resolution}")
-    name, _, split = str(given).partition(":")
-    if name in names():
-        return of_dataset(load(name, split or "train", resolution=resolution))
-    path = Path(given).expanduser()
-    if is_set(str(given)):
-        return _source(open_path(str(given), resolution=resolution, label=WITHOUT))
-    if path.is_dir():
-        return _folder(path, resolution)
-    if not found_at(str(given)):
+    source, named = parted(str(given))
+    if None not in (split, named) and split != named:
+        raise DataError(f"{given} is of the split {named}, not {split}; leave out one of them")
+    chosen = split or named or "train"
+    if source in names():
+        return of_dataset(load(source, chosen, resolution=resolution))
+    if not found_at(source):
         raise DataError(
             f"{given}: there is no such folder or file, and no data set of that name ({', '.join(names())})"
         )
-    if path.suffix.lower() == ".zip":
-        return _zip(path, resolution)
-    if path.suffix.lower() == ".npz":
-        return _npz(path, resolution)
-    if path.suffix.lower() == ".npy":
+    path = Path(source).expanduser()
+    if path.is_file() and path.suffix.lower() in (".npz", ".npy"):
+        if chosen not in ("train", "all"):
+            raise DataError(f"{path}: no split {chosen!r}, because a file of arrays has none; leave it out")
+        if path.suffix.lower() == ".npz":
+            return _npz(path, resolution)
         return _array(str(path), open_array(path), _stamp(path), resolution)
-    raise DataError(f"{path}: images are a folder, or a .zip, .npz, .npy, .tar or .parquet file; this is none of them")
+    return _files(open_path(source, chosen, resolution=resolution, label=WITHOUT), corrupt, report)
 
 
 # ------------------------------------------------------------------------------------------------------ files of images
 
 
-def _is_image(name: str) -> bool:
-    parts = name.split("/")
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
-    return not hidden and Path(parts[-1]).suffix.lower() in EXTENSIONS
-
-
-def _folder(folder: Path, resolution: int | None) -> Stored:
-    found = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    members = sorted(filter(_is_image, found))
-    stamps = ((folder / name).stat() for name in members)
-    identity = _hash(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in zip(members, stamps, strict=True))
-    return _files(str(folder), members, lambda k: read_image(folder / members[k], resolution), identity, resolution)
-
-
-def _zip(path: Path, resolution: int | None) -> Stored:
-    local = threading.local()  # an archive has one position, so each thread has its own
-
-    def opened() -> zipfile.ZipFile:
-        if not hasattr(local, "archive"):
-            local.archive = zipfile.ZipFile(path)
-        return local.archive
-
-    try:
-        entries = opened().infolist()
-    except (OSError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path}: is no readable archive ({error}); write or fetch it again") from error
-    members = sorted(entry.filename for entry in entries if not entry.is_dir() and _is_image(entry.filename))
-
-    def pixels(k: int) -> np.ndarray:
-        with opened().open(members[k]) as file:
-            return read_image(cast(BufferedIOBase, file), resolution)
-
-    return _files(str(path), members, pixels, _stamp(path), resolution)
-
-
-def _source(source: Source) -> Stored:
-    """What runs are trained on, read as it is asked for."""
-    titles = [source.title(k) for k in range(len(source))]
-    return _files(source.where, titles, source.read, source.identity(), source.resolution)
-
-
-def _files(
-    source: str,
-    members: Sequence[str],
-    pixels: Callable[[int], np.ndarray],
-    identity: str,
-    resolution: int | None,
-) -> Stored:
-    if not members:
-        raise DataError(f"{source}: no image in it; images are {', '.join(sorted(EXTENSIONS))}")
+def _files(source: Source, corrupt: Corrupt, report: Report | None) -> Stored:
+    """The images of a source, which are looked at first."""
+    failures = _checked(source, corrupt, report)
+    rows = [k for k in range(len(source)) if k not in failures]
 
     def one(k: int) -> tuple[str, np.ndarray | Exception]:
         try:
-            return members[k], _rgb(pixels(k))
+            return source.title(k), _rgb(source.read(k))
         except Exception as error:  # Pillow's decoders raise almost anything on a damaged file
-            return members[k], error
+            return source.title(k), error
 
-    first = one(0)[1]
-    if isinstance(first, Exception):
-        raise DataError(f"{source}: {members[0]} cannot be read ({first}); replace or remove this file")
-    shape = first.shape
+    side = source.resolution or 0
+    shape = (3, side, side)
+    if not side:
+        name, first = one(rows[0])
+        if isinstance(first, Exception):
+            raise DataError(f"{source.where}: images cannot be read: {name} ({why(first)}); {_REMEDY}")
+        shape = (3, first.shape[1], first.shape[2])
 
     def read(start: int, stop: int) -> Iterator[Images]:
         with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
             for at in range(start, stop, _AT_ONCE):
-                found = list(pool.map(one, range(at, min(at + _AT_ONCE, stop))))
-                failed = [f"{name} ({image})" for name, image in found if isinstance(image, Exception)]
+                found = list(pool.map(one, rows[at : min(at + _AT_ONCE, stop)]))
+                failed = [f"{name} ({why(image)})" for name, image in found if isinstance(image, Exception)]
                 if failed:
-                    raise DataError(f"{source}: images cannot be read: {_some(failed)}; replace or remove these files")
+                    raise DataError(f"{source.where}: images cannot be read: {some(failed)}; {_REMEDY}")
                 images = [(name, image) for name, image in found if isinstance(image, np.ndarray)]
                 for name, image in images:
                     if image.shape != shape:
-                        raise DataError(
-                            f"{source}: {name} has {image.shape[2]}×{image.shape[1]} pixels, {members[0]} has "
-                            f"{shape[2]}×{shape[1]}; give a resolution to crop and scale to"
-                        )
+                        raise _several(source, name, image.shape[:0:-1], shape[:0:-1])
                 yield np.stack([image for _, image in images])
 
+    skipped = tuple((title, reason) for _, title, reason in listed(source, failures))
     return Stored(
-        source=source,
-        count=len(members),
-        shape=(shape[0], shape[1], shape[2]),
-        formats=dict(Counter(_format(name) for name in members)),
-        identity=identity,
-        resolution=resolution,
+        source=source.where if source.split in ("train", "all") else f"{source.where}:{source.split}",
+        count=len(rows),
+        shape=shape,
+        formats=dict(Counter(_format(source.title(k)) for k in rows)),
+        identity=f"{source.identity()} {skipped}" if skipped else source.identity(),
+        resolution=source.resolution,
         read=read,
+        skipped=skipped,
+    )
+
+
+def _checked(source: Source, corrupt: Corrupt, report: Report | None) -> dict[int, str]:
+    """Why images cannot be read, by number, where these are left out.
+
+    Without a resolution all images must have one size. Of headers it is known but for a rotation, which `read` sees.
+
+    Raises:
+        DataError: if images cannot be read, and are not left out; or the sizes differ.
+    """
+    failures: dict[int, str] = {}
+    first: tuple[int, ...] | None = None
+    whole = corrupt == "skip"
+    for k, size in each(source, lambda k: _size(source, k, whole), failures, report):
+        first = first or size
+        alike = size == first if whole else sorted(size) == sorted(first)
+        if source.resolution is None and not alike:
+            raise _several(source, source.title(k), size, first)
+    check_failures(source, failures, corrupt, "--corrupt skip")
+    return failures
+
+
+def _size(source: Source, k: int, whole: bool) -> tuple[int, ...]:
+    """Width and height of an image, of its header, or after decoding the whole of it."""
+    return source.read(k).shape[1::-1] if whole else source.size(k)
+
+
+def _several(source: Source, name: str, size: Sequence[int], other: Sequence[int]) -> DataError:
+    return DataError(
+        f"{source.where}: {name} has {size[0]}×{size[1]} pixels, others have {other[0]}×{other[1]}; give a resolution "
+        "to crop and scale to (--resolution)"
     )
 
 
@@ -210,7 +223,8 @@ def of_dataset(dataset: Dataset) -> Stored:
     if not dataset.is_image or isinstance(dataset.samples, Encoded):
         raise DataError(f"{dataset.name}: these are {dataset.kind}, not images; give images")
     name = f"{dataset.name}:{dataset.split}"
-    return _array(name, dataset.samples, f"{name} {dataset.fingerprint()}", None)
+    found = _array(name, dataset.samples, f"{name} {dataset.fingerprint()}", None)
+    return replace(found, skipped=tuple((title, reason) for _, title, reason in dataset.skipped))
 
 
 def _array(source: str, array: np.ndarray | Stacked, identity: str, resolution: int | None) -> Stored:
@@ -335,14 +349,3 @@ def _key(path: Path, headers: dict[str, tuple[tuple[int, ...], bool, np.dtype[An
 def _stamp(path: Path) -> str:
     stat = path.stat()
     return f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
-
-
-def _hash(lines: Iterator[str]) -> str:
-    digest = hashlib.sha256()
-    for line in lines:
-        digest.update(f"{line}\n".encode())
-    return digest.hexdigest()
-
-
-def _some(items: list[str]) -> str:
-    return ", ".join(items[:_SHOWN]) + (f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else "")

@@ -148,8 +148,8 @@ def dimensions(d: Diagnosis, k: Known, rows: int, generator: torch.Generator, re
     chosen = next((i for i, size in enumerate(sizes or [ENOUGH]) if size >= ENOUGH), None)
     if chosen is None:
         d.notes.append(
-            f"At no noise up to η = {levels[-1]:g} do {ENOUGH:.0f} data points share the posterior: of that no dimension "
-            "is given, only that by neighbours."
+            f"At no noise up to η = {levels[-1]:g} do {ENOUGH:.0f} data points share the posterior: of that no "
+            "dimension is given, only that by neighbours."
         )
     else:
         where = f"at η = {levels[chosen]:.3g}" + (f", where {sizes[chosen]:.0f} points share it" if sizes else "")

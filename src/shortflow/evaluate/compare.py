@@ -82,20 +82,27 @@ def _short(value: Any) -> str:
 
 
 def compare_statistics(
-    generated: Statistics, reference: Statistics, *, k: int = NEIGHBOURS, neighbours: int = 10_000, device: str = "cpu"
+    generated: Statistics,
+    reference: Statistics,
+    *,
+    k: int = NEIGHBOURS,
+    neighbours: int = 10_000,
+    samples: int | None = None,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """The distances of generated images to a reference, as a record.
 
     Args:
         k: which nearest neighbour gives the radius of precision and recall.
         neighbours: features of each side that these are taken of, at most.
+        samples: features of the generated side, in place of `neighbours`.
         device: where the distances between features are computed.
 
     Returns:
         n, name                   the number of images, and what the distance may be called (`distance_name`).
         distance                  Fréchet distance of features.
         spatial_name, spatial_distance      the same of spatial features: sFID.
-        inception_score, inception_score_std    mean and deviation over ten random splits.
+        inception_score, inception_score_std    mean and deviation over the splits.
         kid                       kernel distance of the kept features (unbiased; blocks of 5000).
         precision, recall, density, coverage, k, neighbours_n, neighbours_reference     see `neighbour_scores`.
         fingerprint               SHA-256 of the images.
@@ -125,7 +132,8 @@ def compare_statistics(
         return record
     if min(len(generated.rows), len(reference.rows)) >= 2:
         record["kid"] = kernel_distance(generated.rows, reference.rows)
-    ours, theirs = (side.rows[:neighbours].to(device) for side in (generated, reference) if side.rows is not None)
+    ours = generated.rows[: neighbours if samples is None else samples].to(device)
+    theirs = reference.rows[:neighbours].to(device)
     if min(len(ours), len(theirs)) > k:
         scores = neighbour_scores(ours, theirs, k=k)
         record |= {each: getattr(scores, each) for each in ("precision", "recall", "density", "coverage")}

@@ -5,7 +5,8 @@ IS = mean over splits of exp(mean_i KL(p_i ‖ q)),   p_i: the classes' probabil
 
 With Σ_i Σ_c p log p and Σ_i p a split is known, so scores are sums that merge: no probabilities are kept. Splits are
 `SPLITS` parts of the n images by their numbers. Numbers in a random order, as torch-fidelity has them, give every set a
-score; in the order of the files, as in ADM, a folder that is sorted by class has a lower one. Source: Salimans et al.
+score; in the order of the files, as in ADM (there parts of `ADM_SIZE`), a folder that is sorted by class has a lower
+one. Source: Salimans et al.
 2016, arXiv:1606.03498, section 4.
 """
 
@@ -18,9 +19,10 @@ from torch import Tensor
 
 from shortflow.errors import MetricError
 
-__all__ = ["SPLITS", "SplitScores"]
+__all__ = ["ADM_SIZE", "SPLITS", "SplitScores"]
 
 SPLITS = 10
+ADM_SIZE = 5_000
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -39,11 +41,22 @@ class SplitScores:
 
     @classmethod
     def of(
-        cls, logits: Float[Tensor, "m c"], numbers: Int64[Tensor, "m"], n: int, splits: int = SPLITS
+        cls,
+        logits: Float[Tensor, "m c"],
+        numbers: Int64[Tensor, "m"],
+        n: int,
+        splits: int = SPLITS,
+        size: int | None = None,
     ) -> "SplitScores":
-        """The sums of the images of these numbers, of n in all; split i holds numbers ⌊i n/s⌋ to ⌊(i + 1) n/s⌋ − 1."""
+        """The sums of the images of these numbers, of n in all.
+
+        Args:
+            splits: s of them; split i holds numbers ⌊i n/s⌋ to ⌊(i + 1) n/s⌋ − 1.
+            size: of each split but the last one, in place of their number.
+        """
         log_p = logits.detach().cpu().double().log_softmax(1)
-        ends = torch.tensor([(i + 1) * n // splits for i in range(splits)])
+        bounds = [(i + 1) * n // splits for i in range(splits)] if size is None else [*range(size, n, size), n]
+        ends, splits = torch.tensor(bounds), len(bounds)
         split = torch.searchsorted(ends, numbers, right=True)
         p = log_p.exp()
         return cls(

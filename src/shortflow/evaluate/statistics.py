@@ -15,7 +15,7 @@ Nothing is ever unpickled: a file that would need it is refused.
 import io
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,7 @@ class Statistics:
         resolution: (height, width) of the images before any resize; None: unknown.
         extractor: the record of what made the features; None: a file of another project does not say.
         source: where the images are from, in words.
+        skipped: what could not be read, and was left out: what it is called, and why.
         sha256: of the statistics file, or of the images.
     """
 
@@ -62,9 +63,12 @@ class Statistics:
     extractor: Mapping[str, Any] | None = None
     source: str = ""
     sha256: str = ""
+    skipped: Sequence[tuple[str, str]] = ()
 
     @classmethod
-    def of(cls, tally: Tally, extractor: Extractor, source: str) -> "Statistics":
+    def of(
+        cls, tally: Tally, extractor: Extractor, source: str, skipped: Sequence[tuple[str, str]] = ()
+    ) -> "Statistics":
         """Those of images that were seen one by one."""
         return cls(
             features=tally.features,
@@ -76,6 +80,7 @@ class Statistics:
             extractor=extractor.record(),
             source=source,
             sha256=tally.fingerprint,
+            skipped=skipped,
         )
 
     def record(self) -> dict[str, Any]:
@@ -87,6 +92,7 @@ class Statistics:
             "resolution": None if self.resolution is None else list(self.resolution),
             "extractor": None if self.extractor is None else dict(self.extractor),
             "inception_score": None if self.score is None else self.score[0],
+            "skipped": [list(each) for each in self.skipped],
         }
 
     def save(self, path: str | Path) -> None:
@@ -163,6 +169,7 @@ def read_statistics(path: str | Path) -> Statistics:
         extractor=described.get("extractor"),
         source=str(path),
         sha256=sha256_of(path),
+        skipped=tuple((str(title), str(reason)) for title, reason in described.get("skipped", ())),
     )
 
 

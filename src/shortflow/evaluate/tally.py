@@ -17,7 +17,7 @@ from torch import Tensor
 from shortflow.errors import MetricError
 from shortflow.evaluate.extractor import Activations, Extractor
 from shortflow.evaluate.frechet import Moments
-from shortflow.evaluate.score import SPLITS, SplitScores
+from shortflow.evaluate.score import ADM_SIZE, SPLITS, SplitScores
 
 __all__ = ["Plan", "Tally", "chunks"]
 
@@ -41,6 +41,8 @@ class Plan:
         keep: of how many the features are kept, for KID and neighbours: the first in a fixed random order.
         order: the seed of that order, which the splits of the Inception score are in too.
         spatial: whether spatial features are taken (sFID), where the extractor has them.
+        ordered: whether the Inception score is of parts of 5,000 images in the order they come in, as ADM has it, in
+            place of ten parts in the random order.
 
     Raises:
         MetricError: if there are fewer than two images, which have no covariance.
@@ -50,6 +52,7 @@ class Plan:
     keep: int = 10_000
     order: int = 0
     spatial: bool = True
+    ordered: bool = False
 
     def __post_init__(self) -> None:
         if self.n < 2 or self.keep < 0:
@@ -205,11 +208,15 @@ class _Part:
         here = places[first : first + len(found.features)]
         kept = here < plan.keep
         spatial = found.spatial if plan.spatial else None
-        enough = found.logits is not None and plan.n >= SPLITS
+        scores = None
+        if found.logits is not None and plan.ordered:
+            scores = SplitScores.of(found.logits, torch.arange(first, first + len(here)), plan.n, size=ADM_SIZE)
+        elif found.logits is not None and plan.n >= SPLITS:
+            scores = SplitScores.of(found.logits, here, plan.n)
         return cls(
             features=Moments.of(found.features),
             spatial=None if spatial is None else Moments.of(spatial),
-            scores=SplitScores.of(found.logits, here, plan.n) if found.logits is not None and enough else None,
+            scores=scores,
             rows=[found.features[kept]],
             places=[here[kept]],
         )

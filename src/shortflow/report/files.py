@@ -6,7 +6,7 @@ No network is built and no tensor is read. What is missing is None; what cannot 
 
 import re
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from shortflow.config import RunConfig, from_plain, load_run
 from shortflow.errors import CheckpointError, ConfigError, ShortflowError
 from shortflow.files import sha256_of
 from shortflow.lock import held_by
+from shortflow.report.metrics import is_fid
 from shortflow.report.reading import (
     Faults,
     Header,
@@ -30,7 +31,7 @@ from shortflow.report.reading import (
     read_png,
     sums,
 )
-from shortflow.status import RunStatus, read_status
+from shortflow.status import RunStatus, evaluation_files, read_status
 
 __all__ = [
     "FORMAT",
@@ -50,7 +51,7 @@ FORMAT = 1  # of that file
 FEW = 8  # variants of a study whose samples are drawn unasked
 
 STUDY, PLAN, DIAGNOSIS = "results.json", "study.yaml", "diagnosis.json"
-_OF_A_RUN = ("run.yaml", "model.safetensors", "stats.jsonl", "evaluation.json")
+_OF_A_RUN = ("run.yaml", "model.safetensors", "stats.jsonl")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +92,7 @@ class Run:
         config: the resolved run, as the run file or the model has it.
         text: the run file.
         lines: the record of training: every whole line of stats.jsonl.
-        evaluation: the content of evaluation.json.
+        evaluations: the content of every evaluation*.json, by the name of the file: FID first, then evaluation.json.
         header: of model.safetensors.
         previews: (step, PNG), oldest first.
         pictures, diagnosis: drawn or found afterwards.
@@ -105,7 +106,7 @@ class Run:
     config: RunConfig | None
     text: str | None
     lines: tuple[Mapping[str, Any], ...]
-    evaluation: Mapping[str, Any] | None
+    evaluations: Mapping[str, Mapping[str, Any]]
     header: Header | None
     previews: tuple[tuple[int, bytes], ...]
     pictures: Pictures | None
@@ -114,10 +115,14 @@ class Run:
     faults: tuple[str, ...]
 
     @property
-    def rows(self) -> dict[str, Mapping[str, Any]]:
-        """The rows of the evaluation, those that are mappings."""
-        rows = (self.evaluation or {}).get("rows")
-        return {str(name): row for name, row in rows.items() if isinstance(row, Mapping)} if is_map(rows) else {}
+    def evaluation(self) -> Mapping[str, Any] | None:
+        """The first of the evaluations."""
+        return next(iter(self.evaluations.values()), None)
+
+    @property
+    def rows(self) -> Mapping[str, Mapping[str, Any]]:
+        """The rows of the first evaluation."""
+        return (self.evaluation or {}).get("rows", {})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +162,7 @@ def opened(path: str | Path) -> Run | Study | Diagnosis:
     """
     path = Path(path).expanduser()
     if path.is_file():
-        if path.name in (*_OF_A_RUN, STUDY):
+        if path.name in (*_OF_A_RUN, STUDY) or path in evaluation_files(path.parent):
             path = path.parent
         elif path.suffix == ".json":
             return _diagnosis(path, path.stem)
@@ -201,7 +206,8 @@ def _run(directory: Path) -> Run:
         faults.found.append(f"stats.jsonl: {damaged} of its lines cannot be read, and are left out")
     if status is not None:
         faults.found += [remark for remark in status.remarks if "stats.jsonl" not in remark]
-    files = (*_OF_A_RUN, DIAGNOSIS)
+    scores = evaluation_files(directory)
+    files = (*_OF_A_RUN, *(path.name for path in scores), DIAGNOSIS)
     return Run(
         directory=directory,
         name=_name(directory),
@@ -209,7 +215,7 @@ def _run(directory: Path) -> Run:
         config=config,
         text=text,
         lines=lines,
-        evaluation=faults.read(_evaluation, directory / "evaluation.json"),
+        evaluations=_evaluations(scores, faults),
         header=header,
         previews=tuple(_previews(directory / "samples", faults)),
         pictures=pictures,
@@ -223,9 +229,13 @@ def _name(directory: Path) -> str:
     return directory.resolve().name or str(directory)
 
 
-def _evaluation(path: Path) -> Mapping[str, Any] | None:
-    if not path.is_file():
-        return None
+def _evaluations(paths: Sequence[Path], faults: Faults) -> dict[str, Mapping[str, Any]]:
+    """The records that can be read, by file: FID, which others can be compared with, before all others."""
+    found = {path.name: record for path in paths if (record := faults.read(_evaluation, path)) is not None}
+    return dict(sorted(found.items(), key=lambda each: not is_fid(each[1])))
+
+
+def _evaluation(path: Path) -> Mapping[str, Any]:
     record = read_json(path)
     rows = record.get("rows") if is_map(record) else None
     if not is_map(rows) or not all(map(is_map, rows.values())):
@@ -354,7 +364,7 @@ def run_directories(path: Path, cells: bool | None) -> list[Path]:
     """The run at `path`; of a study with `cells` the first one of each variant that is done, with None if nothing is
     left to make and there are few. Errors come later."""
     path = path.expanduser()
-    if path.is_file() and path.name in _OF_A_RUN:
+    if path.is_file() and (path.name in _OF_A_RUN or path in evaluation_files(path.parent)):
         path = path.parent
     if not (path / STUDY).is_file():
         return [path] if path.is_dir() else []

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 __all__ = [
@@ -12,6 +12,9 @@ __all__ = [
     "by_steps",
     "comparable",
     "floor_of",
+    "is_fid",
+    "label_of",
+    "made_of",
     "main_metric",
     "measured",
     "metric_of",
@@ -100,11 +103,28 @@ def main_metric(rows: Rows) -> Metric | None:
     """The figure to look at first; None where there is none."""
     for metric in METRICS:
         if by_steps(rows, metric.key):
-            names = {str(row["name"]) for row in rows.values() if row.get("name")}
-            if metric.key == "distance" and len(names) == 1:
-                return Metric(key=metric.key, label=names.pop(), reading=metric.reading)
-            return metric
+            return replace(metric, label=label_of(metric, rows))
     return None
+
+
+def label_of(metric: Metric, rows: Rows) -> str:
+    """What the figure is called in these rows: a distance by what it may be called, such as FID-5k and sFID-5k."""
+    key = {"distance": "name", "spatial_distance": "spatial_name"}.get(metric.key)
+    names = {str(row[key]) for row in rows.values() if row.get(key)} if key else set()
+    return names.pop() if len(names) == 1 else metric.label
+
+
+def made_of(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """How the samples of a record were drawn: evaluation.json says it of itself, those of other features in a part."""
+    made = record.get("made")
+    return made if isinstance(made, Mapping) else record
+
+
+def is_fid(record: Mapping[str, Any]) -> bool:
+    """Whether the distances are of the published Inception features."""
+    rows = record.get("rows")
+    names = [row.get("name") for row in rows.values()] if isinstance(rows, Mapping) else []
+    return any(str(name).startswith("FID") for name in names)
 
 
 def comparable(records: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
@@ -115,7 +135,7 @@ def comparable(records: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
         ("numbers of samples", lambda record: sorted({str(row.get("n")) for row in _sampled(record)})),
         ("features", lambda record: _weights(record)),
         ("references", lambda record: _reference(record)),
-        ("precisions", lambda record: record.get("precision")),
+        ("precisions", lambda record: made_of(record).get("precision")),
     ):
         values = {name: of(record) for name, record in records}
         if len({str(value) for value in values.values()}) > 1:

@@ -1,12 +1,13 @@
 """Sections of a run: what it cost, its settings, and how to make it again."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from shortflow.config import to_yaml
 from shortflow.report.blocks import Block, Code, Section, Sentences, Table, number
+from shortflow.report.commands import scored_by
 from shortflow.report.files import Run
-from shortflow.report.metrics import measured, steps_of
+from shortflow.report.metrics import measured
 
 __all__ = [
     "cost_section",
@@ -101,32 +102,9 @@ def made_again(run: Run) -> list[str]:
     """Commands that make the run and its figures again, from the run file in the page."""
     commands = ["shortflow train run.yaml --out out/again"] if run.text is not None else []
     target = "out/again" if commands else str(run.directory)
-    steps = [steps for name in run.rows if (steps := steps_of(name))]
-    record = run.evaluation or {}
-    if steps and "features" not in record:
-        counts = [row.get("n") for name, row in run.rows.items() if steps_of(name)]
-        words = ["shortflow evaluate", target, "--steps", ",".join(map(str, steps)), "--n", str(counts[0])]
-        words += list(_sampling_options(record))
-        commands.append(" ".join(words))
+    commands += [command for record in run.evaluations.values() if (command := scored_by(target, record))]
     commands.append(f"shortflow report {target} --out page.html")
     return commands
-
-
-def _sampling_options(record: Mapping[str, Any]) -> Iterator[str]:
-    for key, option, usual in (
-        ("seed", "--seed", 0),
-        ("guidance", "--guidance", 1.0),
-        ("grid", "--grid", None),
-        ("middle", "--middle", None),
-    ):
-        value = record.get(key)
-        if value is not None and value != usual:
-            yield f"{option} {value}"
-    window = record.get("window")
-    if isinstance(window, list):
-        yield f"--window {','.join(map(str, window))}"
-    if record.get("precision") == "bf16":
-        yield "--bf16"
 
 
 def sums_table(sums: Sequence[tuple[str, int, str]]) -> Table:

@@ -18,8 +18,19 @@ from shortflow.report.blocks import (
     share,
 )
 from shortflow.report.charts import Series, lines
+from shortflow.report.commands import unscored
 from shortflow.report.files import Run
-from shortflow.report.metrics import METRICS, by_steps, floor_of, main_metric, measured, metric_of, steps_of
+from shortflow.report.metrics import (
+    METRICS,
+    by_steps,
+    floor_of,
+    label_of,
+    made_of,
+    main_metric,
+    measured,
+    metric_of,
+    steps_of,
+)
 from shortflow.report.recipes import method_section
 from shortflow.report.runcost import (
     cost_section,
@@ -87,7 +98,8 @@ def _sentences(run: Run) -> list[str]:
         said.append(f"The weights were imported from {imported.get('file')} of {imported.get('project')}.")
     said += _scored(run.rows)
     if run.evaluation is None:
-        said.append(f"It has not been scored: shortflow evaluate {run.directory}.")
+        described = run.header and run.header.description
+        said.append(unscored(run.directory, described, run.config and run.config.data.source))
     else:
         late = _seen_before(run)
         said += [late] if late else []
@@ -113,9 +125,11 @@ def _scored(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 def _seen_before(run: Run) -> str | None:
     """A sentence if the scores are of an earlier state of the model than the one that is there."""
-    seen, now = (run.evaluation or {}).get("images_seen"), run.header and run.header.description.get("images")
-    if isinstance(seen, int) and isinstance(now, int) and seen != now:
-        return f"The scores are of the model after {seen:,} images; the model that is there has seen {now:,}."
+    now = run.header and run.header.description.get("images")
+    for record in run.evaluations.values():
+        seen = made_of(record).get("images_seen")
+        if isinstance(seen, int) and isinstance(now, int) and seen != now:
+            return f"The scores are of the model after {seen:,} images; the model that is there has seen {now:,}."
     return None
 
 
@@ -210,32 +224,38 @@ def _row(rows: Mapping[str, Any], steps: int) -> str:
 
 
 def _quality(run: Run, name: str) -> Section:
-    if not run.rows:
+    if not run.evaluations:
         return Section(title="Quality")
-    keys = [metric for metric in METRICS if any(measured(row.get(metric.key)) is not None for row in run.rows.values())]
-    main = main_metric(run.rows)
-    labels = [main.label if main is not None and metric.key == main.key else metric.label for metric in keys]
-    table = Table(
-        caption="Scores by number of steps",
-        head=["", *labels, "N"],
-        rows=[
-            [label, *(number(measured(row.get(metric.key))) for metric in keys), number(row.get("n"))]
-            for label, row in run.rows.items()
-        ],
-        note=_made(run.evaluation or {}),
-    )
-    others = [metric for metric in keys if main is not None and metric.key in _BESIDE and metric.key != main.key]
-    charts = [quality_chart([(run.name, run.rows)], f"{name}-q{k}", metric.key) for k, metric in enumerate(others)]
-    blocks: list[Block] = [
-        table,
-        Sentences(
-            texts=["One run with one seed has no error bars; `shortflow compare` measures them over several seeds."]
-        ),
-    ]
-    drawn = [chart for chart in charts if chart is not None]
-    if drawn:
-        blocks.append(Row(blocks=drawn, narrow=True))
+    several, blocks, drawn = len(run.evaluations) > 1, [], []
+    for place, record in enumerate(run.evaluations.values()):
+        rows, main = record["rows"], main_metric(record["rows"])
+        keys = [metric for metric in METRICS if any(measured(row.get(metric.key)) is not None for row in rows.values())]
+        labels = [main.label if main and metric.key == main.key else label_of(metric, rows) for metric in keys]
+        table = Table(
+            caption="Scores by number of steps" + (f", {_features(record)}" if several else ""),
+            head=["", *labels, "N"],
+            rows=[
+                [label, *(number(measured(row.get(metric.key))) for metric in keys), number(row.get("n"))]
+                for label, row in rows.items()
+            ],
+            note=_made(record),
+        )
+        blocks.append(table)
+        if place == 0:
+            others = [metric for metric in keys if main and metric.key in _BESIDE and metric.key != main.key]
+            drawn = [quality_chart([(run.name, rows)], f"{name}-q{k}", each.key) for k, each in enumerate(others)]
+    one_seed = "One run with one seed has no error bars; `shortflow compare` measures them over several seeds."
+    blocks.append(Sentences(texts=[one_seed]))
+    charts = [chart for chart in drawn if chart is not None]
+    if charts:
+        blocks.append(Row(blocks=charts, narrow=True))
     return Section(title="Quality", blocks=blocks)
+
+
+def _features(record: Mapping[str, Any]) -> str:
+    """What the features of a record are of, for the caption of its table."""
+    features = record.get("features")
+    return f"features of {features.get('name') if isinstance(features, Mapping) else 'the shipped classifier'}"
 
 
 _BESIDE = ("recall", "coverage", "conditional_accuracy", "kid", "sliced_w2", "spatial_distance")
@@ -243,9 +263,7 @@ _BESIDE = ("recall", "coverage", "conditional_accuracy", "kid", "sliced_w2", "sp
 
 def _made(record: Mapping[str, Any]) -> str:
     """Every choice that the scores depend on."""
-    made = record.get("made") if isinstance(record.get("made"), Mapping) else record
-    assert isinstance(made, Mapping)
-    parts = []
+    made, parts = made_of(record), []
     for key, label in (
         ("images_seen", "model after images"),
         ("seed", "seed"),
@@ -267,4 +285,8 @@ def _made(record: Mapping[str, Any]) -> str:
     features = record.get("features")
     if isinstance(features, Mapping):
         parts.append(f"features {features.get('name')}, weights {str(features.get('weights'))[:16]}…")
+    reference = record.get("reference")
+    if isinstance(reference, Mapping):
+        count = f", {number(reference['n'])} images" if reference.get("n") else ""
+        parts.append(f"reference {reference.get('source')}{count}, SHA-256 {str(reference.get('sha256'))[:16]}…")
     return "; ".join(parts)

@@ -1,6 +1,7 @@
 """Several runs, studies or diagnoses beside each other."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from shortflow.report.blocks import Block, Notes, Row, Section, Sentences, Table, number
@@ -17,10 +18,20 @@ __all__ = ["side_by_side"]
 
 def side_by_side(found: Sequence[tuple[str, Any]], sections_of: Callable[[Any, str], list[Section]]) -> list[Section]:
     """The runs compared, and after that everything about each object."""
-    runs = [(name, one) for name, one in found if isinstance(one, Run)]
+    runs = _alike([(name, one) for name, one in found if isinstance(one, Run)])
     compared = [_summary(runs), _samples(runs), _training(runs), _settings(runs)] if len(runs) > 1 else []
     each = [Section(title=name, parts=sections_of(one, f"p{k}")) for k, (name, one) in enumerate(found)]
     return [section for section in [*compared, *each] if section]
+
+
+def _alike(runs: list[tuple[str, Run]]) -> list[tuple[str, Run]]:
+    """The runs with the first record that all of them have which are scored, where there is one."""
+    files = [list(run.evaluations) for _, run in runs if run.evaluations]
+    shared = next((file for file in files[0] if all(file in each for each in files)), None) if files else None
+    if shared is None:
+        return runs
+    chosen = [{file: record for file, record in run.evaluations.items() if file == shared} for _, run in runs]
+    return [(name, replace(run, evaluations=records)) for (name, run), records in zip(runs, chosen, strict=True)]
 
 
 def _summary(runs: Sequence[tuple[str, Run]]) -> Section:

@@ -3,21 +3,25 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from shortflow import evaluate
 from shortflow.data import images as data_images
+from shortflow.data.decoded import Corrupt
+from shortflow.data.images import some
+from shortflow.data.latents import holds_latents
 from shortflow.data.stored import Stored, of_dataset, open_images
 from shortflow.errors import MetricError
 from shortflow.evaluate import Extractor, Plan, Statistics
 from shortflow.evaluate.reference import REFERENCE_ORDER, SAMPLE_ORDER
+from shortflow.evaluate.score import ADM_SIZE, SPLITS
 from shortflow.hub import Model, fingerprint
 from shortflow.runs.decoding import check_decoder
 from shortflow.runs.drawing import Drawing
-from shortflow.runs.gathering import World, done_with, gather
+from shortflow.runs.gathering import Part, World, chunks_beside, done_with, gather
 from shortflow.runs.loading import load_data
 from shortflow.runs.sampling import draw, held_out_conditions, steps_named
 from shortflow.runs.streaming import BATCH
@@ -34,6 +38,7 @@ __all__ = [
     "training_images",
 ]
 
+FEATURES = 10_000  # of a side, for KID, precision and recall
 _POINTS = "features are those of images, and this model makes points; leave out --features"
 
 # Given (what is being done, Report or None): who shows it, and how.
@@ -111,6 +116,8 @@ def drawn_images(
         "batch": BATCH,
         "compiled": getattr(model.flow.network, "_compiled_call_impl", None) is not None,
     }
+    if spec.num_classes:
+        made["classes"] = f"in turn: sample k is of class k mod {spec.num_classes}"
     conditions, split = held_out_conditions(model)
     if conditions is not None:
         told = np.arange(min(n, len(conditions)))
@@ -143,21 +150,22 @@ def _drawn(model: Model, n: int, settings: Mapping[str, Any], identity: str, res
     )
 
 
-def training_images(model: Model, resolution: int | None = None) -> Stored:
-    """The images that a model was trained on.
+def training_images(model: Model, resolution: int | None = None, split: str = "train") -> Stored:
+    """The images that a model was trained on, also those whose latents were made while it was trained.
 
     Raises:
         DataError: if they are not there.
-        MetricError: if it was trained on latents, or points.
+        MetricError: if it was trained on stored latents, or points.
     """
     if model.spec.kind == "points":
         raise MetricError(_POINTS)
-    if model.spec.kind == "latents":
+    data, folder = model.run.data, Path(model.run.data.source).expanduser()
+    if model.spec.kind == "latents" and (data.encoder is None or (folder.is_dir() and holds_latents(folder))):
         raise MetricError(
             f"{model.path}: this model was trained on latents, which are no images to compare with; give a reference "
             "(--reference STATS|IMAGES)"
         )
-    return of_dataset(load_data(model.run.data, resolution=resolution))
+    return of_dataset(load_data(data, split, resolution=resolution))
 
 
 def statistics_of(
@@ -174,14 +182,15 @@ def statistics_of(
     Arguments are those of `Plan` and `gather`.
     """
     plan = Plan(n=images.count, keep=keep, order=REFERENCE_ORDER)
-    tally = gather(images, extractor, plan, beside=out, world=world, report=report)
-    if tally is None:
-        return None
-    found = Statistics.of(tally, extractor, images.source)
-    if out is not None:
-        found.save(out)
-        done_with(out, images, extractor, plan)
-    return found
+    with chunks_beside(out, [(images, extractor, plan)], world):
+        tally = gather(images, extractor, plan, beside=out, world=world, report=report)
+        if tally is None:
+            return None
+        found = Statistics.of(tally, extractor, images.source, images.skipped)
+        if out is not None:
+            found.save(out)
+            done_with(out, images, extractor, plan)
+        return found
 
 
 def compare(
@@ -190,20 +199,27 @@ def compare(
     extractor: Extractor,
     *,
     resolution: int | None = None,
-    neighbours: int = 10_000,
+    neighbours: int | Literal["adm"] | None = None,
+    ordered: bool = False,
     k: int = 3,
     out: Path | None = None,
     world: World | None = None,
     reports: Reports = lambda what: None,
+    split: str | None = None,
+    corrupt: Corrupt = "refuse",
 ) -> dict[str, Any] | None:
     """The record of every set of images against the reference; None in processes other than the first.
 
     Args:
         reference: statistics (.npz with mu and sigma), or images as for `open_images`, which are then seen first.
         resolution: what both sides are brought to; it must have been given for `compared` too.
-        neighbours, k: features of each side that KID, precision and recall are taken of, at most, and the k-th
-            neighbour.
+        neighbours: features of each side that KID, precision and recall are taken of, at most; "adm": those of all
+            samples beside 10,000 of the reference; None: the latter where the reference is a file of ADM's, with
+            statistics and images, and otherwise 10,000.
+        ordered: see `Plan`.
+        k: which neighbour they are of.
         out: the file that the record is for; the parts of the work are kept beside it until all is done.
+        split, corrupt: as for `open_images`, of the reference where it is images.
 
     Raises:
         MetricError: if reference and images cannot be compared, before any image is seen.
@@ -211,55 +227,80 @@ def compare(
     """
     world = world or World()
     sets = list(compared.images.values())
-    known, images = _opened(reference, resolution)
+    known, images = _opened(reference, resolution, split, corrupt, reports)
     said = known or _expected(images, extractor)
     for each in sets:
         if each.count < 2:
             raise MetricError(f"{each.source}: {each.count} image is too few; a covariance needs 2, a figure thousands")
         evaluate.check_comparable(said, extractor, (each.shape[1], each.shape[2]))
     spatial = said.spatial is not None or known is None
-    kept: list[tuple[Stored, Plan]] = []
+    adm = neighbours == "adm" or (neighbours is None and known is not None and images is not None)
+    most = neighbours if isinstance(neighbours, int) else FEATURES
 
-    def statistics(what: str, images: Stored, order: int, spatial: bool) -> Statistics | None:
-        plan = Plan(n=images.count, keep=neighbours, order=order, spatial=spatial)
-        kept.append((images, plan))
-        tally = gather(images, extractor, plan, beside=out, world=world, report=reports(what))
-        return None if tally is None else Statistics.of(tally, extractor, images.source)
+    def planned(images: Stored, order: int, keep: int) -> Part:
+        plan = Plan(n=images.count, keep=keep, order=order, spatial=spatial, ordered=ordered)
+        return images, extractor, plan
 
     # Where the statistics came with images (ADM), those give the features of the reference.
-    side = None if images is None else statistics("reference", images, REFERENCE_ORDER, spatial)
-    base = _joined(known, side)
-    found = {label: statistics(label, each, SAMPLE_ORDER, spatial) for label, each in compared.images.items()}
-    if world.rank > 0 or base is None:
-        return None
-    rows = {
-        label: evaluate.compare_statistics(each, base, k=k, neighbours=neighbours, device=extractor.device)
-        for label, each in found.items()
-        if each is not None
-    }
-    if out is not None:
-        for each, plan in kept:
-            done_with(out, each, extractor, plan)
+    real = None if images is None else planned(images, REFERENCE_ORDER, most)
+    made = {label: planned(each, SAMPLE_ORDER, each.count if adm else most) for label, each in compared.images.items()}
+
+    def statistics(what: str, part: Part) -> Statistics | None:
+        tally = gather(*part, beside=out, world=world, report=reports(what))
+        return None if tally is None else Statistics.of(tally, extractor, part[0].source, part[0].skipped)
+
+    parts = [*([] if real is None else [real]), *made.values()]
+    with chunks_beside(out, parts, world):
+        base = _joined(known, None if real is None else statistics("reference", real))
+        found = {label: statistics(label, part) for label, part in made.items()}
+        if world.rank > 0 or base is None:
+            return None
+        rows = {
+            label: evaluate.compare_statistics(
+                each, base, k=k, neighbours=most, samples=each.count if adm else None, device=extractor.device
+            )
+            for label, each in found.items()
+            if each is not None
+        }
+        if out is not None:
+            for part in parts:
+                done_with(out, *part)
     return {
-        "made": dict(compared.made) or {"source": sets[0].source, "formats": sets[0].formats},
+        "made": dict(compared.made) or _stored(sets[0]),
         "resolution": [sets[0].shape[1], sets[0].shape[2]],
         "resize": None if resolution is None else f"center_crop to {resolution}",
         "rounding": "uint8: nearest level, clamped to 0…255" if compared.made else "uint8, as stored",
         "features": extractor.record() | {"origin": dict(extractor.origin)},
         "reference": base.record() | {"formats": {} if images is None else images.formats},
+        "neighbours": f"{'all samples' if adm else f'{most:,} samples'} and {most:,} of the reference, at most",
+        "inception_score_splits": f"{ADM_SIZE:,} images each, in order" if ordered else f"{SPLITS}, in a random order",
         "torch": torch.__version__,
         "rows": rows,
     }
 
 
-def _opened(reference: str | Path | Stored, resolution: int | None) -> tuple[Statistics | None, Stored | None]:
+def _stored(images: Stored) -> dict[str, Any]:
+    """What images that are there were made of."""
+    return {
+        "source": images.source,
+        "formats": images.formats,
+        "skipped": [list(each) for each in images.skipped],
+    }
+
+
+def _opened(
+    reference: str | Path | Stored, resolution: int | None, split: str | None, corrupt: Corrupt, reports: Reports
+) -> tuple[Statistics | None, Stored | None]:
     """The statistics in a file, if it is one; and the images of the reference, if there are any."""
     if isinstance(reference, Stored):
         return None, reference
     path = Path(reference).expanduser()
     pickled = path.suffix in (".pkl", ".pickle")  # which the reader refuses, in words
     if not pickled and not (path.suffix == ".npz" and evaluate.holds_statistics(path)):
-        return None, open_images(reference, resolution=resolution)
+        looking = reports("looking at the reference")
+        return None, open_images(reference, split=split, resolution=resolution, corrupt=corrupt, report=looking)
+    if split is not None:
+        raise MetricError(f"{path}: statistics have no splits; leave out the split {split}")
     known = evaluate.read_statistics(path)
     if known.rows is not None or not evaluate.holds_images(path):
         return known, None
@@ -316,6 +357,10 @@ def remarks(record: Mapping[str, Any]) -> list[str]:
     """What a reader of the figures must know, in words; empty if nothing."""
     found = []
     dimension, rows = record["features"]["dimension"], record["rows"]
+    for side, skipped in (("images", record["made"].get("skipped")), ("reference", record["reference"]["skipped"])):
+        if skipped:
+            names = some([f"{title} ({reason})" for title, reason in skipped])
+            found.append(f"{len(skipped):,} of the {side} cannot be read and are left out: {names}")
     few = {row["n"] for row in rows.values() if row["n"] is not None and row["n"] <= dimension}
     if few:
         found.append(
@@ -336,4 +381,7 @@ def remarks(record: Mapping[str, Any]) -> list[str]:
     ]
     if not record["features"]["published"] and record["features"]["name"].startswith("inception"):
         found.append("these are not the published Inception weights: nothing here is FID")
+    ordered = record["inception_score_splits"].endswith("in order")
+    if ordered and "formats" in record["made"] and any(row["inception_score"] is not None for row in rows.values()):
+        found.append("the Inception score is of images in their order: it is low for a set that is sorted by class")
     return found

@@ -30,6 +30,7 @@ class Feed(ABC):
 
     Attributes:
         name, split: of the source.
+        where: the images, as they were given; None: nobody knows of any.
         labelled: whether there are labels.
         classes: their names; None: the labels are their names.
         made: what the moments depend on beside the autoencoder.
@@ -44,6 +45,7 @@ class Feed(ABC):
     made: Mapping[str, Any]
     side: int
     conditions: Conditions | None = None
+    where: str | None = None
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -81,7 +83,7 @@ class Images(Feed):
         assert source.resolution is not None
         autoencoder.check(source.resolution)
         self.source, self.autoencoder = source, autoencoder
-        self.name, self.split, self.classes = source.name, source.split, source.classes
+        self.name, self.split, self.classes, self.where = source.name, source.split, source.classes, source.where
         self.labelled, self.conditions = source.labels is not None, source.conditions
         self.side = source.resolution // autoencoder.factor
         self.made = {"resolution": source.resolution, "crop": CROP}

@@ -9,11 +9,13 @@ that they depend on, so that what is found there is what would be computed.
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from glob import escape
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,15 +25,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from shortflow.data.stored import Stored
-from shortflow.errors import MetricError, ShortflowError
+from shortflow.errors import CheckpointError, MetricError, ShortflowError
 from shortflow.evaluate import Extractor, Plan, Tally
 from shortflow.evaluate.tally import chunks
 from shortflow.files import atomic_path, write_atomic
+from shortflow.lock import RunLock, held_by
 from shortflow.typing import Report
 
-__all__ = ["World", "done_with", "gather", "processes"]
+__all__ = ["Part", "World", "chunks_beside", "done_with", "gather", "processes"]
 
 T = TypeVar("T")
+Part = tuple[Stored, Extractor, Plan]
+"""What `gather` is given: images, what is taken of them, and by which plan."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +132,29 @@ def gather(
     return _merged(folder, parts) if world.rank == 0 else None
 
 
+@contextmanager
+def chunks_beside(beside: Path | None, parts: Sequence[Part], world: World | None = None) -> Iterator[None]:
+    """While the parts of one result are gathered: nobody else removes their chunks, and those of other choices, which
+    an interrupted command has left beside this result, are removed.
+
+    Args:
+        beside: as for `gather`.
+    """
+    if beside is None or (world is not None and world.rank > 0):
+        yield
+        return
+    mine = dict.fromkeys(_folder(beside, *part) for part in parts)
+    with ExitStack() as held:
+        for folder in mine:
+            with _disk(folder), suppress(CheckpointError):  # the same command elsewhere: both write the same
+                held.callback(RunLock(folder).release)
+        for folder in beside.parent.glob(f".{escape(beside.name)}-*"):
+            ours = re.fullmatch(r"[0-9a-f]{16}", folder.name.removeprefix(f".{beside.name}-"))
+            if ours and folder not in mine and folder.is_dir() and held_by(folder) is None:
+                shutil.rmtree(folder, ignore_errors=True)
+        yield
+
+
 def done_with(beside: Path, images: Stored, extractor: Extractor, plan: Plan) -> None:
     """Remove the chunks that `gather` has kept."""
     shutil.rmtree(_folder(beside, images, extractor, plan), ignore_errors=True)
@@ -160,6 +188,7 @@ def _choices(images: Stored, extractor: Extractor, plan: Plan) -> dict[str, Any]
         "keep": plan.keep,
         "order": plan.order,
         "spatial": plan.spatial,
+        "ordered": plan.ordered,
         "torch": torch.__version__,
     }
 

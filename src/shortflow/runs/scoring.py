@@ -54,6 +54,8 @@ def score(
         how = replace(how, condition=held_out.told(np.arange(min(n, len(held_out)))))
     rows: dict[str, Any] = {}
     record = {**how.record(model), "data": source}
+    if spec.num_classes:
+        record["classes"] = f"in turn: sample k is of class k mod {spec.num_classes}"
     samples = _Samples(model, n, grids, how, keep, report)
     if not spec.image:
         for count in grids:

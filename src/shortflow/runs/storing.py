@@ -310,6 +310,7 @@ class Store:
                 "source": {
                     "name": self.feed.name,
                     "split": self.feed.split,
+                    **({} if self.feed.where is None else {"where": self.feed.where}),
                     "sha256": hashlib.sha256("".join(shard.pixels for shard in shards).encode()).hexdigest(),
                 },
                 "skipped": [list(each) for each in skipped],

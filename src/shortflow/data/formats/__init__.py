@@ -37,6 +37,8 @@ from shortflow.data.images import some
 from shortflow.errors import DataError
 
 __all__ = [
+    "HUB",
+    "SPLITS",
     "WITHOUT",
     "Arrays",
     "Skipped",
