@@ -90,8 +90,8 @@ def test_what_departs_is_measured_by_what_was_published() -> None:
     run = SCRIPT["RUNS"]["esc-xl2"].run
     (said,) = remarks(override(run, ["train.batch=512"]), run.data.latent)
     assert said == (
-        "esc was published with 256 for train.batch (512 here) (SiT-XL/2, ImageNet-256 latents); figures that are told "
-        "of it are of that run"
+        "esc was published with 256 for train.batch (512 here); figures that are told of it are those of that run of "
+        "SiT-XL/2, ImageNet-256 latents"
     )
     budget = replace(run, recipe=esc(), train=TrainSettings(images=102_400_000, batch=256))
     (said,) = remarks(budget, run.data.latent)

@@ -50,7 +50,7 @@ def test_a_pass_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert rows == [32]
     assert found.seconds == pytest.approx(2 * plan.estimate.step * 0.5)
     assert found.hours == pytest.approx(10 * found.seconds / 3600)
-    assert found.how == "an estimate, from a pass timed over 32 of 32 rows: F is 0.5 s"
+    assert found.how == "an estimate, from a pass timed over 32 of 32 rows: F is 0.500 s"
     # On four processes that share the batch, each has a part of 16 rows.
     shared = replace(plan, processes=4, parts=4, rows=16)
     assert runs.pace(run, spec, shared, tmp_path / "run").seconds == pytest.approx(plan.estimate.step * 0.5)
@@ -63,7 +63,7 @@ def test_as_many_rows_are_timed_as_take_a_second(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(pacing, "_timed", lambda *given: 1.0)
     found = runs.pace(run, spec, plan, tmp_path / "run")
     assert found.seconds == pytest.approx(plan.estimate.step * 64 / 10)
-    assert "timed over 10 of 64 rows: F is 6.4 s" in found.how
+    assert "timed over 10 of 64 rows: F is 6.400 s" in found.how
 
 
 def test_a_network_that_is_too_large_to_be_timed_is_not_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -211,7 +211,9 @@ def test_a_dry_run_says_what_would_be(shortflow: Shortflow, tmp_path: Path) -> N
     held = f"{found.estimate.held / 2**20:.1f} MiB for weights, gradient, moments and averages; "
     assert rows["memory"].startswith(f"about {found.memory / 2**20:.1f} MiB: {held}")
     assert found.memory == found.estimate.held + 32 * found.estimate.kept
-    assert re.fullmatch(r"about .+, \S+ s a step: an estimate, from a pass timed over 32 of 32 rows: .*", rows["time"])
+    assert re.fullmatch(
+        r"about .+, [\d.,]+ s a step: an estimate, from a pass timed over 32 of 32 rows: .*", rows["time"]
+    )
     assert rows["work"].startswith(f"{found.estimate.step:.2f} F a step, ")
     assert rows["states"] == f"{found.state / 2**20:.1f} MiB each, every 4 steps, the newest 2 kept"
     assert rows["disk"].startswith(f"up to {found.disk / 2**20:,.1f} MiB for states and models; ")

@@ -155,7 +155,7 @@ def _show_plan(run: Any, dataset: Any, out: Path, resume: bool | Literal["auto"]
             f"about {size(found.memory)}: {size(needs.held)} for weights, gradient, moments and averages; {kept_for}",
         ),
         ("work", f"{needs.step:.2f} F a step, {_big(needs.forward)}FLOP an image in F: {_big(needs.operations)}FLOP"),
-        ("time", f"about {_time(pace.hours)}, {pace.seconds:.3g} s a step: {pace.how}"),
+        ("time", f"about {_time(pace.hours)}, {_seconds(pace.seconds)} s a step: {pace.how}"),
         ("states", f"{size(found.state)} each, every {count(settings.save_every, 'step')}, {kept}"),
         ("disk", f"up to {size(found.disk)} for states and models; {size(found.free)} are free"),
     ]
@@ -193,6 +193,10 @@ def _time(hours: float) -> str:
         if hours >= 2 * length:
             return f"{hours / length:,.0f} {unit}" if hours >= 10 * length else f"{hours / length:.1f} {unit}"
     return f"{3600 * hours:.3g} seconds"
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:,.0f}" if seconds >= 100 else f"{seconds:.3g}"
 
 
 def _big(number: float) -> str:

@@ -215,7 +215,7 @@ def _of_latents(run: RunConfig, dataset: Dataset) -> list[str]:
         how = f"shortflow encode {run.data.source} {wanted.options} changes it, and encodes no image again"
         if isinstance(dataset.samples, Encoded):
             how = f"make a store (shortflow encode --out LATENTS), with {wanted.options}"
-        remarks.append(f"{'; '.join(apart)}. Figures that are told of it are at its own: {how}")
+        remarks.append(f"{'; '.join(apart)}. Figures that are told of it are at its own; {how}")
     return remarks
 
 
@@ -226,8 +226,8 @@ def _departures(run: RunConfig, dataset: Dataset) -> list[str]:
     if dataset.kind == "latents" and published is not None:
         batch, steps = published.batch, published.steps
         wants = {"batch": batch, "images": None if batch is None or steps is None else batch * steps}
-        trained = f" ({published.network})" if published.network else ""
-        said = f"{name} was published with {{}}{trained}; figures that are told of it are of that run"
+        trained = f" of {published.network}" if published.network else ""
+        said = f"{name} was published with {{}}; figures that are told of it are those of that run{trained}"
     elif dataset.kind != "latents" and name in RECIPES:
         usual = preset(recipe_named(name), run.data, dataset).train
         wants = {"batch": usual.batch, "images": usual.images}

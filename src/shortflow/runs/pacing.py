@@ -77,7 +77,7 @@ def _pass(run: RunConfig, spec: DataSpec, plan: Plan) -> tuple[float, str]:
             flow.predict(x, t, t, label)
 
     took = _timed(once, device) * rows / count
-    return took, f"an estimate, from a pass timed over {count:,} of {rows:,} rows: F is {took:.3g} s"
+    return took, f"an estimate, from a pass timed over {count:,} of {rows:,} rows: F is {took:,.3f} s"
 
 
 def _rate(device: torch.device, dtype: torch.dtype) -> float:
