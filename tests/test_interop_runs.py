@@ -212,12 +212,18 @@ def test_latents_are_no_pictures(
 
 @pytest.mark.usefixtures("alone")
 def test_latents_are_decoded_where_their_autoencoder_is(latents: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """In a folder of its name, or in the one that is given; of its sum nothing is known."""
+    """In a folder of its name, or in the one that is given; of its sum nothing is known, which is said and recorded."""
     for folder, option in (("sd-vae-ft-ema", ()), ("elsewhere", ("--encoder", "elsewhere"))):
         saved(Path(folder), factor=8)
         arguments = ("--n", 2, "--seed", 1, "--out", f"{folder}.npy", *option)
         code, said = shortflow(capsys, "sample", latents, *arguments)
-        assert (code, said) == (0, f"2 samples → {folder}.npy\n")
+        *notes, last = said.splitlines()
+        assert (code, last) == (0, f"2 samples → {folder}.npy")
+        unsure = folder == "elsewhere"
+        assert [note.split(",")[0] for note in notes] == (
+            ["note: not verified: whether elsewhere is sd-vae-ft-ema"] if unsure else []
+        )
+        assert (json.loads(Path(f"{folder}.json").read_text()).get("autoencoder_is") == "not verified") == unsure
     found, model = np.load("elsewhere.npy"), hub.load(latents)
     assert (found.shape, found.dtype) == ((2, 3, 64, 64), np.uint8)
     np.testing.assert_array_equal(found, np.load("sd-vae-ft-ema.npy"))
@@ -227,6 +233,24 @@ def test_latents_are_decoded_where_their_autoencoder_is(latents: Path, capsys: p
     code, said = shortflow(capsys, "sample", latents, "--encoder", "smaller")
     assert code == 2
     assert "smaller decodes latents of 4 channels to 4 times their side" in said
+
+
+@pytest.mark.usefixtures("alone")
+def test_another_known_autoencoder_is_refused(latents: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its shapes are the same, and images of ft-mse's decoder for ft-ema's latents are slightly wrong."""
+    other = saved(Path("models--stabilityai--sd-vae-ft-mse/snapshots/31f2"), factor=8)
+    code, said = shortflow(capsys, "sample", latents, "--encoder", other)
+    assert code == 2
+    assert f"{other} is another autoencoder than sd-vae-ft-ema, which the model was trained with" in said
+    model = hub.load(latents)
+    with pytest.raises(ConfigError, match="is another autoencoder than sd-vae-ft-ema"):
+        runs.drawn_images(model, (1,), 2, autoencoder=load_autoencoder(str(other)))
+    with pytest.raises(ConfigError, match=r"data\.encoder: .* is another autoencoder"):
+        runs.decoding(model.spec, str(other))
+    for folder, recorded in (("elsewhere", "not verified"), ("sd-vae-ft-ema", "name")):
+        decoder = load_autoencoder(str(saved(Path(folder), factor=8)))
+        record = runs.Drawing(autoencoder=decoder).record(model)
+        assert record["autoencoder"] == {"name": folder, "sha256": decoder.sha256, "verified": recorded}
 
 
 def test_latents_are_not_scored(latents: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from commands import Shortflow
 from shortflow import hub, runs
+from shortflow.config.words import described
 from shortflow.errors import CheckpointError, ConfigError, ShortflowError
 from shortflow.lock import RunLock
 from shortflow.nn.configs import parameter_count
@@ -199,19 +201,29 @@ def test_a_dry_run_says_what_would_be(shortflow: Shortflow, tmp_path: Path) -> N
     found = runs.plan(run, dataset, out)
     assert lines[0].startswith("esc on mixture (")
     assert lines[0].endswith(f"8 steps of 64 → {out}")
-    rows = {line.split()[0]: line.split(maxsplit=1)[1] for line in lines[1:10]}
-    assert list(rows) == ["network", "data", "budget", "batch", "processes", "memory", "work", "states", "disk"]
+    rows = {line.split()[0]: line.split(maxsplit=1)[1] for line in lines[1:11]}
+    assert list(rows) == ["network", "data", "budget", "batch", "processes", "memory", "work", "time", "states", "disk"]
     assert rows["network"].endswith(f": {found.parameters:,} parameters")
     assert rows["data"] == f"mixture, {len(dataset):,} of shape 2"
     assert rows["budget"] == f"512 images, {512 / len(dataset):.1f} times the data"
     assert rows["batch"] == "64 in 2 parts of 32 rows, fp32"
     assert rows["processes"] == "1, the first on cpu"
     held = f"{found.estimate.held / 2**20:.1f} MiB for weights, gradient, moments and averages; "
-    assert rows["memory"].startswith(held)
+    assert rows["memory"].startswith(f"about {found.memory / 2**20:.1f} MiB: {held}")
+    assert found.memory == found.estimate.held + 32 * found.estimate.kept
+    assert re.fullmatch(
+        r"about .+, [\d.,]+ s a step: an estimate, from a pass timed over 32 of 32 rows: .*", rows["time"]
+    )
     assert rows["work"].startswith(f"{found.estimate.step:.2f} F a step, ")
     assert rows["states"] == f"{found.state / 2**20:.1f} MiB each, every 4 steps, the newest 2 kept"
     assert rows["disk"].startswith(f"up to {found.disk / 2**20:,.1f} MiB for states and models; ")
-    notes = [line.removeprefix("note: ") for line in lines[10:-1]]
+    assert lines[11] == "The method, resolved (shortflow show prints every setting):"
+    words = described(run.recipe)
+    method = {line.split()[0]: line.split(maxsplit=1)[1] for line in lines[12:-1] if line.startswith("  ")}
+    for name in ("target", "times", "weighting", "guidance", "teacher", "optimiser"):
+        assert method[name] == words[name][0].upper() + words[name][1:]
+    assert "sampled with an average of 0.995" in method["optimiser"]
+    notes = [line.removeprefix("note: ") for line in lines[12:-1] if not line.startswith("  ")]
     assert notes == list(found.notes)
     departs = "esc has 512 for train.batch (64 here) and 1,024,000 for train.images (512 here) on data like this; "
     assert any(note.startswith(departs) for note in notes)

@@ -193,23 +193,19 @@ def _check_latents(role: str, path: str, there: DataSpec, run: RunConfig, spec: 
         )
     apart = there.latent.differences(spec.latent, (f"{role} {path}", spec.name))
     if apart:
-        units = f"--scale {_numbers(there.latent.scale)} --shift {_numbers(there.latent.shift)}"
         source = Path(run.data.source).expanduser()
-        remedy = f"shortflow encode {run.data.source} {units}, which writes no latent anew"
+        remedy = f"shortflow encode {run.data.source} {there.latent.options}, which writes no latent anew"
         if run.data.encoder is not None and not (source.is_dir() and holds_latents(source)):
             # They are made while the run goes on, in the units of the autoencoder's config.
             remedy = (
-                f"shortflow encode {run.data.source} --encoder {run.data.encoder} --out LATENTS {units}, and train on "
+                f"shortflow encode {run.data.source} --encoder {run.data.encoder} --out LATENTS "
+                f"{there.latent.options}, and train on "
                 "these"
             )
         raise ConfigError(
             f"{'; '.join(apart)}. Model and latents must agree: give the latents the units of the model ({remedy}), or "
             "encode the images with its autoencoder"
         )
-
-
-def _numbers(values: tuple[float, ...]) -> str:
-    return ",".join(map(repr, values[:1] if len(set(values)) == 1 else values))
 
 
 def _named(spec: DataSpec) -> str:

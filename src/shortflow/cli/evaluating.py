@@ -330,6 +330,8 @@ def _decoder(model: Any, encoder: str | None, device: str) -> Any:
     found = runs.decoding(model.spec, model.run.data.encoder, encoder, device=device, say=say)
     if found.note is not None:
         raise MetricError(found.note)
+    if found.unverified is not None:
+        say(f"note: {found.unverified}")
     return found.autoencoder
 
 

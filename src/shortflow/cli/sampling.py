@@ -111,6 +111,8 @@ def sample(
     chosen, told = _classes(classes, model.spec), _conditions(condition, model.spec)
     path = out or Path("samples" if single else "samples.png")
     found = runs.decoding(model.spec, model.run.data.encoder, encoder, say=say)
+    if found.unverified is not None:
+        say(f"note: {found.unverified}")
     if found.note is not None:
         say(f"note: {found.note}")
         single = False

@@ -132,14 +132,16 @@ def _show_plan(run: Any, dataset: Any, out: Path, resume: bool | Literal["auto"]
     """Say what would be trained."""
     from shortflow import runs
     from shortflow.config import in_words
+    from shortflow.data import DataSpec
 
     found, settings = runs.plan(run, dataset, out, resume=resume), run.train
+    pace = runs.pace(run, DataSpec.fit(dataset, run.recipe.sigma_data), found, out)
     parts = f"in {count(found.parts, 'part')} of {count(found.rows, 'row')}" if found.parts > 1 else "in one part"
     kept = f"the newest {settings.keep} kept" + (
         f", and the best in {settings.keep_best}" if settings.keep_best else ""
     )
     needs, half = found.estimate, settings.precision == "bf16"
-    kept_for = f"about {size(needs.kept // (2 if half else 1))} of activations"
+    kept_for = f"about {size(needs.kept // (2 if half else 1))} of activations for each of {count(found.rows, 'row')}"
     rows = [
         ("network", f"{in_words(run.network)}: {found.parameters:,} parameters"),
         ("data", f"{dataset.name}, {len(dataset):,} of shape {'×'.join(map(str, dataset.shape))}"),
@@ -149,8 +151,12 @@ def _show_plan(run: Any, dataset: Any, out: Path, resume: bool | Literal["auto"]
         ),
         ("batch", f"{settings.batch} {parts}, {settings.precision}"),
         ("processes", f"{found.processes}, the first on {found.device}"),
-        ("memory", f"{size(needs.held)} for weights, gradient, moments and averages; {kept_for} an image"),
+        (
+            "memory",
+            f"about {size(found.memory)}: {size(needs.held)} for weights, gradient, moments and averages; {kept_for}",
+        ),
         ("work", f"{needs.step:.2f} F a step, {_big(needs.forward)}FLOP an image in F: {_big(needs.operations)}FLOP"),
+        ("time", f"about {_time(pace.hours)}, {_seconds(pace.seconds)} s a step: {pace.how}"),
         ("states", f"{size(found.state)} each, every {count(settings.save_every, 'step')}, {kept}"),
         ("disk", f"up to {size(found.disk)} for states and models; {size(found.free)} are free"),
     ]
@@ -160,9 +166,38 @@ def _show_plan(run: Any, dataset: Any, out: Path, resume: bool | Literal["auto"]
         rows.insert(0, ("goes on", f"after step {found.begun:,}"))
     say(_introduced(run, dataset, out))
     table(rows)
+    say("The method, resolved (shortflow show prints every setting):")
+    table([("", name, text) for name, text in _method(run).items()])
     for note in found.notes:
         say(f"note: {note}")
     say("Nothing was trained, and nothing written: this was --dry-run.")
+
+
+def _method(run: Any) -> dict[str, str]:
+    """What is done in training, part by part, where it says more than that nothing is done."""
+    from shortflow.config.words import described
+
+    found = {
+        name: text[0].upper() + text[1:]
+        for name, text in described(run.recipe).items()
+        if text not in ("has one head", "leaves data as they are", "mixes independent pairs of data and noise")
+    }
+    found["mirrors"] = "Mirrors half of the images" if run.data.flip else "Mirrors no image"
+    if run.data.latent is not None:
+        found["latents"] = f"Is for latents {run.data.latent.in_words()}"
+    return found
+
+
+def _time(hours: float) -> str:
+    """A time in the unit that fits it."""
+    for unit, length in (("days", 24.0), ("hours", 1.0), ("minutes", 1 / 60)):
+        if hours >= 2 * length:
+            return f"{hours / length:,.0f} {unit}" if hours >= 10 * length else f"{hours / length:.1f} {unit}"
+    return f"{3600 * hours:.3g} seconds"
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:,.0f}" if seconds >= 100 else f"{seconds:.3g}"
 
 
 def _big(number: float) -> str:

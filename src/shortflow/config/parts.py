@@ -27,6 +27,7 @@ from shortflow import (
     times,
     velocity,
 )
+from shortflow.data.latentspec import LatentSpec
 from shortflow.errors import ConfigError, ShortflowError
 from shortflow.nn import configs as networks
 from shortflow.nn.configs import NetworkConfig, SiTConfig
@@ -54,6 +55,8 @@ class DataConfig:
             right, such as digits.
         encoder: of latents: the folder or the name of the autoencoder that decodes previews and samples; null: what it
             was called when they were made. Of images: the one that makes latents of them while the run goes on.
+        latent: what latents the run is for. Those of another autoencoder, or of images of another side, are refused;
+            other scales and shifts are said aloud. null: any.
     """
 
     source: str = "digits"
@@ -63,6 +66,7 @@ class DataConfig:
     corrupt: Literal["refuse", "skip"] = "refuse"
     flip: bool = False
     encoder: str | None = None
+    latent: LatentSpec | None = None
 
     def __post_init__(self) -> None:
         if self.encoder is not None and not self.encoder.strip():
@@ -107,7 +111,17 @@ class RunConfig:
 
 
 # Groups of settings that come in one form only, so they are written without a kind.
-WHOLES: list[type] = [RunConfig, Recipe, Published, Objective, Optimizer, DataConfig, TrainSettings, Pairs]
+WHOLES: list[type] = [
+    RunConfig,
+    Recipe,
+    Published,
+    Objective,
+    Optimizer,
+    DataConfig,
+    LatentSpec,
+    TrainSettings,
+    Pairs,
+]
 
 FAMILIES: tuple[type, ...] = (
     paths.Path,

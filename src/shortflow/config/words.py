@@ -421,6 +421,7 @@ def _optimizer(rule: Optimizer) -> str:
     name = {"adamw": "AdamW", "adam": "Adam", "radam": "RAdam"}.get(rule.algorithm, rule.algorithm)
     decay = f", weight decay {rule.weight_decay:g}" if rule.weight_decay else ""
     warmup = f", a warm-up over {_percent(rule.warmup)} of the run" if rule.warmup else ""
+    warmup += f", a fall to zero over the last {_percent(rule.cooldown)}" if rule.cooldown else ""
     clip = "" if rule.clip is None else f", gradients clipped at {rule.clip:g}"
     betas = ", ".join(f"{beta:g}" for beta in rule.betas)
     return f"{name} at {rule.lr:g} (betas {betas}{decay}){warmup}{clip}, and sampled with an average of {rule.ema}"

@@ -29,15 +29,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from shortflow.data.latentspec import LatentSpec
+from shortflow.data.latentspec import KNOWN, LatentSpec
 from shortflow.errors import DataError, ShortflowError
 
 __all__ = ["NAMES", "Autoencoder", "by_channel", "load_autoencoder", "register_autoencoder"]
 
-NAMES = {
-    "sd-vae-ft-ema": "stabilityai/sd-vae-ft-ema",
-    "sd-vae-ft-mse": "stabilityai/sd-vae-ft-mse",
-}
+NAMES = {name: f"stabilityai/{name}" for name in KNOWN}
 """Short names of repositories on the hub: the autoencoders that published one-step results on ImageNet use."""
 
 _CONFIG, _STEM = "config.json", "diffusion_pytorch_model"

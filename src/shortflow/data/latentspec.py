@@ -16,7 +16,11 @@ from jaxtyping import Float, Float32
 
 from shortflow.errors import DataError
 
-__all__ = ["LatentSpec", "in_short"]
+__all__ = ["KNOWN", "LatentSpec", "in_short"]
+
+KNOWN = ("sd-vae-ft-ema", "sd-vae-ft-mse")
+"""The autoencoders of published one-step results on ImageNet. They differ in their weights alone: nothing but a sum or
+a name tells one from the other."""
 
 _TOLERANCE = 1e-9  # relative: decimals that were written and read again
 
@@ -81,21 +85,44 @@ class LatentSpec:
         minus = f"minus {in_short(self.shift)}, " if any(self.shift) else ""
         return f"of {self.encoder}, {minus}times {in_short(self.scale)}"
 
+    @property
+    def options(self) -> str:
+        """The options of `shortflow encode` that give latents these units, to the last digit."""
+        return f"--scale {_given(self.scale)} --shift {_given(self.shift)}"
+
+    def agrees(self, encoder: str, sha256: str | None) -> bool | None:
+        """Whether an autoencoder of this name and sum is that of these latents; None: nothing tells.
+
+        Sums decide where both are recorded. Else names do, those of `KNOWN` wherever they stand in a path; of other
+        names only equal ones tell anything, because a folder may be called as one likes.
+        """
+        if self.sha256 is not None and sha256 is not None:
+            return self.sha256 == sha256
+        mine, theirs = _known(self.encoder), _known(encoder)
+        if mine is not None and theirs is not None:
+            return mine == theirs
+        return True if _last(self.encoder) == _last(encoder) else None
+
     def differences(self, other: "LatentSpec", names: tuple[str, str]) -> list[str]:
         """What keeps the two from being the same latents, in words; `names` say whose this one and the other one are.
 
-        An autoencoder without a recorded sum is compared by its name.
+        An autoencoder without a recorded sum is compared by its name, and another name is taken for another one.
         """
         mine, theirs = names
         found = []
-        if self.sha256 is not None and other.sha256 is not None:
-            if self.sha256 != other.sha256:
-                found.append(
-                    f"the autoencoder of {mine} is {self.encoder} (sha256 {self.sha256[:12]}…), that of {theirs} is "
-                    f"{other.encoder} (sha256 {other.sha256[:12]}…)"
-                )
-        elif _last(self.encoder) != _last(other.encoder):
-            found.append(f"the autoencoder of {mine} is {self.encoder}, that of {theirs} is {other.encoder}")
+        if not self.agrees(other.encoder, other.sha256):
+            sums = None not in (self.sha256, other.sha256)
+            a, b = (f" (sha256 {spec.sha256[:12]}…)" if sums and spec.sha256 else "" for spec in (self, other))
+            found.append(f"the autoencoder of {mine} is {self.encoder}{a}, that of {theirs} is {other.encoder}{b}")
+        found += self.units_apart(other, names)
+        if self.pixels != other.pixels:
+            found.append(f"the images of {mine} are {self.pixels}, those of {theirs} {other.pixels}")
+        return found
+
+    def units_apart(self, other: "LatentSpec", names: tuple[str, str]) -> list[str]:
+        """Where scale or shift differ, in words, as in `differences`."""
+        mine, theirs = names
+        found = []
         for what in ("scale", "shift"):
             here, there = getattr(self, what), getattr(other, what)
             same = len(here) == len(there) and all(
@@ -105,8 +132,6 @@ class LatentSpec:
                 exact = in_short(here) == in_short(there)
                 a, b = in_short(here, exact), in_short(there, exact)
                 found.append(f"the {what} of {mine} is {a}, that of {theirs} is {b}")
-        if self.pixels != other.pixels:
-            found.append(f"the images of {mine} are {self.pixels}, those of {theirs} {other.pixels}")
         return found
 
     def to_dict(self) -> dict[str, Any]:
@@ -150,6 +175,10 @@ def in_short(values: Sequence[float], exact: bool = False) -> str:
     return texts[0] if values and all(value == values[0] for value in values) else f"[{', '.join(texts)}]"
 
 
+def _given(values: Sequence[float]) -> str:
+    return ",".join(map(repr, values if len(set(values)) > 1 else values[:1]))
+
+
 def _column(values: Sequence[float]) -> Float32[np.ndarray, "c 1 1"]:
     return np.array(values, dtype=np.float32)[:, None, None]
 
@@ -157,3 +186,9 @@ def _column(values: Sequence[float]) -> Float32[np.ndarray, "c 1 1"]:
 def _last(name: str) -> str:
     """The last part of a name or a path: stabilityai/sd-vae-ft-ema and ./vaes/sd-vae-ft-ema are taken for the same."""
     return name.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1].lower()
+
+
+def _known(name: str) -> str | None:
+    """The one of `KNOWN` that a name or a path names, if it names one alone."""
+    found = [known for known in KNOWN if known in name.lower()]
+    return found[0] if len(found) == 1 else None

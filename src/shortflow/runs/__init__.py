@@ -18,6 +18,7 @@ from shortflow.runs.encoding import encode, rescaled
 from shortflow.runs.feeds import Images, Stored
 from shortflow.runs.gathering import World, gather, processes
 from shortflow.runs.illustrating import illustrate
+from shortflow.runs.pacing import Pace, pace
 from shortflow.runs.planning import Plan, plan
 from shortflow.runs.running import training
 from shortflow.runs.sampling import (
@@ -46,6 +47,7 @@ __all__ = [
     "EncodeSettings",
     "Encoded",
     "Images",
+    "Pace",
     "Plan",
     "Stored",
     "World",
@@ -70,6 +72,7 @@ __all__ = [
     "notes",
     "open_images",
     "open_run",
+    "pace",
     "picture",
     "plan",
     "processes",

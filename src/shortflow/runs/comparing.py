@@ -349,7 +349,8 @@ def _made(made: Mapping[str, Any]) -> str:
     grid = made["grid"] if made["middle"] is None else f"{made['grid']}, middle {made['middle']:g}"
     guidance = f"guidance {made['guidance']:g}" + ("" if made["window"] is None else f" within {made['window']}")
     decoder = made.get("autoencoder")
-    decoded = "" if decoder is None else f", decoded by {decoder['name']} {decoder['sha256'][:12]}"
+    unsure = " (not verified)" if decoder is not None and decoder.get("verified") == "not verified" else ""
+    decoded = "" if decoder is None else f", decoded by {decoder['name']} {decoder['sha256'][:12]}{unsure}"
     return f"seed {made['seed']}, {guidance}, {made['sampler']['kind']}, grid {grid}, {made['precision']}{decoded}"
 
 

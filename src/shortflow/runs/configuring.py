@@ -9,6 +9,8 @@ import numpy as np
 
 from shortflow.config import DataConfig, RunConfig, concerning, load_run, override, recipe_named
 from shortflow.data import Conditions, Dataset, DataSpec
+from shortflow.data.encoded import Encoded
+from shortflow.data.latentspec import LatentSpec
 from shortflow.errors import CheckpointError, ConfigError, IncompatibleParts, ShortflowError
 from shortflow.hub import check, outline
 from shortflow.pairs import Pairs
@@ -124,6 +126,32 @@ def _check_data(run: RunConfig, dataset: Dataset) -> None:
             f"data.flip mirrors images of the data, and {run.recipe.name} learns from the pairs of a teacher; leave it "
             "out here, and train the teacher with it"
         )
+    if run.data.latent is not None:
+        _check_latents(run.data, run.data.latent, dataset)
+
+
+def _check_latents(data: DataConfig, wanted: LatentSpec, dataset: Dataset) -> None:
+    """Raise `ConfigError` unless the data are latents of the autoencoder and the images that the run is for."""
+    found, anyway = dataset.latent, "or train on these all the same with --set data.latent=null"
+    make = (
+        f"shortflow encode IMAGES --encoder {wanted.encoder} --resolution {wanted.pixels[-1]} {wanted.options} --out "
+        "LATENTS makes them, and --data LATENTS names them"
+    )
+    if found is None:
+        raise ConfigError(
+            f"this run is for latents {wanted.in_words()} (data.latent), and {dataset.name} is {dataset.kind}. {make}; "
+            f"{anyway}"
+        )
+    if wanted.agrees(found.encoder, found.sha256) is False:
+        raise ConfigError(
+            f"this run is for latents {wanted.in_words()} (data.latent), and {data.source} holds latents "
+            f"{found.in_words()}: another autoencoder. {make}; {anyway}"
+        )
+    if found.pixels != wanted.pixels:
+        raise ConfigError(
+            f"this run is for latents of images {wanted.pixels} (data.latent), and {data.source} holds latents of "
+            f"images {found.pixels}. {make}; {anyway}"
+        )
 
 
 def _plug_ins(part: Any) -> Iterator[PlugIn]:
@@ -147,6 +175,7 @@ def notes(run: RunConfig, dataset: Dataset) -> list[str]:
         )
     if dataset.conditions is not None:
         remarks += _of_conditions(run, dataset, dataset.conditions)
+    remarks += _of_latents(run, dataset)
     remarks += _departures(run, dataset)
     remarks += data_remarks(run, dataset)
     curves = missing_curves(run.train.trackers)
@@ -170,16 +199,48 @@ def _of_conditions(run: RunConfig, dataset: Dataset, conditions: Conditions) -> 
     return remarks
 
 
+def _of_latents(run: RunConfig, dataset: Dataset) -> list[str]:
+    """Remarks on latents that are not, or may not be, those that the run is for."""
+    wanted, found = run.data.latent, dataset.latent
+    if wanted is None or found is None:
+        return []
+    remarks = []
+    if wanted.agrees(found.encoder, found.sha256) is None:
+        remarks.append(
+            f"not verified: whether {found.encoder}, which made these latents, is {wanted.encoder}, which this run is "
+            "for; neither sum nor name tells"
+        )
+    apart = wanted.units_apart(found, ("this run", dataset.name))
+    if apart:
+        how = f"shortflow encode {run.data.source} {wanted.options} changes it, and encodes no image again"
+        if isinstance(dataset.samples, Encoded):
+            how = f"make a store (shortflow encode --out LATENTS), with {wanted.options}"
+        remarks.append(f"{'; '.join(apart)}. Figures that are told of it are at its own; {how}")
+    return remarks
+
+
 def _departures(run: RunConfig, dataset: Dataset) -> list[str]:
-    """A remark where batch or budget are not those that the recipe has on such data."""
-    if run.recipe.name not in RECIPES:
+    """A remark where batch or budget are not those of the published run; on data other than latents, where they are not
+    those that the recipe has on such data."""
+    published, name = run.recipe.published, run.recipe.name
+    if dataset.kind == "latents" and published is not None:
+        batch, steps = published.batch, published.steps
+        wants = {"batch": batch, "images": None if batch is None or steps is None else batch * steps}
+        trained = f" of {published.network}" if published.network else ""
+        said = f"{name} was published with {{}}; figures that are told of it are those of that run{trained}"
+    elif dataset.kind != "latents" and name in RECIPES:
+        usual = preset(recipe_named(name), run.data, dataset).train
+        wants = {"batch": usual.batch, "images": usual.images}
+        said = f"{name} has {{}} on data like this; figures that are told of it are those"
+    else:
         return []
-    usual = preset(recipe_named(run.recipe.name), run.data, dataset).train
-    pairs = {name: (getattr(run.train, name), getattr(usual, name)) for name in ("batch", "images")}
-    apart = [f"{wants:,} for train.{name} ({has:,} here)" for name, (has, wants) in pairs.items() if has != wants]
-    if not apart:
-        return []
-    return [f"{run.recipe.name} has {' and '.join(apart)} on data like this; figures that are told of it are those"]
+    has = {each: getattr(run.train, each) for each in wants}
+    apart = [
+        f"{want:,} for train.{each} ({has[each]:,} here)"
+        for each, want in wants.items()
+        if want not in (None, has[each])
+    ]
+    return [said.format(" and ".join(apart))] if apart else []
 
 
 def open_run(

@@ -14,7 +14,7 @@ from shortflow.data.latentspec import LatentSpec
 from shortflow.errors import ConfigError, DataError
 from shortflow.files import atomic_path
 
-__all__ = ["Decoding", "check_decoder", "decoding", "save_latents"]
+__all__ = ["Decoding", "check_decoder", "decoding", "save_latents", "verification"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,10 +24,13 @@ class Decoding:
     Attributes:
         autoencoder: what decodes them; None: they are images or points already, or latents that nothing here decodes.
         note: why latents are not decoded; None where they are, or need not be.
+        unverified: that nothing shows whether the autoencoder is that of the latents; None where its sum or its name
+            does.
     """
 
     autoencoder: Autoencoder | None = None
     note: str | None = None
+    unverified: str | None = None
 
     @property
     def decoded(self) -> bool:
@@ -42,7 +45,7 @@ def decoding(
     device: str | torch.device | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Decoding:
-    """The autoencoder of a model of latents. It is known by its sum, wherever it lies.
+    """The autoencoder of a model of latents. It is known by its sum, wherever it lies, or else by its name.
 
     Args:
         source: where the run file says that it is (data.encoder).
@@ -60,7 +63,7 @@ def decoding(
     if encoder is not None:
         found = load_autoencoder(encoder, device, say=say)
         check_decoder(found, spec)
-        return Decoding(autoencoder=found)
+        return _with(found, spec.latent)
     reasons = []
     places = dict.fromkeys(each for each in (source, spec.latent.encoder) if each is not None)
     for place in places:
@@ -71,7 +74,7 @@ def decoding(
             continue
         other = _another(found, spec.latent, spec.shape)
         if other is None:
-            return Decoding(autoencoder=found)
+            return _with(found, spec.latent)
         if place == source:
             raise ConfigError(f"data.encoder: {other}; give the folder of that one (--encoder), or null")
         reasons.append(other)
@@ -79,6 +82,23 @@ def decoding(
         note=f"latents are not decoded: {'; '.join(reasons)}. Give the folder of the autoencoder "
         f"{spec.latent.encoder}, with --encoder or as data.encoder"
     )
+
+
+def verification(autoencoder: Autoencoder, latent: LatentSpec) -> str:
+    """What shows that the autoencoder is that of the latents, for the record: "sha256", "name" or "not verified"."""
+    if latent.sha256 is not None:
+        return "sha256"
+    return "name" if latent.agrees(autoencoder.name, autoencoder.sha256) else "not verified"
+
+
+def _with(found: Autoencoder, latent: LatentSpec) -> Decoding:
+    told = verification(found, latent) != "not verified"
+    remark = (
+        f"not verified: whether {found.name} is {latent.encoder}, which these latents belong to. Nobody has recorded "
+        "the sum of theirs, and the name does not tell; another autoencoder of this shape makes images that are "
+        "slightly wrong"
+    )
+    return Decoding(autoencoder=found, unverified=None if told else remark)
 
 
 def check_decoder(autoencoder: Autoencoder, spec: DataSpec) -> None:
@@ -92,10 +112,11 @@ def check_decoder(autoencoder: Autoencoder, spec: DataSpec) -> None:
 
 def _another(found: Autoencoder, latent: LatentSpec, shape: tuple[int, ...]) -> str | None:
     """What makes it another autoencoder than that of the latents, in words."""
-    if latent.sha256 is not None and found.sha256 != latent.sha256:
+    if latent.agrees(found.name, found.sha256) is False:
+        sums = [f" (sha256 {each[:12]}…)" if latent.sha256 else "" for each in (found.sha256, latent.sha256 or "")]
         return (
-            f"{found.name} is another autoencoder (sha256 {found.sha256[:12]}…) than {latent.encoder} (sha256 "
-            f"{latent.sha256[:12]}…), which the model was trained with"
+            f"{found.name} is another autoencoder{sums[0]} than {latent.encoder}{sums[1]}, which the model was trained "
+            "with"
         )
     pixels = (found.channels[0], *(side * found.factor for side in shape[1:]))
     if found.channels[1] != shape[0] or pixels != latent.pixels:

@@ -11,6 +11,7 @@ from shortflow.data.encoders import Autoencoder
 from shortflow.errors import SamplerError
 from shortflow.flowmap import FlowMap
 from shortflow.hub import Model
+from shortflow.runs.decoding import verification
 from shortflow.runs.sampling import Window, guided
 from shortflow.sample import Sampler, default_grid, default_sampler, grid_times
 
@@ -87,6 +88,8 @@ class Drawing:
         latent, decoder = model.spec.latent, self.autoencoder
         if latent is not None and decoder is not None:  # samples are divided by the scale before they are decoded
             found["autoencoder"] = {"name": decoder.name, "sha256": decoder.sha256}
+            if (by := verification(decoder, latent)) != "sha256":
+                found["autoencoder"]["verified"] = by
             found["latents"] = {"scale": list(latent.scale), "shift": list(latent.shift)}
         return found
 

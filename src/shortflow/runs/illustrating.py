@@ -98,6 +98,8 @@ class _Work:
         self.decoding: Decoding = decoding(self.model.spec, self.model.run.data.encoder)
         if self.decoding.note is not None:
             self.notes.append(self.decoding.note)
+        if self.decoding.unverified is not None:
+            self.notes.append(self.decoding.unverified)
         self.train, self.held_out = self._data("train"), self._data("test")
 
     def _data(self, split: str) -> Dataset | None:

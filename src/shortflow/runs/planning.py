@@ -17,7 +17,7 @@ from shortflow.lock import check_free
 from shortflow.nn.configs import parameter_count
 from shortflow.references import ROLES, check_references
 from shortflow.runs.configuring import check_batch, notes
-from shortflow.runs.decoding import decoding
+from shortflow.runs.decoding import Decoding, decoding
 from shortflow.runs.running import check_data, check_directory
 from shortflow.train.ema import averages_of
 from shortflow.train.engine import Engine
@@ -46,6 +46,7 @@ class Plan:
         disk: bytes that the run needs at most for both, while a state is written.
         free: bytes that are free where it would be.
         estimate: operations and memory, counted.
+        memory: bytes of a process: weights, gradient, moments and averages, and the activations of a part's rows.
         notes: for its user.
     """
 
@@ -60,6 +61,7 @@ class Plan:
     disk: int
     free: int
     estimate: Estimate
+    memory: int
     notes: tuple[str, ...]
 
 
@@ -85,8 +87,9 @@ def plan(run: RunConfig, dataset: Dataset, directory: Path, *, resume: bool | Li
     saved, sizes = _outline(run, spec, directory)
     step, remarks = _whole_state(saved) if found else (0, [])
     decoded = not run.train.preview_every or isinstance(dataset.samples, Encoded)
-    decoder = None if decoded else decoding(spec, run.data.encoder, device="cpu").note
-    remarks += [] if decoder is None else [f"previews are written as .npz: {decoder}"]
+    shown = Decoding() if decoded else decoding(spec, run.data.encoder, device="cpu")
+    remarks += [] if shown.note is None else [f"previews are written as .npz: {shown.note}"]
+    remarks += [] if shown.unverified is None else [f"the autoencoder of the previews is {shown.unverified}"]
     free = shutil.disk_usage(next(path for path in (directory, *directory.absolute().parents) if path.is_dir())).free
     kept = run.train.keep + (run.train.keep_best is not None)
     disk = (kept + 1) * sizes["state"] + sizes["models"]
@@ -95,17 +98,19 @@ def plan(run: RunConfig, dataset: Dataset, directory: Path, *, resume: bool | Li
             f"the states and models of this run need up to {disk / 2**20:,.0f} MiB in {directory}, and "
             f"{free / 2**20:,.0f} MiB are free; make space, or keep fewer states (train.keep)"
         )
+    needs, rows = estimate(run, spec), run.train.batch // parts
     return Plan(
         parameters=parameter_count(saved.module.flow.network),
         begun=step,
         processes=engine.world,
         device=str(engine.device),
         parts=parts,
-        rows=run.train.batch // parts,
+        rows=rows,
         **sizes,
         disk=disk,
         free=free,
-        estimate=estimate(run, spec),
+        estimate=needs,
+        memory=needs.held + rows * needs.kept // (2 if run.train.precision == "bf16" else 1),
         notes=(*notes(run, dataset), *remarks),
     )
 

@@ -148,6 +148,8 @@ def _training(
             shown = decoding(spec, run.data.encoder, device=engine.device)
         if shown.note is not None:
             warnings.warn(f"previews are written as .npz: {shown.note}", stacklevel=3)
+        if shown.unverified is not None:
+            warnings.warn(f"the autoencoder of the previews is {shown.unverified}", stacklevel=3)
 
     def preview(averaged: FlowMap, path: Path) -> None:
         # One Euler step of flow matching is the mean of the data, whatever was learned.

@@ -27,6 +27,7 @@ from shortflow.errors import ConfigError, ShortflowError
 from shortflow.files import write_atomic
 from shortflow.hub import Model, fingerprint
 from shortflow.pictures import save_png
+from shortflow.runs.decoding import verification
 from shortflow.runs.sampling import class_labels, draw
 from shortflow.sample import default_sampler, grid_times
 from shortflow.typing import Report
@@ -137,6 +138,9 @@ def _made(model: Model, settings: Mapping[str, Any]) -> dict[str, Any]:
     times = settings.get("times") or grid_times(model.flow, settings.get("steps", 1))
     classes, window, autoencoder = (settings.get(name) for name in ("classes", "window", "autoencoder"))
     decoder = {} if autoencoder is None else {"autoencoder": autoencoder.sha256}
+    latent = model.spec.latent
+    if latent is not None and autoencoder is not None and verification(autoencoder, latent) == "not verified":
+        decoder["autoencoder_is"] = "not verified"
     told = settings.get("condition")
     rows = None if told is None else np.ascontiguousarray(told.cpu().numpy())
     conditions = {} if rows is None else {"condition": f"{rows.shape} {hashlib.sha256(rows.data).hexdigest()}"}
