@@ -9,10 +9,9 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 from jaxtyping import Int64, Integer, UInt8
-from PIL import Image
 
 from shortflow.data.conditions import Conditions
-from shortflow.data.images import read_image, some
+from shortflow.data.images import image_size, read_image, some
 from shortflow.errors import DataError
 
 __all__ = [
@@ -103,8 +102,7 @@ class Files(Source):
         return read_image(self.content(k), self.resolution)
 
     def size(self, k: int) -> tuple[int, int]:
-        with Image.open(self.content(k)) as image:
-            return image.size
+        return image_size(self.content(k))
 
 
 def check_classes(where: str, classes: Sequence[str]) -> None:
