@@ -114,7 +114,7 @@ def test_panoramas_are_read_without_a_word(
     for limit in (2000, 1000):
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
         assert load_folder(tmp_path, resolution=8).samples[0, :, 0, 0].tolist() == [1, 2, 3]
-        assert Image.MAX_IMAGE_PIXELS == limit  # that of the process is what it was
+        assert limit == Image.MAX_IMAGE_PIXELS  # that of the process is what it was
     assert not recwarn.list
 
 

@@ -1,12 +1,14 @@
 """Image files as pixels: upright (EXIF), on white where transparent, in 8 bits, grey or RGB, cropped to a square."""
 
+import importlib.util
 import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from io import BufferedIOBase
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
 import numpy as np
 from jaxtyping import UInt8
@@ -22,6 +24,7 @@ __all__ = [
     "center_crop",
     "image_size",
     "read_image",
+    "reads_heif",
     "resize",
     "some",
     "stacked",
@@ -31,7 +34,10 @@ __all__ = [
 Pixels = UInt8[np.ndarray, "h w"] | UInt8[np.ndarray, "h w 3"]
 
 EXTENSIONS = frozenset(
-    {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pnm", ".jp2"}
+    {
+        *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"),
+        *(".pnm", ".jp2"),
+    }
 )
 LARGEST = 2**29
 """Pixels of an image: half a gigapixel, 2 GiB while it is decoded."""
@@ -101,8 +107,22 @@ def image_size(file: Path | BufferedIOBase) -> tuple[int, int]:
 
 @contextmanager
 def _opened(file: Path | BufferedIOBase) -> Iterator[Image.Image]:
+    reads_heif()
     with Image.open(cast(IO[bytes], file)) as opened:
         yield opened
+
+
+@cache
+def reads_heif() -> bool:
+    """Whether the plugin for what telephones write, pillow-heif, is installed; then Pillow knows of it from now on."""
+    plugin = _plugin()
+    if plugin is not None:
+        plugin.register_heif_opener()
+    return plugin is not None
+
+
+def _plugin() -> Any:
+    return None if importlib.util.find_spec("pillow_heif") is None else importlib.import_module("pillow_heif")
 
 
 def _check_size(image: Image.Image) -> None:
