@@ -211,6 +211,7 @@ def test_links_are_followed_and_loops_are_not(tmp_path: Path) -> None:
     photo(tmp_path / "elsewhere/a.png", 3)
     photo(tmp_path / "photos/dog/b.png", 4)
     (tmp_path / "photos/cat").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (tmp_path / "photos/again").symlink_to(tmp_path / "photos", target_is_directory=True)
     (tmp_path / "elsewhere/back").symlink_to(tmp_path / "photos", target_is_directory=True)
     data = load(str(tmp_path / "photos"), label="folder")
     assert (data.classes, data.samples[:, 0, 0, 0].tolist()) == (("cat", "dog"), [3, 4])

@@ -23,6 +23,7 @@ from shortflow.data.formats.archives import open_zip
 from shortflow.data.formats.arrays import Arrays, open_arrays
 from shortflow.data.formats.base import BY_FOLDER, SPLITS, WITHOUT, Skipped, Source, setting
 from shortflow.data.formats.folders import open_folder
+from shortflow.data.formats.members import images_at
 from shortflow.data.formats.shards import open_shards
 from shortflow.data.formats.tables import (
     HUB,
@@ -177,6 +178,12 @@ def _sets_in(folder: Path) -> list[Path]:
     if len({path.suffix.lower() for path in found}) > 1:
         raise DataError(
             f"{folder}: holds .tar and .parquet files; give a pattern of one kind, such as '{folder}/*.tar'"
+        )
+    beside = images_at(folder) if found else 0
+    if beside > len(found):
+        raise DataError(
+            f"{folder}: {beside:,} images lie beside {some([path.name for path in found])}; move one or the other "
+            f"away, or give a pattern of the files to train on, such as '{folder}/*{found[0].suffix}'"
         )
     return found
 

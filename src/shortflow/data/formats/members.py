@@ -10,19 +10,20 @@ import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 
 from PIL import features
 
 from shortflow.data.conditions import CONDITION_FILES
 from shortflow.data.images import EXTENSIONS, reads_heif
 
-__all__ = ["Members", "members_among", "members_of", "unreadable"]
+__all__ = ["Members", "images_at", "members_among", "members_of", "unreadable"]
 
 _HEIF = frozenset({".heic", ".heif", ".hif"})
 _RAW = frozenset(
     {".dng", ".cr2", ".cr3", ".nef", ".nrw", ".arw", ".raf", ".orf", ".rw2", ".pef", ".srw", ".raw", ".3fr", ".iiq"}
 )
+_IMAGES = EXTENSIONS | _HEIF | _RAW
 _SYSTEM = frozenset({"thumbs.db", "desktop.ini", "__macosx", "@eadir", "#recycle", "$recycle.bin", "lost+found"})
 _SHOWN = 6
 
@@ -83,7 +84,7 @@ def members_of(folder: Path) -> Members:
         stat = place.stat()
         inside = above | {(stat.st_dev, stat.st_ino)}
         if inside == above:
-            return False, False  # a link to where we come from
+            return True, False  # a link to where we come from
         with os.scandir(place) as found:
             entries = sorted(found, key=lambda entry: entry.name)
         for entry in entries:
@@ -129,12 +130,17 @@ def members_among(names: Iterable[str]) -> Members:
     return Members(images=tuple(map(PurePosixPath, sorted(images))), others=others, hidden=hidden)
 
 
+def images_at(folder: Path) -> int:
+    """How many images lie in a folder, and not below it."""
+    return sum(_is_image(path) and not _is_hidden(path.name) for path in folder.iterdir())
+
+
 def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in _SYSTEM
 
 
-def _is_image(path: PurePosixPath) -> bool:
-    return path.suffix.lower() in EXTENSIONS | _HEIF | _RAW
+def _is_image(path: PurePath) -> bool:
+    return path.suffix.lower() in _IMAGES
 
 
 def _ending(path: PurePosixPath) -> str:
