@@ -134,6 +134,18 @@ def test_telephones_need_a_plugin_and_it_is_used_where_it_is(tmp_path: Path, mon
         images.reads_heif.cache_clear()
 
 
+@pytest.mark.skipif(images.reads_heif(), reason="pillow-heif is there")
+@pytest.mark.parametrize("form", ["folder", "zip"])
+def test_those_of_telephones_are_known_by_their_content_too(tmp_path: Path, form: str) -> None:
+    folder = tmp_path / "photos"
+    photo(folder / "a.png")
+    (folder / "b.jpg").write_bytes(b"\0\0\0\x18ftypheic" + bytes(64))
+    junk(folder, "c.jpg")
+    given = folder if form == "folder" else zipped(folder)
+    with pytest.raises(DataError, match=r"2 of 3 .*: b.jpg \(HEIF needs a plugin: .*\), c.jpg \(no image\);"):
+        load(str(given), resolution=8)
+
+
 # Depth ----------------------------------------------------------------------------------------------------------------
 
 

@@ -19,6 +19,7 @@ from shortflow.errors import DataError
 
 __all__ = [
     "EXTENSIONS",
+    "NEEDS_HEIF",
     "Pixels",
     "cache_folder",
     "center_crop",
@@ -42,6 +43,8 @@ EXTENSIONS = frozenset(
 LARGEST = 2**29
 """Pixels of an image: half a gigapixel, 2 GiB while it is decoded."""
 
+NEEDS_HEIF = "HEIF needs a plugin: pip install pillow-heif; or convert it to JPEG"
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _LARGE = 2**26  # pixels of an image that is decoded while no other as large is
 _one_large = threading.Lock()
 _SHOWN = 5
@@ -108,8 +111,22 @@ def image_size(file: Path | BufferedIOBase) -> tuple[int, int]:
 @contextmanager
 def _opened(file: Path | BufferedIOBase) -> Iterator[Image.Image]:
     reads_heif()
-    with Image.open(cast(IO[bytes], file)) as opened:
-        yield opened
+    try:
+        image = Image.open(cast(IO[bytes], file))
+    except UnidentifiedImageError as error:
+        if _is_heif(file):  # telephones and exports call some of them .jpg
+            raise ValueError(NEEDS_HEIF) from error
+        raise
+    with image:
+        yield image
+
+
+def _is_heif(file: Path | BufferedIOBase) -> bool:
+    """Whether a file begins as HEIF does, whatever it is called."""
+    with open(file, "rb") if isinstance(file, Path) else nullcontext(file) as opened:
+        opened.seek(0)
+        head = opened.read(12)
+    return head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS
 
 
 @cache

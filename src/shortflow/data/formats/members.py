@@ -15,7 +15,7 @@ from pathlib import Path, PurePath, PurePosixPath
 from PIL import features
 
 from shortflow.data.conditions import CONDITION_FILES
-from shortflow.data.images import EXTENSIONS, reads_heif
+from shortflow.data.images import EXTENSIONS, NEEDS_HEIF, reads_heif
 
 __all__ = ["Members", "images_at", "members_among", "members_of", "unreadable"]
 
@@ -153,7 +153,7 @@ def unreadable(name: str) -> str | None:
     if ending in _RAW:
         return "raw data of a camera; develop it to JPEG or TIFF"
     if ending in _HEIF and not reads_heif():
-        return "HEIF needs a plugin: pip install pillow-heif; or convert it to JPEG"
+        return NEEDS_HEIF
     if ending == ".avif" and not ("avif" in features.modules and features.check("avif")):
         return "AVIF needs Pillow 11.3: pip install -U pillow; or convert it to JPEG"
     return None
