@@ -158,7 +158,11 @@ def _images(folder: Path) -> None:
     image("no-dogs/cats/0.png")
     (folder / "no-dogs/dogs").mkdir()
     (folder / "empty").mkdir()
-    image("notes/0.png")
+    for name in ("camera/0", "backup/0", "backup/1"):
+        image(f"{name}.png")
+    (folder / "camera/1.nef").write_bytes(b"what only its maker knows")
+    (folder / "backup/old.tar").write_bytes(bytes(10240))
+    (folder / "notes").mkdir()
     (folder / "notes/notes.txt").write_text("remember the milk\n")
     with zipfile.ZipFile(folder / "cut.zip", "w") as archive:
         archive.write(folder / "photos/cats/0.png", "cats/0.png")

@@ -374,7 +374,7 @@ def test_bad_shards_are_refused_with_the_remedy(tmp_path: Path) -> None:
     picture = png(PIXELS[0])
     whole = {f"{k}.{name}": content for k in range(3) for name, content in (("png", picture), ("cls", b"1"))}
     cases: dict[str, tuple[dict[str, bytes], str]] = {
-        "empty": ({"readme.md": b"x"}, r"no image in its samples; images end in .bmp"),
+        "empty": ({"readme.md": b"x"}, r"no image in its samples; images end in .avif"),
         "some": (
             {"0.png": picture, "0.cls": b"1", "1.png": picture},
             r"1 of 2 samples have no label: 1.png; .*label=none",

@@ -1,14 +1,18 @@
 """Folders of images: exact pixels of crops and of every kind of file, layouts, and errors that name the file."""
 
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from shortflow.data import decoded, images, load
+from shortflow.data import decoded, load
 from shortflow.data.decoded import load_folder
-from shortflow.data.images import center_crop, resize
+from shortflow.data.formats import base
+from shortflow.data.images import center_crop, read_image, resize
 from shortflow.errors import DataError
 
 
@@ -212,7 +216,7 @@ def test_splits(tmp_path: Path) -> None:
         assert data.labels.tolist() == labels
     with pytest.raises(DataError, match="no split 'val'; there are test, train and all"):
         load_folder(tmp_path, "val")
-    with pytest.raises(DataError, match="no split 'test', because the folder is not divided; move the images to"):
+    with pytest.raises(DataError, match="no split 'test', because it is not divided; move the images to folders"):
         load_folder(tmp_path / "train", "test")
     save(tmp_path / "test/c/x.png", grey(5))
     with pytest.raises(DataError, match="test, train do not have the same classes"):
@@ -240,24 +244,6 @@ def test_missing_or_empty_folders(tmp_path: Path) -> None:
     (tmp_path / "dog").mkdir()
     (tmp_path / "dog/.DS_Store").touch()
     with pytest.raises(DataError, match="dog: a class without an image"):
-        load_folder(tmp_path)
-
-
-def test_layouts_that_mean_nothing(tmp_path: Path) -> None:
-    save(tmp_path / "mixed/cat/a.png", grey(1))
-    save(tmp_path / "mixed/b.png", grey(1))
-    with pytest.raises(DataError, match=r"1 images \(b.png, …\) lie beside 1 sub-folders \(cat, …\)"):
-        load_folder(tmp_path / "mixed")
-    save(tmp_path / "deep/cat/more/a.png", grey(1))
-    with pytest.raises(DataError, match=r"more: a folder inside a class folder; put the images directly into .*cat"):
-        load_folder(tmp_path / "deep")
-
-
-def test_files_that_are_no_images(tmp_path: Path) -> None:
-    save(tmp_path / "a.png", grey(1))
-    for k in range(7):
-        (tmp_path / f"note{k}.txt").write_text("x")
-    with pytest.raises(DataError, match=r"7 files are not images: note0.txt, .*note4.txt and 2 more; .*convert them"):
         load_folder(tmp_path)
 
 
@@ -321,7 +307,7 @@ def test_a_large_folder_is_decoded_once_and_mapped(
     assert mapped.fingerprint() == plain.fingerprint()
     assert mapped.shape == ((1 if kind == "grey" else 3), 5, 5)
     assert len(list(cache.iterdir())) == 1
-    monkeypatch.setattr(images, "read_image", None)  # nothing is decoded any more
+    monkeypatch.setattr(base, "read_image", None)  # nothing is decoded any more
     assert load_folder(tmp_path / "data").fingerprint() == plain.fingerprint()
 
 
@@ -376,3 +362,107 @@ def test_decoding_says_how_far_it_is(tmp_path: Path, cache: Path) -> None:
     said.clear()
     load_folder(tmp_path / "data", resolution=1, report=lambda *done: said.append(done))
     assert said == []  # it is there
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The files that were decoded."""
+    found: list[Path] = []
+
+    def read(path: Path, *arguments: object) -> np.ndarray:
+        found.append(path)
+        return read_image(path, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(base, "read_image", read)
+    return found
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_what_took_long_to_decode_is_kept_however_small_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reads: list[Path], damaged: bool
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    save(tmp_path / "data/a.png", grey(5))
+    save(tmp_path / "data/b.png", rgb(1, 2, 3))
+    if damaged:
+        (tmp_path / "data/c.png").write_bytes(b"nothing")
+
+    def loaded() -> tuple[list[int], int]:
+        data = load(str(tmp_path / "data"), resolution=4, corrupt="skip")
+        assert not isinstance(data.samples, np.memmap)
+        return data.samples[:, :, 0, 0].tolist(), len(data.skipped)
+
+    first, once = loaded(), len(reads)
+    assert (loaded(), len(reads)) == (first, 2 * once)  # it takes no time, so it is done again
+    monkeypatch.setattr(decoded, "_PATIENCE", -1.0)
+    assert (loaded(), len(reads)) == (first, 3 * once)
+    assert (loaded(), len(reads)) == (first, 3 * once)
+    assert first == ([[5, 5, 5], [1, 2, 3]], int(damaged))
+    if damaged:
+        with pytest.raises(DataError, match=r"c.png \(no image\)"):
+            load_folder(tmp_path / "data", resolution=4)
+
+
+def test_a_cache_that_cannot_be_written_stops_no_small_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoded, "_PATIENCE", -1.0)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    save(tmp_path / "data/a.png", grey(5))
+    assert load_folder(tmp_path / "data").samples[0, 0, 0, 0] == 5
+
+
+def test_colour_that_comes_late_decodes_nothing_twice(tmp_path: Path, cache: Path, reads: list[Path]) -> None:
+    for k in range(7):
+        save(tmp_path / f"data/{k}.png", np.arange(16, dtype=np.uint8).reshape(4, 4) + k)
+    save(tmp_path / "data/7.png", rgb(9, 8, 7))
+    samples = load_folder(tmp_path / "data").samples
+    assert len(reads) == 8
+    for k in range(7):
+        np.testing.assert_array_equal(
+            samples[k], np.tile(np.arange(16, dtype=np.uint8).reshape(1, 4, 4) + k, (3, 1, 1))
+        )
+    assert samples[7, :, 0, 0].tolist() == [9, 8, 7]
+
+
+def started_together(f: Callable[[], object]) -> list[object]:
+    with ThreadPoolExecutor(3) as pool:
+        return [each.result() for each in [pool.submit(f) for _ in range(3)]]
+
+
+def test_of_several_processes_one_decodes(
+    tmp_path: Path, cache: Path, reads: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threads here: what each holds is a file that it has opened itself, as processes do."""
+    for k in range(6):
+        save(tmp_path / f"data/{k}.png", grey(k))
+    monkeypatch.setattr(decoded, "_PATIENCE", 0.0)
+    read = base.read_image
+    monkeypatch.setattr(base, "read_image", lambda *given: (time.sleep(0.05), read(*given))[1])
+    said: list[tuple[int, int]] = []
+    found = started_together(
+        lambda: load_folder(tmp_path / "data", report=lambda *done: said.append(done)).samples[:, 0, 0, 0].tolist()
+    )
+    assert found == [list(range(6))] * 3
+    assert sorted(path.name for path in reads) == [f"{k}.png" for k in range(6)]
+    assert said.count((0, 6)) == 2  # those who wait say that they do
+    assert [path.suffix for path in cache.iterdir()] == [".npy"]
+
+
+def test_nobody_waits_for_long_where_nothing_is_kept(
+    tmp_path: Path, reads: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those who waited for less than what is kept decode at the same time, each for itself."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    save(tmp_path / "data/a.png", grey(5))
+    inside, most, read = [0], [0], base.read_image
+
+    def slow(*given: object) -> np.ndarray:
+        inside[0] += 1
+        most[0] = max(most[0], inside[0])
+        time.sleep(0.3)
+        inside[0] -= 1
+        return read(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(base, "read_image", slow)
+    started_together(lambda: load_folder(tmp_path / "data", resolution=4))
+    assert (len(reads), most[0]) == (3, 2)

@@ -5,16 +5,27 @@ called `.writing-…`, and never anything else.
 """
 
 import hashlib
+import importlib
 import os
 import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["UNFINISHED", "atomic_path", "remove_unfinished", "sha256_of", "sync_file", "sync_folder", "write_atomic"]
+__all__ = [
+    "UNFINISHED",
+    "alone",
+    "atomic_path",
+    "remove_unfinished",
+    "sha256_of",
+    "sync_file",
+    "sync_folder",
+    "write_atomic",
+]
 
 UNFINISHED = ".writing-"
 _SAFETENSORS = r"\.tmp[0-9A-Za-z]{6}"  # safetensors writes beside the file that it was told to write
@@ -47,6 +58,35 @@ def atomic_path(path: Path, durable: bool = True) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[float]:
+    """Within the context no other process of this machine is in that of the same path. Gives the seconds that were
+    waited for that; `waiting` is called before there are any.
+
+    It saves work and guarantees nothing: a disk that knows no locks, or that may not be written to, has none.
+    """
+    descriptor, waited = None, 0.0
+    try:
+        fcntl = importlib.import_module("fcntl")  # Windows has none
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            began = time.monotonic()
+            waiting()
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            waited = time.monotonic() - began
+    except (ImportError, OSError):
+        pass
+    try:
+        yield waited
+    finally:
+        if descriptor is not None:
+            path.unlink(missing_ok=True)  # those who wait have it open
+            os.close(descriptor)
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:

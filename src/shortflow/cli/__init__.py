@@ -68,6 +68,7 @@ _REMEDIES = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: errors that a user can mend are printed without a traceback, and end with exit code 2."""
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # of headers that are untidy: the pixels are there
     try:
         app(args=arguments, prog_name="shortflow")
     except ShortflowError as error:

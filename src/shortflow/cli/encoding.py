@@ -47,7 +47,9 @@ def encode(
     label: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="The field or column that is the label; none leaves labels out.", show_default=False
+            metavar="NAME",
+            help="The field or column that is the label; none leaves labels out, folder is the first sub-folder.",
+            show_default=False,
         ),
     ] = None,
     scale: Annotated[
@@ -107,7 +109,10 @@ def encode(
     if is_lmdb(Path(source)):
         feed: Any = runs.Stored(open_lmdb(Path(source)), autoencoder)
     else:
-        feed = runs.Images(open_source(source, split, resolution, **columns), autoencoder)
+        images = open_source(source, split, resolution, **columns)
+        for note in images.notes:
+            say(f"note: {note}")
+        feed = runs.Images(images, autoencoder)
     try:
         with progress("images", title="encoding") as shown:
             made = runs.encode(feed, autoencoder, out, settings=settings, **units, engine=engine, report=shown, say=say)

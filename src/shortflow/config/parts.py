@@ -48,7 +48,8 @@ class DataConfig:
         source: a built-in name, images in any form (see docs/data.md), or a folder of latents.
         resolution: the side to crop and resize images to; None: as they are.
         image, label: of shards and tables: the field or column that is the image, and the label; null: found by its
-            type. The label "none" leaves the labels of any data out, for an unconditional model.
+            type. The label "none" leaves the labels of any data out, for an unconditional model of all images, however
+            deep in folders they lie; "folder" is the first sub-folder.
         corrupt: of images that cannot be read: "refuse" lists them before anything starts, "skip" leaves them out and
             lists them in left-out.txt.
         flip: mirror half of the images of a batch, left to right, by random choice. Not for what has a left and a

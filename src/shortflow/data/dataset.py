@@ -52,6 +52,7 @@ class Dataset:
             where they are made while they are used, and measured when that is asked for.
         skipped: what could not be read, and was left out: of each image its number, what it is called, and why.
         conditions: a vector or a sequence for each sample, in place of labels; None: there are none.
+        notes: what its user should know of how it was opened, in sentences.
 
     Raises:
         DataError: if there is no sample, or samples, labels, classes and conditions do not belong together.
@@ -67,6 +68,7 @@ class Dataset:
     measured: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     skipped: tuple[tuple[int, str, str], ...] = ()
     conditions: Conditions | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.latent is None:

@@ -1,19 +1,22 @@
 """Any source of images as a `Dataset`: uint8 (n, c, h, w), c = 1 if all of them are grey and 3 otherwise.
 
-Up to 64 MiB of pixels are decoded into memory. More are decoded once, into a file of `cache_folder()` that is mapped
-into memory, so that a source larger than memory can be used, and starts at once the next time. The file belongs to the
-names, sizes and times of what was decoded: where one of them changes, all are decoded anew, and the old file is
-removed. Beside it stands what was left out because it is damaged.
+What takes more than 2 s is decoded once, and kept in a file of `cache_folder()`. More than 64 MiB of pixels are written
+there at once and mapped into memory, so that a source larger than memory can be used. The file belongs to the names,
+sizes and times of what was decoded: where one of them changes, all are decoded anew, and the old file is removed.
+Beside it stands what was left out because it is damaged. Of several processes one decodes; the others wait, and read.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import IO, Any, Literal, TypeVar
 
 import numpy as np
 from jaxtyping import Int64, UInt8
@@ -23,7 +26,7 @@ from shortflow.data.dataset import Dataset
 from shortflow.data.formats import Arrays, Skipped, Source, open_folder, setting
 from shortflow.data.images import Pixels, cache_folder, some, stacked, why
 from shortflow.errors import DataError
-from shortflow.files import atomic_path, write_atomic
+from shortflow.files import alone, atomic_path, write_atomic
 from shortflow.typing import Report
 
 __all__ = [
@@ -41,10 +44,12 @@ Corrupt = Literal["refuse", "skip"]
 """What is done about images that cannot be read: all are listed and refused, or they are left out and listed."""
 
 T = TypeVar("T")
+_Found = tuple[UInt8[np.ndarray, "n c h w"], Sequence[Skipped]]  # the images, and what was left out
 
 _IN_MEMORY = 2**26  # bytes of pixels
+_PATIENCE = 2.0  # seconds of decoding, above which its result is kept
 _AT_ONCE = 512  # images that are decoded before the first of them is handed on
-_FORMAT = 2  # of the decoded pixels: a number that changes with the meaning of what is above
+_FORMAT = 3  # of the decoded pixels: a number that changes with the meaning of what is above
 
 
 def load_folder(
@@ -94,6 +99,7 @@ def decoded(source: Source, *, corrupt: Corrupt = "refuse", report: Report | Non
         split=source.split,
         skipped=tuple(skipped),
         conditions=conditions,
+        notes=source.notes,
     )
 
 
@@ -134,62 +140,85 @@ def _titled(source: Source, k: int) -> str:
 # ------------------------------------------------------------------------------------------------------------- decoding
 
 
-def _pixels(
-    source: Source, corrupt: Corrupt, report: Report | None
-) -> tuple[UInt8[np.ndarray, "n c h w"], Sequence[Skipped]]:
+def _pixels(source: Source, corrupt: Corrupt, report: Report | None) -> _Found:
     """The images, in memory or memory-mapped, and what was left out."""
     asked = f"{source.where} {source.split} {source.resolution} {_FORMAT}"
     place = hashlib.sha256(asked.encode()).hexdigest()[:16]
     key = hashlib.sha256(f"{asked}\n{source.identity()}".encode()).hexdigest()[:16]
     kept = cache_folder() / "folders" / f"{place}-{key}.npy"
     found = _kept(kept, source)
-    if found is not None:
-        check_failures(source, {k: reason for k, _, reason in found[1]}, corrupt)
-        return found
+    if found is None:
+        check_failures(source, source.unreadable(), corrupt)
+        with alone(kept.with_suffix(".lock"), waiting=partial(_waiting, source, report)) as waited:
+            found = _kept(kept, source)
+            if found is None and not 0 < waited < _PATIENCE:
+                found = _made(kept, source, corrupt, report)
+        if found is None:  # it took so little that nothing was kept: no need to do it one after the other
+            found = _made(kept, source, corrupt, report)
+    check_failures(source, {k: reason for k, _, reason in found[1]}, corrupt)
+    return found
+
+
+def _waiting(source: Source, report: Report | None) -> None:
+    if report is not None:
+        report(0, len(source))
+
+
+def _made(kept: Path, source: Source, corrupt: Corrupt, report: Report | None) -> _Found:
+    """The images decoded, and kept for the next time where that is worth it."""
     source = squared(source, corrupt=corrupt)
     assert source.resolution is not None
-    size, failures = len(source) * 3 * source.resolution**2, {}
+    size, failures, began = len(source) * 3 * source.resolution**2, {}, time.monotonic()
 
     def images() -> Iterator[Pixels]:
-        failures.clear()
         yield from (image for _, image in each(source, source.read, failures, report))
         check_failures(source, failures, corrupt)
 
     if size <= _IN_MEMORY:
-        pixels = list(images())
-        return stacked(pixels), listed(source, failures)
-    try:
-        _write(kept, images, len(source), source.resolution)
+        samples = stacked(list(images()))
         skipped = listed(source, failures)
-        if skipped:
-            write_atomic(_beside(kept), json.dumps({"skipped": skipped}, ensure_ascii=False))
-        for old in kept.parent.glob(f"{place}-*"):
-            if old not in (kept, _beside(kept)):
-                old.unlink(missing_ok=True)
+        if time.monotonic() - began > _PATIENCE:
+            with suppress(OSError):  # no space, or no permission: it is in memory
+                _keep(kept, map(_as_image, samples), len(samples), source.resolution, lambda: skipped)
+        return samples, skipped
+    try:
+        _keep(kept, images(), len(source), source.resolution, lambda: listed(source, failures))
     except OSError as error:
         raise DataError(
             f"{source.where}: the decoded images, {size / 2**30:.1f} GiB, cannot be written to {kept.parent} "
             f"({error.strerror}); make space there, or set XDG_CACHE_HOME to a folder that has it"
         ) from error
-    return open_array(kept), skipped
+    return open_array(kept), _listed(source, failures)
+
+
+def _keep(kept: Path, images: Iterable[Pixels], n: int, side: int, skipped: Callable[[], Sequence[Skipped]]) -> None:
+    """Write what was decoded, and what was left out, and remove what older images of that place were."""
+    _write(kept, images, n, side)
+    if skipped():
+        write_atomic(_beside(kept), json.dumps({"skipped": skipped()}, ensure_ascii=False))
+    place, _, _ = kept.name.partition("-")
+    for old in kept.parent.glob(f"{place}-*"):
+        if old.suffix != ".lock" and old not in (kept, _beside(kept)):
+            old.unlink(missing_ok=True)
 
 
 def _beside(kept: Path) -> Path:
     return kept.with_suffix(".skipped.json")
 
 
-def _kept(path: Path, source: Source) -> tuple[UInt8[np.ndarray, "n c h w"], Sequence[Skipped]] | None:
+def _kept(path: Path, source: Source) -> _Found | None:
     """What was decoded before, if it is there and whole."""
     if not path.is_file():
         return None
     try:
-        samples = open_array(path)
-        skipped = []
+        samples, skipped = open_array(path), []
         if len(samples) != len(source):
             skipped = [(int(k), str(title), str(reason)) for k, title, reason in _read(_beside(path))]
     except (DataError, OSError, ValueError, KeyError, TypeError):
         return None  # a damaged copy is written anew
-    return (samples, skipped) if len(samples) + len(skipped) == len(source) else None
+    if len(samples) + len(skipped) != len(source):
+        return None
+    return (samples if samples.nbytes > _IN_MEMORY else np.array(samples)), skipped
 
 
 def _read(path: Path) -> list[Any]:
@@ -209,7 +238,7 @@ def each(
             return []
 
     n = len(source)
-    with ThreadPoolExecutor(max_workers=min(16, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(max_workers=min(16, _cores())) as pool:  # decoders give up the interpreter's lock
         for start in range(0, n, _AT_ONCE):
             for found in pool.map(attempt, range(start, min(start + _AT_ONCE, n))):
                 yield from found
@@ -217,34 +246,44 @@ def each(
                 report(min(start + _AT_ONCE, n), n)
 
 
-def _write(path: Path, images: Callable[[], Iterator[Pixels]], n: int, side: int) -> None:
+def _cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _write(path: Path, images: Iterable[Pixels], n: int, side: int) -> None:
     """Write the images, n at most, as an array, whole or not at all."""
-    try:
-        _write_with(1, path, images(), n, side)
-    except _Coloured:  # as a rule the first image says so
-        _write_with(3, path, images(), n, side)
+    with atomic_path(path) as temporary, open(temporary, "w+b") as file:
+        channels, count = 1, 0
 
+        def write_header(n: int) -> int:
+            header = npy_header(np.uint8, (n, channels, side, side))  # of one length: NumPy leaves space for any n
+            file.seek(0)
+            return file.write(header)
 
-def _write_with(channels: int, path: Path, images: Iterator[Pixels], n: int, side: int) -> None:
-    """Raises `_Coloured` at the first image that needs three channels where there is one."""
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        header, count = npy_header(np.uint8, (n, channels, side, side)), 0
-        file.write(header)
+        start = write_header(n)
         for image in images:
             if image.ndim == 3 and channels == 1:
-                raise _Coloured
+                _repeat(file, start, count, side**2)
+                channels = 3
             planes = image if image.ndim == 2 else image.transpose(2, 0, 1)
             file.write(np.broadcast_to(planes, (channels, side, side)).tobytes())
             count += 1
-        if count < n:  # NumPy leaves space in its headers for any number of rows
-            shorter = npy_header(np.uint8, (count, channels, side, side))
-            assert len(shorter) == len(header)
-            file.seek(0)
-            file.write(shorter)
+        assert write_header(count) == start
 
 
-class _Coloured(Exception):
-    """One channel is not enough."""
+def _repeat(file: IO[bytes], start: int, count: int, size: int) -> None:
+    """Repeat each of the grey images that were written three times, from the last one on, in their place."""
+    for k in reversed(range(count)):
+        file.seek(start + k * size)
+        image = file.read(size)
+        file.seek(start + 3 * k * size)
+        file.write(3 * image)
+    file.seek(start + 3 * count * size)
+
+
+def _as_image(sample: UInt8[np.ndarray, "c h w"]) -> Pixels:
+    return sample[0] if len(sample) == 1 else sample.transpose(1, 2, 0)
 
 
 # -------------------------------------------------------------------------------------------------------------- damages

@@ -1,24 +1,52 @@
 """Image files as pixels: upright (EXIF), on white where transparent, in 8 bits, grey or RGB, cropped to a square."""
 
+import importlib.util
 import os
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import cache
 from io import BufferedIOBase
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from shortflow.data.deep import deep_image, is_deep
 from shortflow.errors import DataError
 
-__all__ = ["EXTENSIONS", "Pixels", "cache_folder", "center_crop", "read_image", "resize", "some", "stacked", "why"]
+__all__ = [
+    "EXTENSIONS",
+    "NEEDS_HEIF",
+    "Pixels",
+    "cache_folder",
+    "center_crop",
+    "image_size",
+    "read_image",
+    "reads_heif",
+    "resize",
+    "some",
+    "stacked",
+    "why",
+]
 
 Pixels = UInt8[np.ndarray, "h w"] | UInt8[np.ndarray, "h w 3"]
 
 EXTENSIONS = frozenset(
-    {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pnm", ".jp2"}
+    {
+        *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"),
+        *(".pnm", ".jp2"),
+    }
 )
+LARGEST = 2**29
+"""Pixels of an image: half a gigapixel, 2 GiB while it is decoded."""
+
+NEEDS_HEIF = "HEIF needs a plugin: pip install pillow-heif; or convert it to JPEG"
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_LARGE = 2**26  # pixels of an image that is decoded while no other as large is
+_one_large = threading.Lock()
 _SHOWN = 5
 
 
@@ -62,14 +90,94 @@ def read_image(file: Path | BufferedIOBase, resolution: int | None = None) -> Pi
 
     Raises almost anything where it is damaged.
     """
-    with Image.open(cast(IO[bytes], file)) as opened:
-        image = _flatten(opened)
-    return np.asarray(image if resolution is None else center_crop(image, resolution))
+    with _unlimited, _opened(file) as opened:
+        _check_size(opened)
+        with _one_large if opened.width * opened.height > _LARGE else nullcontext():
+            if is_deep(opened):
+                with _opened(file) as again:
+                    opened = deep_image(opened, again)
+            opened.load()
+            image = _flatten(opened)
+            return np.asarray(image if resolution is None else center_crop(image, resolution))
+
+
+def image_size(file: Path | BufferedIOBase) -> tuple[int, int]:
+    """Width and height of the image in a file as it is stored, found without decoding it; raises as `read_image`."""
+    with _unlimited, _opened(file) as opened:
+        _check_size(opened)
+        return opened.size
+
+
+@contextmanager
+def _opened(file: Path | BufferedIOBase) -> Iterator[Image.Image]:
+    reads_heif()
+    try:
+        image = Image.open(cast(IO[bytes], file))
+    except UnidentifiedImageError as error:
+        if _is_heif(file):  # telephones and exports call some of them .jpg
+            raise ValueError(NEEDS_HEIF) from error
+        raise
+    with image:
+        yield image
+
+
+def _is_heif(file: Path | BufferedIOBase) -> bool:
+    """Whether a file begins as HEIF does, whatever it is called."""
+    with open(file, "rb") if isinstance(file, Path) else nullcontext(file) as opened:
+        opened.seek(0)
+        head = opened.read(12)
+    return head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS
+
+
+@cache
+def reads_heif() -> bool:
+    """Whether the plugin for what telephones write, pillow-heif, is installed; then Pillow knows of it from now on."""
+    plugin = _plugin()
+    if plugin is not None:
+        plugin.register_heif_opener()
+    return plugin is not None
+
+
+def _plugin() -> Any:
+    return None if importlib.util.find_spec("pillow_heif") is None else importlib.import_module("pillow_heif")
+
+
+def _check_size(image: Image.Image) -> None:
+    pixels = image.width * image.height
+    if pixels > LARGEST:
+        raise ValueError(
+            f"{image.width}×{image.height} are {pixels / 1e6:,.0f} megapixels, more than the {LARGEST / 1e6:,.0f} that "
+            "are decoded; scale it down first"
+        )
+
+
+class _Unlimited:
+    """Pillow warns of 90 megapixels and refuses 179, to guard servers against strangers. Photographs have more, and
+    `_check_size` has a limit of its own. Pillow's is one of the process, so it is lifted while any thread reads an
+    image, and put back by the last of them."""
+
+    def __init__(self) -> None:
+        self._lock, self._readers, self._limit = threading.Lock(), 0, Image.MAX_IMAGE_PIXELS
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._readers == 0:
+                self._limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            self._readers += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._readers -= 1
+            if self._readers == 0:
+                Image.MAX_IMAGE_PIXELS = self._limit
+
+
+_unlimited = _Unlimited()
 
 
 def _flatten(image: Image.Image) -> Image.Image:
-    """An upright, opaque 8-bit image of mode L (grey) or RGB."""
-    image = ImageOps.exif_transpose(image)
+    """An upright, opaque 8-bit image of mode L (grey) or RGB; it may be the one that is given."""
+    ImageOps.exif_transpose(image, in_place=True)
     if image.mode == "F":
         raise ValueError("32-bit float pixels have no known white; convert the file to 8 or 16 bits")
     if image.mode.startswith("I"):
@@ -81,7 +189,8 @@ def _flatten(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("RGB")
+    if image.mode != "RGB":  # of itself it would make a copy
+        image = image.convert("RGB")
     if palette:
         # A grey picture is often stored with a palette; what counts is what is seen.
         pixels = np.asarray(image)

@@ -6,7 +6,7 @@ What `shortflow train` decodes at once, `shortflow encode` reads piece by piece:
 from pathlib import Path
 
 from shortflow.data import builtin
-from shortflow.data.decoded import Corrupt, squared
+from shortflow.data.decoded import Corrupt, check_failures, squared
 from shortflow.data.formats import Arrays, Source, found_at, open_path
 from shortflow.errors import DataError
 
@@ -29,7 +29,8 @@ def open_source(
         split: of those that have splits.
         resolution: side of the squares in pixels. None: the side that all images share (`squared`).
         image, label: fields or columns of shards and tables; the label "none" leaves labels out.
-        corrupt: of images whose size cannot be read, where it has to be; `Source.read` raises for damaged ones.
+        corrupt: of images that are known to be unreadable, or whose size has to be read and cannot be; `Source.read`
+            raises for damaged ones.
         root: where named data lie, see `shortflow.data.load`.
 
     Raises:
@@ -39,6 +40,7 @@ def open_source(
         if not found_at(source):
             raise builtin.unknown(source)
         found = open_path(source, split, resolution=resolution, image=image, label=label)
+        check_failures(found, found.unreadable(), corrupt)
         return squared(found, corrupt=corrupt)
     if resolution is not None and resolution < 1:
         raise DataError(f"resolution must be at least 1 pixel, got {resolution}")

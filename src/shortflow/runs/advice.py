@@ -29,7 +29,7 @@ _NARROWEST = 64
 
 def data_remarks(run: RunConfig, dataset: Dataset) -> list[str]:
     """The remarks, each a sentence or two."""
-    found = [_skipped(dataset), _few(run, dataset), _encoding(run, dataset)]
+    found = [*dataset.notes, _skipped(dataset), _few(run, dataset), _encoding(run, dataset)]
     return [each for each in found if each is not None]
 
 

@@ -1,6 +1,6 @@
 """Every form in which images lie on a disk or a hub, as one: a `Source`.
 
-    a folder                 of image files: flat, one sub-folder a class, or train/ and test/ of these
+    a folder                 of image files: flat, one sub-folder a class, or train/ and test/ of these; or any depth
     NAME.zip                 the same layouts inside a zip file
     NAME.npz, NAME.npy       an array of images, and labels
     NAME.tar                 WebDataset shards: also a folder of them, or a pattern such as shards/{000..009}.tar
@@ -21,8 +21,9 @@ from pathlib import Path
 
 from shortflow.data.formats.archives import open_zip
 from shortflow.data.formats.arrays import Arrays, open_arrays
-from shortflow.data.formats.base import SPLITS, WITHOUT, Skipped, Source, setting
+from shortflow.data.formats.base import BY_FOLDER, SPLITS, WITHOUT, Skipped, Source, setting
 from shortflow.data.formats.folders import open_folder
+from shortflow.data.formats.members import images_at
 from shortflow.data.formats.shards import open_shards
 from shortflow.data.formats.tables import (
     HUB,
@@ -95,7 +96,8 @@ def open_path(
         split: which of its splits.
         resolution: side of the squares in pixels. None: as they are.
         image, label: of shards and tables, the field or column with the image, and that with the label; None: found.
-            The label "none" leaves labels out, of every source.
+            The label "none" leaves labels out, of every source; of folders and zip files it takes all images, however
+            deep they lie. The label "folder" takes first sub-folders as classes, however deep images lie in them.
 
     Raises:
         DataError: names what is wrong, and the remedy.
@@ -129,15 +131,17 @@ def _opened(given: str, split: str, resolution: int | None, image: str | None, l
             return _of_files(given, files, split, resolution, columns)
         if _listed(path):
             return open_metadata(path, split, resolution, **columns)
-    named = [f"data.{name}={value}" for name, value in columns.items() if value not in (None, WITHOUT)]
+    foldered = path.is_dir() or path.suffix.lower() == ".zip"
+    known = (None, WITHOUT, BY_FOLDER) if foldered and image is None else (None, WITHOUT)
+    named = [f"data.{name}={value}" for name, value in columns.items() if value not in known]
     if named:
         raise DataError(
             f"{given}: {' and '.join(named)} names a field of shards or tables, which this is not; leave it out"
         )
     if path.is_dir():
-        return open_folder(path, split, resolution)
+        return open_folder(path, split, resolution, label)
     if path.suffix.lower() == ".zip":
-        return open_zip(path, split, resolution)
+        return open_zip(path, split, resolution, label)
     if path.suffix.lower() in (".npz", ".npy"):
         return open_arrays(path, split, resolution)
     packed = path.name.lower().endswith((".tar.gz", ".tgz", ".tar.xz", ".tar.bz2"))
@@ -176,6 +180,12 @@ def _sets_in(folder: Path) -> list[Path]:
     if len({path.suffix.lower() for path in found}) > 1:
         raise DataError(
             f"{folder}: holds .tar and .parquet files; give a pattern of one kind, such as '{folder}/*.tar'"
+        )
+    beside = images_at(folder) if found else 0
+    if beside > len(found):
+        raise DataError(
+            f"{folder}: {beside:,} images lie beside {some([path.name for path in found])}; move one or the other "
+            f"away, or give a pattern of the files to train on, such as '{folder}/*{found[0].suffix}'"
         )
     return found
 

@@ -1,21 +1,19 @@
-"""NAME.zip: the layouts of folders inside a zip file; one folder around everything is looked through, and texts are
-left alone. Nothing is unpacked to the disk."""
+"""NAME.zip: the layouts of folders inside a zip file; one folder around everything is looked through. What is an image,
+`members` knows. Nothing is unpacked to the disk."""
 
 import io
 import threading
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from shortflow.data.formats.base import LARGEST_IMAGE, Files, arranged, check_classes, numbered, sum_of
-from shortflow.data.images import EXTENSIONS
+from shortflow.data.formats.members import members_among
 from shortflow.errors import DataError
 
-__all__ = ["hidden", "open_zip"]
-
-_TEXTS = (".csv", ".html", ".json", ".md", ".tsv", ".txt", ".xml")
+__all__ = ["open_zip"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -45,26 +43,28 @@ class _Zipped(Files):
         return f"{self.path.resolve()} {self.listing(range(len(self)))}"
 
 
-def open_zip(path: Path, split: str, resolution: int | None) -> Files:
+def open_zip(path: Path, split: str, resolution: int | None, label: str | None = None) -> Files:
     """The images of a zip file (see the module).
 
+    Args:
+        label: see `shortflow.data.formats.base.arranged`.
+
     Raises:
-        DataError: if it is none, or holds something else.
+        DataError: if it is none, or its images lie in none of the layouts.
     """
     try:
         archive = zipfile.ZipFile(path)
-        entries = {e.filename: e for e in archive.infolist() if not e.is_dir() and not hidden(e.filename)}
+        entries = {PurePosixPath(e.filename): e for e in archive.infolist() if not e.is_dir()}
     except (OSError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: no zip file, or only a part of one ({error}); fetch it again") from error
-    strange = [name for name in entries if PurePosixPath(name).suffix.lower() not in EXTENSIONS]
-    if strange:
-        raise DataError(
-            f"{path}: {len(strange)} files that are no images ({strange[0]}, …); put all images at the top "
-            "(unconditional), or all into one folder for each class"
-        )
-    chosen, names = arranged(str(path), list(entries), split)
-    labels, classes = numbered(names)
+    there = members_among(entry.filename for entry in entries.values())
+    if not there.images:
+        raise DataError(f"{path}: {there.lacking()}")
+    parts = arranged(str(path), there.images, split, label, wrapped=True)
+    pairs = sorted(((str(image), name) for images, names in parts.values() for image, name in _paired(images, names)))
+    labels, classes = numbered([name for _, name in pairs if name])
     check_classes(str(path), classes)
+    note = there.note()
     return _Zipped(
         where=str(path),
         name=path.stem,
@@ -72,15 +72,12 @@ def open_zip(path: Path, split: str, resolution: int | None) -> Files:
         labels=labels,
         classes=classes,
         resolution=resolution,
+        notes=() if note is None else (f"{path}: {note}",),
         path=path,
         archive=archive,
-        entries=[entries[name] for name in chosen],
+        entries=[entries[PurePosixPath(image)] for image, _ in pairs],
     )
 
 
-def hidden(name: str) -> bool:
-    """Files that systems leave in folders, and the texts that published archives have beside their images."""
-    parts = PurePosixPath(name).parts
-    return PurePosixPath(name).suffix.lower() in _TEXTS or any(
-        part.startswith(".") or part.lower() in ("thumbs.db", "desktop.ini", "__macosx") for part in parts
-    )
+def _paired(images: Sequence[PurePosixPath], names: Sequence[str]) -> Iterable[tuple[PurePosixPath, str]]:
+    return zip(images, names or [""] * len(images), strict=True)

@@ -9,13 +9,14 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 from jaxtyping import Int64, Integer, UInt8
-from PIL import Image
 
 from shortflow.data.conditions import Conditions
-from shortflow.data.images import read_image, some
+from shortflow.data.formats.members import unreadable
+from shortflow.data.images import image_size, read_image, some
 from shortflow.errors import DataError
 
 __all__ = [
+    "BY_FOLDER",
     "LARGEST_IMAGE",
     "SPLITS",
     "WITHOUT",
@@ -39,6 +40,9 @@ _LARGEST_LABEL = 2**20
 WITHOUT = "none"
 """The label that stands for none at all."""
 
+BY_FOLDER = "folder"
+"""The label of files that is their first sub-folder, however deep they lie below it."""
+
 Labels = Int64[np.ndarray, "n"]
 Skipped = tuple[int, str, str]
 """An image that cannot be read: its number in the source, what it is called, and why."""
@@ -56,6 +60,7 @@ class Source(ABC):
         classes: names of the classes; empty: unconditional.
         resolution: the side of the squares that `read` gives; None: images as they are.
         conditions: what images are told by in place of classes; None: nothing.
+        notes: what its user should know of how it was opened, in sentences.
     """
 
     where: str
@@ -65,6 +70,7 @@ class Source(ABC):
     classes: tuple[str, ...]
     resolution: int | None
     conditions: Conditions | None = None
+    notes: tuple[str, ...] = ()
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -80,6 +86,10 @@ class Source(ABC):
     @abstractmethod
     def size(self, k: int) -> tuple[int, int]:
         """Width and height of image k as it is stored, found without decoding it; raises as `read`."""
+
+    def unreadable(self) -> dict[int, str]:
+        """The images of which it is known beforehand that they cannot be read, and why."""
+        return {}
 
     @abstractmethod
     def listing(self, rows: range) -> str:
@@ -100,11 +110,20 @@ class Files(Source):
         """The file of image k."""
 
     def read(self, k: int) -> UInt8[np.ndarray, "..."]:
-        return read_image(self.content(k), self.resolution)
+        return read_image(self._readable(k), self.resolution)
 
     def size(self, k: int) -> tuple[int, int]:
-        with Image.open(self.content(k)) as image:
-            return image.size
+        return image_size(self._readable(k))
+
+    def _readable(self, k: int) -> Path | BytesIO:
+        reason = unreadable(self.title(k))
+        if reason is not None:
+            raise ValueError(reason)  # of raw data Pillow would read the thumbnail
+        return self.content(k)
+
+    def unreadable(self) -> dict[int, str]:
+        reasons = ((k, unreadable(self.title(k))) for k in range(len(self)))
+        return {k: reason for k, reason in reasons if reason is not None}
 
 
 def check_classes(where: str, classes: Sequence[str]) -> None:
@@ -186,29 +205,70 @@ def _named_split(path: Path) -> str | None:
     return next((word for word in (*words, path.parent.name.lower()) if word in SPLITS), None)
 
 
-def arranged(where: str, names: Sequence[str], split: str) -> tuple[list[str], list[str]]:
-    """The names of an archive's images in `split`, sorted, and the class of each (none if all lie side by side).
+def arranged(
+    where: str, images: Sequence[PurePosixPath], split: str, label: str | None = None, *, wrapped: bool = False
+) -> dict[str, tuple[list[PurePosixPath], list[str]]]:
+    """The images of `split` in their order, and the class of each (none if they have no classes), for every part of it:
+    its folder, or "" where there are no such folders.
 
-    The layouts are those of folders; one folder around everything is looked through.
+    Args:
+        images: their paths, in order.
+        label: `WITHOUT`: all of them, wherever they lie, without classes; `BY_FOLDER`: the first sub-folder is the
+            class, however deep they lie; None: as they lie, side by side or in one folder for each class.
+        wrapped: whether a folder around everything is looked through.
 
     Raises:
         DataError: if they lie in none of the layouts, or there is no such split.
     """
-    parts: Mapping[str, tuple[str, ...]] = {name: PurePosixPath(name).parts for name in names}
-    while parts and min(map(len, parts.values())) > 2 and len({each[0] for each in parts.values()}) == 1:
-        parts = {name: each[1:] for name, each in parts.items()}
-    folders = {each[0] for each in parts.values() if len(each) > 1}
-    if folders and folders <= set(SPLITS) and min(map(len, parts.values())) > 1:
-        if split != "all" and split not in folders:
-            raise DataError(f"{where}: no split {split!r}; there are {', '.join(sorted(folders))} and all")
-        parts = {name: each[1:] for name, each in parts.items() if split in ("all", each[0])}
+    parts: Mapping[PurePosixPath, tuple[str, ...]] = {image: image.parts for image in images}
+    while wrapped and parts and min(map(len, parts.values())) > 2 and len({each[0] for each in parts.values()}) == 1:
+        parts = {image: each[1:] for image, each in parts.items()}
+    tops = {each[0] for each in parts.values()}
+    if parts and tops <= set(SPLITS) and min(map(len, parts.values())) > 1:
+        if split != "all" and split not in tops:
+            raise DataError(f"{where}: no split {split!r}; there are {', '.join(sorted(tops))} and all")
+        chosen = sorted(tops) if split == "all" else [split]
+        groups = {top: {image: each[1:] for image, each in parts.items() if each[0] == top} for top in chosen}
     elif split not in ("train", "all"):
-        raise DataError(f"{where}: no split {split!r}, because the file is not divided; ask for 'train'")
-    depths = {len(each) for each in parts.values()}
-    if not parts or len(depths) > 1 or max(depths) > 2:
-        what = "images at several depths, or folders of folders" if parts else "no images"
         raise DataError(
-            f"{where}: {what}; put all images at the top (unconditional), or all into one folder for each class"
+            f"{where}: no split {split!r}, because it is not divided; move the images to folders train and {split} in "
+            "it, or ask for 'train'"
         )
-    chosen = sorted(parts)
-    return chosen, [parts[name][0] for name in chosen] if depths == {2} else []
+    else:
+        groups = {"": parts}
+    found = {top: (list(group), _classes_of(where, group, label)) for top, group in groups.items()}
+    if len({frozenset(names) for _, names in found.values()}) > 1:
+        raise DataError(f"{where}: {', '.join(found)} do not have the same classes; load one of them")
+    return found
+
+
+def _classes_of(where: str, parts: Mapping[PurePosixPath, tuple[str, ...]], label: str | None) -> list[str]:
+    """The class of each image, or nothing if they have none, given their paths below the folder of their split."""
+    if label == WITHOUT or not parts:
+        return []
+    top, deep = [image for image, each in parts.items() if len(each) == 1], max(map(len, parts.values()))
+    folders = list(dict.fromkeys(each[0] for each in parts.values() if len(each) > 1))
+    unconditional = f"take all of them, without classes, with {setting('label', WITHOUT)}"
+    if not folders:
+        if label == BY_FOLDER:
+            raise DataError(
+                f"{where}: data.label={label} takes sub-folders as classes, and there are none; leave it out"
+            )
+        return []
+    if top:
+        raise DataError(
+            f"{where}: {_images(len(top))} at the top ({top[0].name}, …) and {_images(len(parts) - len(top))} in "
+            f"sub-folders ({some(folders)}); {unconditional}, or, for classes, move those at the top into their folders"
+        )
+    if deep > 2 and label != BY_FOLDER:
+        deepest = next(image for image, each in parts.items() if len(each) == deep)
+        raise DataError(
+            f"{where}: images lie in folders of folders ({deepest}), so it is not certain what their classes are; "
+            f"{unconditional}, or let the first sub-folder be the class ({some(folders)}) with "
+            f"{setting('label', BY_FOLDER)}"
+        )
+    return [each[0] for each in parts.values()]
+
+
+def _images(count: int) -> str:
+    return f"{count:,} image" if count == 1 else f"{count:,} images"

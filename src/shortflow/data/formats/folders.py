@@ -1,14 +1,15 @@
 """A folder of image files. The layout is the meaning: images side by side are unconditional, one sub-folder a class is
 conditional (classes in sorted order), and sub-folders named train, test, val or validation are splits, each in one of
-the two layouts."""
+the two layouts. Where images lie otherwise, the label says what is meant. What is an image, `members` knows."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from shortflow.data.conditions import CONDITION_FILES, Conditions, load_conditions
-from shortflow.data.formats.base import SPLITS, Files, check_classes, numbered, sum_of
-from shortflow.data.images import EXTENSIONS, some
+from shortflow.data.formats.base import WITHOUT, Files, arranged, check_classes, numbered, setting, sum_of
+from shortflow.data.formats.members import Members, members_of
+from shortflow.data.images import some
 from shortflow.errors import DataError
 
 __all__ = ["open_folder"]
@@ -37,8 +38,11 @@ class _Folder(Files):
         return f"{self.folder.resolve()} {sum_of(lines)}"
 
 
-def open_folder(folder: Path, split: str, resolution: int | None) -> Files:
+def open_folder(folder: Path, split: str, resolution: int | None, label: str | None = None) -> Files:
     """The images of `folder` (see the module). Nothing is read but names.
+
+    Args:
+        label: see `shortflow.data.formats.base.arranged`.
 
     Raises:
         DataError: names the folder or up to five files at fault, and the remedy.
@@ -46,13 +50,16 @@ def open_folder(folder: Path, split: str, resolution: int | None) -> Files:
     if not folder.is_dir():
         what = "is a file, not a folder" if folder.exists() else "there is no such folder"
         raise DataError(f"{folder}: {what}; give the path of a folder of images")
-    parts = _split_folders(folder, split)
-    scans = [_scan(part) for part in parts]
-    if len({classes for _, _, classes in scans}) > 1:
-        raise DataError(f"{folder}: {', '.join(p.name for p in parts)} do not have the same classes; load one of them")
-    labels, classes = numbered([name for _, names, _ in scans for name in names])
+    there = members_of(folder)
+    if not there.images:
+        raise DataError(f"{folder}: {there.lacking()}")
+    parts = arranged(str(folder), there.images, split, label)
+    labels, classes = numbered([name for _, names in parts.values() for name in names])
     check_classes(str(folder), classes)
-    inside = {part: files if not classes else [] for part, (files, _, classes) in zip(parts, scans, strict=True)}
+    notes = [f"{folder}: {note}" for note in [there.note()] if note is not None]
+    if classes:
+        notes += _without_images(folder, there, [PurePosixPath(top) for top in parts])
+    inside = {folder / top: images if not classes else [] for top, (images, _) in parts.items()}
     return _Folder(
         where=str(folder),
         name=folder.resolve().name,
@@ -60,86 +67,42 @@ def open_folder(folder: Path, split: str, resolution: int | None) -> Files:
         labels=labels,
         classes=classes,
         resolution=resolution,
-        conditions=_conditions(inside),
+        conditions=_conditions(inside, folder),
+        notes=tuple(notes),
         folder=folder,
-        paths=[path for files, _, _ in scans for path in files],
+        paths=[folder / image for images, _ in parts.values() for image in images],
     )
 
 
-def _conditions(inside: Mapping[Path, Sequence[Path]]) -> Conditions | None:
-    """What images are told by, where files beside them say so; given those that lie at the top of each folder.
+def _without_images(folder: Path, there: Members, parts: Sequence[PurePosixPath]) -> list[str]:
+    """A note of the folders that would be classes if there were an image in them.
 
     Raises:
-        DataError: if the files and the images do not belong together, or the images lie in class folders.
+        DataError: if there is not even another file in one: a copy that was not finished, or a slip.
     """
-    for part, files in inside.items():
+    bare = [each for each in there.bare if each.parent in parts]
+    if bare:
+        raise DataError(
+            f"{folder / bare[0]}: a class without an image; add images or remove the folder, or leave classes out with "
+            f"{setting('label', WITHOUT)}"
+        )
+    others = [str(each) for each in there.imageless if each.parent in parts]
+    return [f"{folder}: {some(others)} {'has' if len(others) == 1 else 'have'} no image, so no class"] if others else []
+
+
+def _conditions(inside: Mapping[Path, Sequence[PurePosixPath]], folder: Path) -> Conditions | None:
+    """What images are told by, where files beside them say so; given the images of each part, if they have no classes.
+
+    Raises:
+        DataError: if the files and the images do not belong together, or the images lie in sub-folders.
+    """
+    names: list[tuple[Path, list[str]]] = []
+    for part, images in inside.items():
         found = [name for name in CONDITION_FILES if (part / name).exists()]
-        if found and not files:
+        if found and not all(folder / image == part / image.name for image in images or [PurePosixPath("a/class")]):
             raise DataError(
                 f"{part}: there are class folders and conditions; move all images to the top of it, or remove "
                 f"{', '.join(found)}"
             )
-    return load_conditions([(part, [path.name for path in files]) for part, files in inside.items()])
-
-
-def _hidden(path: Path) -> bool:
-    return path.name.startswith(".") or path.name.lower() in ("thumbs.db", "desktop.ini", "__macosx", *CONDITION_FILES)
-
-
-def _entries(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Visible files and sub-folders of a folder, each sorted by name."""
-    entries = sorted((p for p in folder.iterdir() if not _hidden(p)), key=lambda p: p.name)
-    return [p for p in entries if not p.is_dir()], [p for p in entries if p.is_dir()]
-
-
-def _split_folders(folder: Path, split: str) -> list[Path]:
-    """The folders to read for `split`: those of the splits, or the folder itself if it has none."""
-    files, folders = _entries(folder)
-    if folders and not files and all(p.name in SPLITS for p in folders):
-        if split == "all":
-            return folders
-        if split not in {p.name for p in folders}:
-            raise DataError(f"{folder}: no split {split!r}; there are {', '.join(p.name for p in folders)} and all")
-        return [folder / split]
-    if split not in ("train", "all"):
-        raise DataError(
-            f"{folder}: no split {split!r}, because the folder is not divided; "
-            f"move the images to {folder / 'train'} and {folder / split}, or ask for 'train'"
-        )
-    return [folder]
-
-
-def _scan(folder: Path) -> tuple[list[Path], list[str], tuple[str, ...]]:
-    """(files, class of each file, classes) of a flat folder (no classes) or of a folder of class folders."""
-    files, folders = _entries(folder)
-    _check_extensions(folder, files)
-    if not folders:
-        if not files:
-            raise DataError(f"{folder}: no image in it; images are {', '.join(sorted(EXTENSIONS))}")
-        return files, [], ()
-    if files:
-        raise DataError(
-            f"{folder}: {len(files)} images ({files[0].name}, …) lie beside {len(folders)} sub-folders "
-            f"({folders[0].name}, …); keep all images at the top (unconditional) or all in sub-folders (classes)"
-        )
-    paths: list[Path] = []
-    names: list[str] = []
-    for sub in folders:
-        inside, deeper = _entries(sub)
-        if deeper:
-            raise DataError(f"{deeper[0]}: a folder inside a class folder; put the images directly into {sub}")
-        _check_extensions(sub, inside)
-        if not inside:
-            raise DataError(f"{sub}: a class without an image; add images or remove the folder")
-        paths += inside
-        names += [sub.name] * len(inside)
-    return paths, names, tuple(sub.name for sub in folders)
-
-
-def _check_extensions(folder: Path, files: list[Path]) -> None:
-    strange = [p for p in files if p.suffix.lower() not in EXTENSIONS]
-    if strange:
-        raise DataError(
-            f"{folder}: {len(strange)} files are not images: {some([p.name for p in strange])}; "
-            f"move them away, or convert them to one of {', '.join(sorted(EXTENSIONS))}"
-        )
+        names.append((part, [image.name for image in images]))
+    return load_conditions(names)

@@ -23,6 +23,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from shortflow.data.formats.base import (
+    BY_FOLDER,
     LARGEST_IMAGE,
     WITHOUT,
     Files,
@@ -112,13 +113,15 @@ def open_shards(
         seen = f"images are {', '.join(sorted(found.seen))}" if found.seen else f"images end in {_endings()}"
         raise DataError(f"{where}: no {'image' if image is None else f'field {image!r}'} in its samples; {seen}")
     order, (labels, classes) = range(len(found.titles)), found.labels(chosen[0].parent)
-    if labels is None and label is None and len(set(found.titles)) == len(found.titles):
+    if labels is None and label in (None, BY_FOLDER) and len(set(found.titles)) == len(found.titles):
         depths = {len(PurePosixPath(title).parts) for title in found.titles}
-        if len(depths) == 1 and depths != {1}:
-            names, folders = arranged(where, found.titles, "all")
-            place = {name: k for k, name in enumerate(found.titles)}
-            order = [place[name] for name in names]
-            labels, classes = numbered(folders)
+        if label == BY_FOLDER or (len(depths) == 1 and depths != {1}):
+            place = {PurePosixPath(title): k for k, title in enumerate(found.titles)}
+            parts = arranged(where, list(place), "all", label, wrapped=True).values()
+            names = {image: name for images, classes in parts for image, name in zip(images, classes, strict=True)}
+            chosen_images = sorted(names, key=str)
+            order = [place[image] for image in chosen_images]
+            labels, classes = numbered([names[image] for image in chosen_images])
     return _Shards(
         where=where,
         name=_name(chosen),
@@ -163,7 +166,7 @@ class _Index:
         """The classes of all samples, or of none; `folder` may have their names."""
         lacking = [title for title, value in zip(self.titles, self.found, strict=True) if value is None]
         if len(lacking) == len(self.titles):
-            if self.label not in (None, WITHOUT):
+            if self.label not in (None, WITHOUT, BY_FOLDER):
                 fields = ", ".join(sorted(self.fields)) or "there are none"
                 raise DataError(
                     f"{self.where}: no sample has the label {self.label!r}; fields beside the images: {fields}"
