@@ -24,7 +24,7 @@ from shortflow.hub import build_flow
 from shortflow.runs.running import batches
 from shortflow.streams import Streams
 from shortflow.train import Average, StepRecord, TrainStep
-from shortflow.train.checks import check_derivative, check_gradients, check_weights
+from shortflow.train.checks import check_derivative, check_gradients, check_weights, derivatives_of
 from shortflow.train.engine import Engine
 from shortflow.train.log import StatsLog
 from shortflow.train.loop import build_optimizer
@@ -66,7 +66,7 @@ def measured(recipe: str, data: str, rounds: int, settings: list[str]) -> dict[s
 
     def start() -> None:
         check_weights(engine, module)
-        if (derivative := getattr(target, "derivative", None)) is not None:
+        for derivative in derivatives_of(target):
             check_derivative(module.flow, derivative, draw)
         check_gradients(engine, module)
 

@@ -1,5 +1,6 @@
 """What a run checks before it trusts itself, and that it notices what is wrong."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,14 +10,19 @@ from torch import Tensor, nn
 
 import tiny
 from shortflow.config import recipe_named
+from shortflow.draw import Draw
+from shortflow.dual import Dual, dual
 from shortflow.errors import ShortflowError
+from shortflow.flowmap import FlowMap
+from shortflow.nn import MLP, SiT, UNet
 from shortflow.optimizer import Optimizer
 from shortflow.streams import Streams
 from shortflow.tangent import CentralDifference, DualPass, ForwardMode
 from shortflow.train import TrainStep, train
-from shortflow.train.checks import check_derivative, check_gradients, check_weights
+from shortflow.train.checks import check_derivative, check_gradients, check_weights, derivatives_of
 from shortflow.train.engine import Engine
-from shortflow.typing import Progress
+from shortflow.typing import Batch, Progress
+from steps import needed
 
 
 class Two(Engine):
@@ -72,14 +78,6 @@ def test_derivatives_pass(name: str, derivative: Any) -> None:
         check_derivative(step.flow, derivative, draw)
 
 
-def test_a_network_that_is_zero_passes() -> None:
-    step, recipe = step_of(), recipe_named("meanflow")
-    last: Any = step.flow.network.last
-    nn.init.zeros_(last.weight)
-    nn.init.zeros_(last.bias)
-    check_derivative(step.flow, DualPass(), step.draw(tiny.batches(recipe)(0), Streams(), Progress()))
-
-
 @dataclass(frozen=True, kw_only=True)
 class Wrong(DualPass):
     """A tenth too large."""
@@ -89,11 +87,90 @@ class Wrong(DualPass):
         return values, 1.1 * rate
 
 
-def test_a_wrong_derivative_stops_the_run_before_its_first_step() -> None:
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "mlp": lambda **needs: MLP(shape=(2,), width=32, depth=2, **needs),
+    "sit": lambda **needs: SiT(shape=(2, 8, 8), patch=4, width=16, depth=2, heads=2, **needs),
+    "unet": lambda **needs: UNet(shape=(2, 8, 8), channels=4, multipliers=(1, 2), depth=1, attention=(1,), **needs),
+}
+
+
+def fresh(name: str, kind: str) -> tuple[FlowMap, Draw]:
+    """A flow map as a run begins with, whose network is zero, and the first draw."""
+    recipe = recipe_named(name)
+    network = NETWORKS[kind](**needed(recipe))
+    step = TrainStep(recipe.flow_map(network), recipe.objective).train()
+    batch = Batch(x=torch.randn(8, *network.shape), label=torch.arange(8) % 4)  # type: ignore[arg-type]
+    draw = step.draw(batch, Streams(), Progress())
+    with torch.no_grad():
+        assert not step.flow.predict(draw.x_t, draw.times.t, draw.times.r, *draw.inputs(slice(0, 8))).any()
+    return step.flow, draw
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("name", ["meanflow", "sct"])
+def test_a_network_that_is_still_zero_hides_no_wrong_derivative(name: str, kind: str) -> None:
+    flow, draw = fresh(name, kind)
+    for right in (DualPass(), ForwardMode(), CentralDifference()):
+        check_derivative(flow, right, draw)
+    with pytest.raises(ShortflowError, match="by Wrong differs from central differences by 9%"):
+        check_derivative(flow, Wrong(), draw)
+
+
+def attention_of(block: Any) -> None:
+    """Make the tangent of a block's attention twice as large, its value as it is."""
+    inner = block.attn.forward
+
+    def forward(*args: Any) -> Any:
+        result = inner(*args)
+        return dual(result.value, 2 * result.tangent, result.policy) if isinstance(result, Dual) else result
+
+    block.attn.forward = forward
+
+
+def test_every_layer_is_seen_behind_gates_that_are_zero() -> None:
+    """A wrong rule inside a block of the transformer, whose gate and last layer are zero at first."""
+    flow, draw = fresh("meanflow", "sit")
+    attention_of(flow.network.blocks[0])  # type: ignore[union-attr,index]
+    with pytest.raises(ShortflowError, match="an operation of the network has a wrong rule"):
+        check_derivative(flow, DualPass(), draw)
+
+
+def test_the_check_leaves_weights_and_random_numbers_as_they_are() -> None:
+    flow, draw = fresh("meanflow", "sit")
+    before = [(weight, weight.detach().clone()) for weight in flow.parameters()]
+    state, precision = torch.get_rng_state(), torch.backends.cudnn.allow_tf32
+    check_derivative(flow, DualPass(), draw)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.backends.cudnn.allow_tf32 is precision
+    for weight, (same, value) in zip(flow.parameters(), before, strict=True):
+        assert weight is same
+        assert torch.equal(weight, value)
+        assert weight.grad is None
+
+
+def test_what_does_not_change_passes() -> None:
+    """A network that ignores its inputs has no derivative to be wrong, beyond rounding."""
+    recipe = recipe_named("meanflow")
+    flow = tiny.flow_map(recipe)
+    flow.network.forward = lambda x, *others: torch.full_like(x, 3.0) + 1e-9 * x  # type: ignore[method-assign]
+    step = TrainStep(flow, recipe.objective)
+    check_derivative(flow, Wrong(), step.draw(tiny.batches(recipe)(0), Streams(), Progress()))
+
+
+def test_every_part_of_a_target_is_asked_for_its_derivative() -> None:
+    assert derivatives_of(recipe_named("meanflow").objective.target) == (DualPass(),)
+    assert derivatives_of(recipe_named("alphaflow").objective.target) == (DualPass(),)  # where s = t
+    assert derivatives_of(recipe_named("shortcut").objective.target) == ()
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_a_wrong_derivative_stops_the_run_before_its_first_step(kind: str) -> None:
     recipe = recipe_named("meanflow")
     target = replace(recipe.objective.target, derivative=Wrong())  # type: ignore[call-arg]
-    step = TrainStep(tiny.flow_map(recipe), replace(recipe.objective, target=target))
+    network = NETWORKS[kind](**needed(recipe))
+    step = TrainStep(recipe.flow_map(network), replace(recipe.objective, target=target))
     before = [weight.clone() for weight in step.flow.parameters()]
-    with pytest.raises(ShortflowError, match=r"derivative of MLP .* by Wrong differs from central .* by [79]%"):
-        next(train(step, tiny.settings(), Optimizer(), tiny.batches(recipe)))
+    batch = Batch(x=torch.randn(8, *network.shape), label=torch.arange(8) % 4)  # type: ignore[arg-type]
+    with pytest.raises(ShortflowError, match=r"derivative of \w+ .* by Wrong differs from central .* by 9%"):
+        next(train(step, tiny.settings(batch=8), Optimizer(), lambda k: batch))
     assert all(torch.equal(a, b) for a, b in zip(before, step.flow.parameters(), strict=True))

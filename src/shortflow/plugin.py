@@ -70,27 +70,33 @@ def _gathered(value: Shaped[Tensor, "b ..."]) -> Shaped[Tensor, "n ..."]:
     return everyone
 
 
-def _settings() -> Sequence[tuple[Any, str, Any]]:
+def _settings(convolutions: bool = False) -> Sequence[tuple[Any, str, Any]]:
     """(object, attribute, value that shortens nothing) of every setting by which products of float32 run in less now.
 
     Settings that shorten nothing are left out, so that nothing is written where nothing has to change.
     """
     graphics: Any = torch.backends.cuda.matmul
     if not hasattr(graphics, "fp32_precision"):  # torch before 2.9
-        return [(graphics, "allow_tf32", False)] if graphics.allow_tf32 else []
+        older = (graphics, torch.backends.cudnn) if convolutions else (graphics,)
+        return [(each, "allow_tf32", False) for each in older if each.allow_tf32]
     processor: Any = torch.backends.mkldnn
+    cudnn: Any = torch.backends.cudnn
+    newer = (graphics, processor.matmul, *((cudnn.conv, processor.conv) if convolutions else ()))
     # The older setting cannot be read where one of these was made.
-    short = [each for each in (graphics, processor.matmul) if each.fp32_precision not in ("ieee", "none")]
-    return [(each, "fp32_precision", "ieee") for each in short]
+    return [(each, "fp32_precision", "ieee") for each in newer if each.fp32_precision not in ("ieee", "none")]
 
 
 @contextmanager
-def _full_products() -> Iterator[None]:
-    """Matrix products of float32 in float32, on every device; the settings before are restored."""
+def full_products(convolutions: bool = False) -> Iterator[None]:
+    """Matrix products of float32 in float32, on every device; the settings before are restored.
+
+    Args:
+        convolutions: these, too; cuDNN shortens them unless told otherwise.
+    """
     if torch.compiler.is_compiling():  # a graph cannot change them, see `_exact`
         yield
         return
-    changed = [(where, name, getattr(where, name), full) for where, name, full in _settings()]
+    changed = [(where, name, getattr(where, name), full) for where, name, full in _settings(convolutions)]
     for where, name, _, full in changed:
         setattr(where, name, full)
     try:
@@ -150,7 +156,7 @@ class _Mixture:
         squares = (self.images * self.images).sum(1)
         mine = (self.centre * self.centre).sum(1, keepdim=True)
         across = (self.centre * self.noise).sum(1, keepdim=True)
-        with _full_products():
+        with full_products():
             product = (alpha * self.centre + sigma * self.noise) @ self.images.T
         gap = alpha**2 * (mine + squares) + 2 * alpha * (sigma * across - product)
         exponent = -gap / (2 * sigma**2).clamp(min=torch.finfo(gap.dtype).tiny)
@@ -195,7 +201,7 @@ def plug_in_velocity(
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         mixture = _Mixture.of(x, eps, t, rows, pool, first)
         gamma = mixture.weights(path, allowed).masked_fill(mixture.own, 0.0)
-        with _full_products():
+        with full_products():
             pull = gamma.sum(1, keepdim=True) * mixture.centre - gamma @ mixture.images
         pull = pull.reshape(len(gamma), *x.shape[1:])
         if rows is not None:

@@ -15,7 +15,7 @@ from shortflow.errors import ShortflowError
 from shortflow.optimizer import Optimizer
 from shortflow.prefetch import prefetched
 from shortflow.streams import Streams
-from shortflow.train.checks import check_derivative, check_gradients, check_weights
+from shortflow.train.checks import check_derivative, check_gradients, check_weights, derivatives_of
 from shortflow.train.ema import Average
 from shortflow.train.engine import Engine
 from shortflow.train.failures import NotFinite, Skips, what_is_not_finite
@@ -117,9 +117,10 @@ def train(
             wrapped.train()  # a consumer may have looked at the network in evaluation mode
             for i, part in enumerate(mine):
                 draw = drawn(next(batches), k, part)
-                if k == start and i == 0 and (derivative := getattr(module.objective.target, "derivative", None)):
-                    gather(wrapped)
-                    check_derivative(module.flow, derivative, draw)
+                if k == start and i == 0:
+                    for derivative in derivatives_of(module.objective.target):
+                        gather(wrapped)
+                        check_derivative(module.flow, derivative, draw)
                 made.add(draw, share=1 / each, last=i == each - 1)
             if k == start:
                 check_gradients(engine, module)
