@@ -341,7 +341,7 @@ def test_a_damaged_record_is_mended_or_kept_aside_and_never_in_the_way(tmp_path:
     for step in range(1, 9):
         log.add(numbers(step))
     whole, mended, kept, count = path.read_bytes(), 0, 0, 0
-    for content in (*cases(20, whole), b"", bytes(4096), b"[" * 10**5 + b"\n", whole + b"\xff\n"):
+    for content in (*cases(20, whole, few=2), b"", bytes(4096), b"[" * 10**5 + b"\n", whole + b"\xff\n"):
         path.write_bytes(content)
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
@@ -358,7 +358,7 @@ def test_a_damaged_record_is_mended_or_kept_aside_and_never_in_the_way(tmp_path:
         else:
             mended += bool(said)
         count += 1
-    assert (count > 340, mended > 30, kept > 60) == (True, True, True), (count, mended, kept)
+    assert (count > 170, mended > 15, kept > 30) == (True, True, True), (count, mended, kept)
 
 
 def _same_json(content: bytes, whole: bytes) -> bool:

@@ -106,18 +106,20 @@ def _lines_until(path: Path, step: int, last: int) -> list[str]:
     lost = reached[1] < last or any(place < reached[0] for place in damaged)
     if not damaged and not lost:
         return kept
-    lines = f"line {damaged[0]}" if len(damaged) == 1 else f"{len(damaged)} lines from line {damaged[0]} on"
-    lines = f"{lines} cannot be read" if damaged else f"it ends before the line of step {last}"
+    fault = f"it ends before the line of step {last}"
+    if damaged:
+        lines = "line" if len(damaged) == 1 else f"{len(damaged)} lines from line"
+        fault = f"{lines} {damaged[0]}{' on' if len(damaged) > 1 else ''} cannot be read"
     if not lost:
         warnings.warn(
-            f"{path}: {lines}, as a crash of the machine leaves it. The steps after {step} are taken "
-            "again, and write their lines again; nothing is lost",
+            f"{path}: {fault}, as a crash of the machine leaves it. The steps after {step} are taken again, and write "
+            "their lines again; nothing is lost",
             stacklevel=4,
         )
     else:
         aside = set_aside(path)
         warnings.warn(
-            f"{path}: {lines}, and these steps are not taken again. The file is kept aside as {aside.name}, and the "
+            f"{path}: {fault}, and these steps are not taken again. The file is kept aside as {aside.name}, and the "
             f"record goes on with the {len(kept)} lines that can be read",
             stacklevel=4,
         )

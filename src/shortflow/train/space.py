@@ -57,7 +57,10 @@ def told_when_full(what: str, directory: Path, needed: int, before: Callable[[],
 
 def _full(what: str, directory: Path, needed: int, before: str) -> str:
     wanted, free = _mebibytes(needed + _SLACK), _mebibytes(_free(directory))
-    return f"the disk is full: {what} needs {wanted} MiB in {directory}, and {free} MiB are free. {before}. Make space, or keep fewer states (train.keep), and go on with --resume"
+    return (
+        f"the disk is full: {what} needs {wanted} MiB in {directory}, and {free} MiB are free. {before}. "
+        "Make space, or keep fewer states (train.keep), and go on with --resume"
+    )
 
 
 def _free(directory: Path) -> int:

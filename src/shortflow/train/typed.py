@@ -9,8 +9,8 @@ T = TypeVar("T")
 
 
 def whole(value: Any, least: int = 0) -> int:
-    """A whole number of at least `least`. Like all of these, `ValueError` for anything else."""
-    if type(value) is not int or value < least:
+    """A whole number of at least `least`, and less than 2⁶³. Like all of these, `ValueError` for anything else."""
+    if type(value) is not int or not least <= value < 2**63:
         raise ValueError(f"{value!r:.80} is no whole number from {least}")
     return value
 
