@@ -254,7 +254,8 @@ def test_a_damaged_state_is_told_in_a_line(shortflow: Shortflow, tmp_path: Path)
 # -------------------------------------------------------------------------------------------------------- interruption
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(shortflow: Shortflow, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+def test_a_signal_saves_says_how_to_go_on_and_ends_with_130(number: signal.Signals, tmp_path: Path) -> None:
     out = tmp_path / "run"
     arguments = ("train", "esc", *TINY, "--set", "images=64000", "--set", "batch=32", "--set", "log_every=1")
     command = [sys.executable, "-c", "from shortflow.cli import main; main()", *arguments, "--out", str(out)]
@@ -265,7 +266,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(shortflow: Shortflow, tmp_path: Path
                 break
             assert process.poll() is None, process.stderr and process.stderr.read()
             time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         said, error = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in error

@@ -8,8 +8,10 @@ import json
 import random
 import resource
 import struct
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,17 @@ from torch import Tensor
 from shortflow import hub
 from shortflow.config import DataConfig, RunConfig, dump, load_run, recipe_named
 from shortflow.data import DataSpec
+from shortflow.data.identity import DataIdentity
+from shortflow.draw import References
 from shortflow.errors import CheckpointError, ConfigError
 from shortflow.nn.configs import MLPConfig
-from shortflow.train.state import DamagedState, load_state, save_state
+from shortflow.train.ema import averages_of
+from shortflow.train.log import StatsLog, summary
+from shortflow.train.loop import build_optimizer
+from shortflow.train.record import BINS, CELLS, Numbers, StepRecord
+from shortflow.train.saved import Best, Left, SavedRun, Setback
+from shortflow.train.state import DamagedState, _sum, load_state, save_state
+from shortflow.train.step import TrainStep
 from shortflow.train.weights import save_model
 
 POINTS = DataSpec(name="mixture", shape=(2,), classes=("a", "b"), shift=0.25, scale=0.5, image=False)
@@ -193,7 +203,15 @@ def test_a_model_without_a_sum_loads_as_before(tmp_path: Path) -> None:
 # --------------------------------------------------------------------------------------------------------------- states
 
 
-def test_every_damaged_state_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+def test_two_thousand_damaged_and_hostile_states_are_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    """Whoever can write a state can write its sum, so what it says is looked at as well."""
+    damaged, hostile = damaged_states(tmp_path / "damaged"), hostile_states(tmp_path / "hostile")
+    assert (damaged > 1250, hostile > 900, damaged + hostile >= 2000) == (True, True, True), (damaged, hostile)
+
+
+def damaged_states(tmp_path: Path) -> int:
+    """How many states that are not what was written were refused."""
+    tmp_path.mkdir()
     flow = hub.build_flow(RUN, POINTS)
     adamw = torch.optim.AdamW(flow.parameters())
     flow.network.float()
@@ -215,10 +233,132 @@ def test_every_damaged_state_is_refused_before_anything_is_loaded(tmp_path: Path
                 load_state(state, {"network": flow}, adamw)
             count += 1
         (state / name).write_bytes(whole)
-    assert count > 1250
     assert everything(tmp_path.parent) == names
     assert all(torch.equal(value, before[name]) for name, value in flow.state_dict().items())
     assert load_state(state, {"network": flow}, adamw)["pending"] == pending
+    return count
+
+
+HOSTILE = ("x", "", None, True, -1, 0.5, 10**400, float("nan"), float("-inf"), [], [1], {}, {"a": 1}, [[None]] * 16)
+OWN = ("format", "step", "files", "sha256")  # what has its own checks
+
+
+def hostile_states(tmp_path: Path) -> int:
+    """How many states with right sums say something else, each of which is refused or can be gone on from."""
+    run = saved_run(tmp_path)
+    pending = [numbers(step).as_json() for step in (6, 7)]
+    best, setback = Best(name="loss", figure=0.5, step=7), Setback(failed=9, back_to=7)
+    tmp_path.mkdir()
+    (tmp_path / "stats.jsonl").touch()
+    run.save(Left(step=7, pending=pending, best=best, skipped=(3,), setback=setback))
+    state = run.states / "00000007"
+    content = json.loads((state / "state.json").read_text())
+    names, refused, others = everything(tmp_path), 0, 0
+    for changed in hostile(content):
+        text = json.dumps({**changed, "sha256": _sum(changed)})
+        (state / "state.json").write_text(text)
+        try:
+            left = run.load(say=False)
+        except CheckpointError:
+            refused += 1
+            continue
+        others += 1
+        assert 0 < (left.setback.slowed if left.setback else 1) <= 1
+        if records := [StepRecord.from_json(each) for each in left.pending]:
+            summary(records)
+            Numbers.merged([each.numbers for each in records])
+    assert refused > 5 * others
+    assert everything(tmp_path) == names
+    return refused + others
+
+
+def hostile(content: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A state's information with something else in the place of every value, or nothing, or more."""
+    content = {name: value for name, value in content.items() if name != "sha256"}
+    for path in places(content):
+        for value in HOSTILE:
+            changed = json.loads(json.dumps(content))
+            inside = changed
+            for name in path[:-1]:
+                inside = inside[name]
+            if value == inside[path[-1]] and type(value) is type(inside[path[-1]]):
+                continue
+            inside[path[-1]] = value
+            yield changed
+        changed = json.loads(json.dumps(content))
+        inside = changed
+        for name in path[:-1]:
+            inside = inside[name]
+        del inside[path[-1]]
+        yield changed
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Where there are values in a JSON value; of the first record, which stands for all, and without what is OWN."""
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, each in inside:
+        here = (*path, name)
+        if here[0] in OWN or here[:2] == ("pending", 1) or (len(here) > 3 and isinstance(name, int) and name > 1):
+            continue
+        yield here
+        yield from places(each, here)
+
+
+def numbers(step: int) -> StepRecord:
+    measured = Numbers(
+        loss=0.5,
+        grad_norm=1.5,
+        logs={"error": 0.25, "tangent": 2.0},
+        by_time=(0.5, None, *[1.0] * (BINS - 2)),
+        rows={"error": 8, "tangent": 8},
+        rows_by_time=(1, 0, *[1] * (BINS - 2)),
+        cells=((1.0, 2.0, 3), None, *[None] * (CELLS**2 - 2)),
+    )
+    return StepRecord(step=step, images=8 * step, batch=8, lr=0.1, seconds=0.5, measured=measured)
+
+
+def saved_run(directory: Path) -> SavedRun:
+    module = TrainStep(hub.build_flow(RUN, POINTS), RUN.recipe.objective, References())
+    reference = {"run": "runs/teacher", "sha256": "0" * 64}
+    return SavedRun(
+        directory=directory,
+        settings=replace(RUN.train, keep_best="loss", batch=8),
+        metadata={"run": {"recipe": "flow-matching"}, "references": {"teacher": reference}},
+        module=module,
+        averages=averages_of(module.flow, RUN.recipe.optimizer),
+        adamw=build_optimizer(module, RUN.recipe.optimizer),
+        data=DataIdentity(count=60, looked_at=60, samples="1" * 64, labels="2" * 64, decoder="Pillow 11"),
+    )
+
+
+# -------------------------------------------------------------------------------------------------------------- records
+
+
+def test_a_damaged_record_is_mended_or_kept_aside_and_never_in_the_way(tmp_path: Path) -> None:
+    """Whatever is left of stats.jsonl, the run goes on with lines that can be read, and nothing is lost for good."""
+    path, aside = tmp_path / "stats.jsonl", tmp_path / "stats.jsonl.damaged"
+    log = StatsLog(path, 1)
+    for step in range(1, 9):
+        log.add(numbers(step))
+    whole, mended, kept, count = path.read_bytes(), 0, 0, 0
+    for content in (*cases(20, whole, few=2), b"", bytes(4096), b"[" * 10**5 + b"\n", whole + b"\xff\n"):
+        path.write_bytes(content)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            again = StatsLog(path, 1, start=3)
+        again.add(numbers(4))  # with the spikes of the lines before
+        found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        assert found[-1]["step"] == 4
+        assert all(line["step"] <= 3 for line in found[:-1])
+        if aside.exists():
+            assert aside.read_bytes() == content
+            assert len(said) == 1
+            kept += 1
+            aside.unlink()
+        else:
+            mended += bool(said)
+        count += 1
+    assert (count > 170, mended > 15, kept > 30) == (True, True, True), (count, mended, kept)
 
 
 def _same_json(content: bytes, whole: bytes) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import tiny
-from shortflow.errors import CheckpointError, DataError, ShortflowError
+from shortflow.errors import DataError, ShortflowError
 from shortflow.flowmap import AverageVelocity, FlowMap, StartAndGap
 from shortflow.losses import SquaredError
 from shortflow.nn import MLP, SiT
@@ -468,12 +468,20 @@ def test_a_new_log_starts_empty(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["hello\n", '{"loss": 1}\n', "[1]\n"])
-def test_a_log_that_is_something_else_is_refused_and_left_alone(tmp_path: Path, content: str) -> None:
+def test_a_log_that_is_something_else_is_kept_aside(tmp_path: Path, content: str) -> None:
     path = tmp_path / "stats.jsonl"
-    path.write_text(content)
-    with pytest.raises(CheckpointError, match=r"stats.jsonl is not the record of a run.*move the file away"):
-        StatsLog(path, 3, start=5)
-    assert path.read_text() == content
+    for name in ("stats.jsonl.damaged", "stats.jsonl.damaged-2"):
+        path.write_text(content)
+        with pytest.warns(UserWarning, match=rf"stats.jsonl: line 1 cannot be read.* kept aside as {name}, .* 0 lines"):
+            StatsLog(path, 3, start=5)
+        assert path.read_text() == ""
+        assert (tmp_path / name).read_text() == content
+
+
+def test_the_mean_of_infinities_of_both_signs_is_no_number() -> None:
+    line = summary([record(4, error=math.inf), record(5, error=-math.inf)])
+    assert math.isnan(line["error"])
+    assert summary([record(4, error=math.inf), record(5, error=1.0)])["error"] == math.inf
 
 
 def test_a_snapshot_is_renewed_at_the_end_of_each_stage_with_the_running_average() -> None:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ import tiny
 from shortflow.optimizer import Optimizer
 from shortflow.recipe import Recipe
 from shortflow.train import StepRecord, TrainSettings, fit
-from shortflow.train.state import latest_state
+from shortflow.train.state import _sum, latest_state
+from shortflow.typing import Batch
 
 OPTIMIZER = Optimizer(lr=5e-3, betas=(0.9, 0.95), clip=1.0, warmup=0.3, ema=0.95)
 STEPS = 12
@@ -26,16 +27,27 @@ def start(
     seed: int = 0,
     **options: Any,
 ) -> Iterator[StepRecord]:
+    settings = settings or tiny.settings(STEPS)
     return fit(
         directory,
         tiny.flow_map(recipe, dropout, seed),
         recipe.objective,
-        tiny.batches(recipe),
-        settings=settings or tiny.settings(STEPS),
+        _in_parts(tiny.batches(recipe), settings.parts),
+        settings=settings,
         optimizer=OPTIMIZER,
         metadata={"recipe": recipe.name},
         **options,
     )
+
+
+def _in_parts(batches: Callable[[int], Batch], count: int) -> Callable[[int], Batch]:
+    """Batch k is part k mod `count` of step k div `count`: every so-manieth row."""
+
+    def batch_of(k: int) -> Batch:
+        batch, rows = batches(k // count), slice(k % count, None, count)
+        return Batch(**{name: value if value is None else value[rows] for name, value in vars(batch).items()})
+
+    return batches if count == 1 else batch_of
 
 
 def lines(directory: Path) -> list[dict[str, Any]]:
@@ -62,3 +74,11 @@ def files(directory: Path) -> dict[str, bytes]:
 
 def untouched(directory: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in sorted(directory.rglob("*")) if path.is_file()}
+
+
+def rewritten(state: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Change what a state says of itself, and give it the sum that this has."""
+    content = json.loads((state / "state.json").read_text())
+    del content["sha256"]
+    change(content)
+    (state / "state.json").write_text(json.dumps({**content, "sha256": _sum(content)}))

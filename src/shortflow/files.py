@@ -21,6 +21,7 @@ __all__ = [
     "alone",
     "atomic_path",
     "remove_unfinished",
+    "set_aside",
     "sha256_of",
     "sync_file",
     "sync_folder",
@@ -116,6 +117,17 @@ def sha256_of(path: Path) -> str:
     """The SHA-256 (hex) of a file, read piece by piece."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def set_aside(path: Path) -> Path:
+    """Rename what is damaged to NAME.damaged, or NAME.damaged-2 and so on, where nobody looks for it; the new path."""
+    aside, count = path.with_name(f"{path.name}.damaged"), 1
+    while aside.exists():
+        count += 1
+        aside = path.with_name(f"{path.name}.damaged-{count}")
+    os.replace(path, aside)
+    sync_folder(path.parent)
+    return aside
 
 
 def remove_unfinished(directory: Path) -> None:

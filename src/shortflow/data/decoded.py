@@ -188,7 +188,7 @@ def _made(kept: Path, source: Source, corrupt: Corrupt, report: Report | None) -
             f"{source.where}: the decoded images, {size / 2**30:.1f} GiB, cannot be written to {kept.parent} "
             f"({error.strerror}); make space there, or set XDG_CACHE_HOME to a folder that has it"
         ) from error
-    return open_array(kept), _listed(source, failures)
+    return open_array(kept), listed(source, failures)
 
 
 def _keep(kept: Path, images: Iterable[Pixels], n: int, side: int, skipped: Callable[[], Sequence[Skipped]]) -> None:

@@ -10,6 +10,7 @@ import torch
 from shortflow.config import RunConfig
 from shortflow.data import Dataset, DataSpec
 from shortflow.data.encoded import Encoded
+from shortflow.data.identity import DataIdentity
 from shortflow.errors import CheckpointError
 from shortflow.estimate import Estimate, estimate
 from shortflow.hub import check, describe, fingerprint
@@ -84,7 +85,7 @@ def plan(run: RunConfig, dataset: Dataset, directory: Path, *, resume: bool | Li
     if found and (directory / "model.safetensors").is_file():
         check_data(directory, spec)
     check_references(run, spec, started=found)
-    saved, sizes = _outline(run, spec, directory)
+    saved, sizes = _outline(run, spec, directory, parts, DataIdentity.of(dataset) if found else None)
     step, remarks = _whole_state(saved) if found else (0, [])
     decoded = not run.train.preview_every or isinstance(dataset.samples, Encoded)
     shown = Decoding() if decoded else decoding(spec, run.data.encoder, device="cpu")
@@ -115,7 +116,9 @@ def plan(run: RunConfig, dataset: Dataset, directory: Path, *, resume: bool | Li
     )
 
 
-def _outline(run: RunConfig, spec: DataSpec, directory: Path) -> tuple[SavedRun, dict[str, int]]:
+def _outline(
+    run: RunConfig, spec: DataSpec, directory: Path, parts: int, data: DataIdentity | None
+) -> tuple[SavedRun, dict[str, int]]:
     """What the run saves, without memory for it; bytes of a state, and of the models."""
     flow = check(run, spec)
     with torch.device("meta"):
@@ -130,6 +133,8 @@ def _outline(run: RunConfig, spec: DataSpec, directory: Path) -> tuple[SavedRun,
         module=module,
         averages=averages,
         adamw=unused,
+        parts=parts,
+        data=data,
     )
     weights = sum(weight.numel() * weight.element_size() for weight in flow.parameters() if weight.requires_grad)
     models = [average.module for average in averages.values()]
@@ -147,8 +152,7 @@ def _whole_state(saved: SavedRun) -> tuple[int, list[str]]:
         except DamagedState as error:
             damaged.append(str(error))
             continue
-        saved.check(state, info)
-        return int(info["step"]), damaged
+        return int(info["step"]), damaged + saved.check(state, info)
     raise CheckpointError("\n".join([f"no training state in {saved.states} is whole:", *damaged]))
 
 

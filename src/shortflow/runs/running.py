@@ -11,6 +11,7 @@ import torch
 from shortflow.config import RunConfig, dump
 from shortflow.data import Batches, ClassConsistent, Dataset, DataSpec, Shuffled
 from shortflow.data.encoded import Encoded
+from shortflow.data.identity import DataIdentity
 from shortflow.errors import CheckpointError
 from shortflow.files import remove_unfinished, write_atomic
 from shortflow.flowmap import FlowMap
@@ -177,6 +178,7 @@ def _training(
         lock=lock,
         engine=engine,
         snapshots=snapshots,
+        data=DataIdentity.of(dataset),
     )
     if not resume and engine.main:
         dump(run, directory / "run.yaml")
@@ -205,9 +207,12 @@ def _after(
 
 
 def check_data(directory: Path, spec: DataSpec) -> None:
-    """Raise `CheckpointError` if the model of a run that goes on was trained on data with another spec."""
+    """Raise `CheckpointError` if the model of a run that goes on was trained on data with another spec.
+
+    Its name is that of a folder, which may be another where the data have moved; a state knows what they hold.
+    """
     before, now = read_header(directory).get("data"), spec.to_dict()
-    if isinstance(before, dict) and before != now:
+    if isinstance(before, dict) and before != {**now, "name": before.get("name")}:
         known = [*now, *(name for name in before if name not in now)]
         changed = [
             f"{name} was {before.get(name)}, is {now.get(name)}" for name in known if before.get(name) != now.get(name)

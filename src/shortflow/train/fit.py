@@ -23,6 +23,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
+from shortflow.data.identity import DataIdentity
 from shortflow.draw import References
 from shortflow.errors import CheckpointError, ShortflowError
 from shortflow.files import remove_unfinished
@@ -97,6 +98,7 @@ def fit(
     lock: RunLock | None = None,
     engine: Engine | None = None,
     snapshots: Collection[int] = (),
+    data: DataIdentity | None = None,
 ) -> Iterator[StepRecord]:
     """Train in `directory`, yielding every step's record; the run is saved at the end and when it is interrupted.
 
@@ -116,11 +118,12 @@ def fit(
         lock: of the directory, if the caller has it already; it is released here.
         engine: the processes of the run; a new one unless given.
         snapshots: steps after which the averaged weights are kept.
+        data: what `batch_of` draws from, which must be the same where a run goes on; None: that is not looked at.
 
     Raises:
         ConfigError: if a tracker is not known, or not installed.
         CheckpointError: if the directory is in use, holds a run already and `resume` is False, or none and it is True,
-            or no state of it is whole, or it was trained with other settings or references, or the disk is full.
+            or no state of it is whole, or it was trained with other settings, data or references, or the disk is full.
         Interrupted: from the iterator, after a SIGINT or SIGTERM, with everything saved.
         NotFinite: from the iterator, where more than `settings.skips` of the last 100 steps were not finite, and the
             run has gone back to a state with a smaller learning rate before, or has none to go back to.
@@ -147,8 +150,10 @@ def fit(
             averages=averages,
             adamw=build_optimizer(module, optimizer),
             sharded=engine.sharded,
+            parts=engine.parts(settings.parts, settings.batch)[1],
+            data=data,
         )
-        left = engine.in_turn(run.load) if found else Left()
+        left = engine.in_turn(lambda: run.load(say=engine.main)) if found else Left()
 
         def steps(left: Left, skips: Skips) -> Iterator[StepRecord]:
             slowed = 1.0 if left.setback is None else left.setback.slowed
@@ -209,7 +214,8 @@ class _Watch:
     def _records(self, left: Left, stopped: Callable[[], bool]) -> Iterator[StepRecord]:
         """The records up to the end, or a failure."""
         directory, settings, best = self.run.directory, self.run.settings, left.best
-        log = StatsLog(directory / "stats.jsonl", settings.log_every, left.step, left.pending, self.engine)
+        with self.run.told_when_full("stats.jsonl"):
+            log = StatsLog(directory / "stats.jsonl", settings.log_every, left.step, left.pending, self.engine)
         skips = Skips(allowed=settings.skips, steps=list(left.skipped))
 
         def save(step: int) -> None:
@@ -222,7 +228,8 @@ class _Watch:
         with closing(self.steps(left, skips)) as steps:  # type: ignore[type-var]
             for record in steps:
                 last = record.step == settings.steps
-                line = log.add(record, last)
+                with self.run.told_when_full("the next line of stats.jsonl"):
+                    line = log.add(record, last)
                 if line is not None:
                     Best.check(settings.keep_best, line)
                     self.trackers.log(line, record.step)
@@ -264,7 +271,7 @@ class _Watch:
             failure.args = (f"{kept}. There is no state to go back to yet (train.save_every)",)
             raise failure
         run.adamw.zero_grad(set_to_none=True)
-        found = engine.in_turn(run.load)
+        found = engine.in_turn(lambda: run.load(say=False))  # what there is to say was said at the start
         setback = Setback(failed=failure.step, back_to=found.step)
         if engine.main:
             warnings.warn(
@@ -277,7 +284,8 @@ class _Watch:
         every = self.run.settings.preview_every
         if self.engine.main and self.preview is not None and every and (last or step % every == 0):
             path = self.run.directory / "samples" / f"step-{step:08d}.png"
-            self.preview(self.run.averages["average"].module, path)
+            with self.run.told_when_full(f"the preview {path.name}"):
+                self.preview(self.run.averages["average"].module, path)
             if path.is_file():  # latents that nothing decodes are no picture
                 self.trackers.picture(path, step)
 

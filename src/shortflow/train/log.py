@@ -12,14 +12,14 @@ Beside means a line has, where it applies:
 import json
 import math
 import statistics
+import warnings
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from shortflow.errors import CheckpointError
-from shortflow.files import write_atomic
+from shortflow.files import set_aside, write_atomic
 from shortflow.train.engine import Engine
 from shortflow.train.record import BINS, CELLS, Numbers, StepRecord, merged_cells
 
@@ -39,8 +39,8 @@ class StatsLog:
         engine: the processes of the run, all of which keep a log; None for this one alone. The first one writes, the
             means over the rows of all.
 
-    Raises:
-        CheckpointError: if the file holds something else.
+    A crash of the machine may leave anything behind what a state has waited for. Lines that cannot be read are said in
+    a warning and left out; where they were of steps that are not taken again, the file is kept aside.
     """
 
     def __init__(
@@ -55,7 +55,8 @@ class StatsLog:
         self._earlier = [StepRecord.from_json(record) for record in pending]  # of all processes
         self._window: list[StepRecord] = []
         if engine is None or engine.main:
-            kept = _lines_until(path, start) if start > 0 else []
+            last = (self._earlier[0].step if self._earlier else start + 1) - 1  # that has a line
+            kept = _lines_until(path, start, last) if start > 0 else []
             write_atomic(path, "".join(line + "\n" for line in kept))
             self._before: deque[Any] = deque((json.loads(line) for line in kept[-LINES[-1] :]), maxlen=LINES[-1])
 
@@ -90,17 +91,49 @@ class StatsLog:
         return line
 
 
-def _lines_until(path: Path, step: int) -> list[str]:
-    """The lines of steps up to `step`."""
+def _lines_until(path: Path, step: int, last: int) -> list[str]:
+    """The lines of steps up to `step`, the last of which is that of step `last`."""
     if not path.exists():
         return []
-    whole = path.read_text(encoding="utf-8").split("\n")[:-1]  # a last line without its newline was cut off
+    kept, damaged, reached = [], [], (0, 0)  # line and step
+    for place, row in enumerate(path.read_bytes().split(b"\n")[:-1], 1):  # what has no newline was cut off
+        found = _step_of(row)
+        if found is None:
+            damaged.append(place)
+        elif found <= step:
+            kept.append(row.decode("utf-8"))
+            reached = place, found
+    lost = reached[1] < last or any(place < reached[0] for place in damaged)
+    if not damaged and not lost:
+        return kept
+    fault = f"it ends before the line of step {last}"
+    if damaged:
+        lines = "line" if len(damaged) == 1 else f"{len(damaged)} lines from line"
+        fault = f"{lines} {damaged[0]}{' on' if len(damaged) > 1 else ''} cannot be read"
+    if not lost:
+        warnings.warn(
+            f"{path}: {fault}, as a crash of the machine leaves it. The steps after {step} are taken again, and write "
+            "their lines again; nothing is lost",
+            stacklevel=4,
+        )
+    else:
+        aside = set_aside(path)
+        warnings.warn(
+            f"{path}: {fault}, and these steps are not taken again. The file is kept aside as {aside.name}, and the "
+            f"record goes on with the {len(kept)} lines that can be read",
+            stacklevel=4,
+        )
+    return kept
+
+
+def _step_of(row: bytes) -> int | None:
+    """The step of a line; None where it is none of a record."""
     try:
-        return [line for line in whole if json.loads(line)["step"] <= step]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{path} is not the record of a run ({type(error).__name__}: {error}); move the file away to go on"
-        ) from error
+        line = json.loads(row.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return None
+    step = line.get("step") if isinstance(line, dict) else None
+    return step if type(step) is int and step > 0 else None
 
 
 def summary(window: Sequence[StepRecord]) -> dict[str, Any]:
@@ -129,7 +162,8 @@ def summary(window: Sequence[StepRecord]) -> dict[str, Any]:
 
 
 def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
+    # The exact sum does not know ∞ − ∞.
+    return (math.fsum(values) if all(map(math.isfinite, values)) else sum(values)) / len(values)
 
 
 def _by_cell(window: Sequence[StepRecord]) -> dict[str, Any]:
@@ -152,10 +186,18 @@ def spikes(line: Mapping[str, Any], before: Sequence[Mapping[str, Any]]) -> list
     found = []
     for i, row in enumerate(line.get("tangent_max", [])):
         for j, value in enumerate(row):
-            past = [each["tangent_max"][i][j] for each in before if "tangent_max" in each]
-            past = [each for each in past if each is not None]
+            past = [each for line in before if (each := _entry(line, i, j)) is not None]
             if value is None or len(past) < LINES[0] or not value > SPIKE * (usual := statistics.median(past)):
                 continue
             t, r = ([k / CELLS, (k + 1) / CELLS] for k in (i, j))
             found.append({"t": t, "r": r, "tangent": value, "usual": usual})
     return found
+
+
+def _entry(line: Mapping[str, Any], i: int, j: int) -> float | None:
+    """The largest derivative of a cell in a line that was read from a file, which may be damaged."""
+    try:
+        value = line["tangent_max"][i][j]
+    except (KeyError, IndexError, TypeError):
+        return None
+    return value if isinstance(value, int | float) else None

@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from shortflow.train.typed import listed, mapped, number, or_none, whole
+
 __all__ = ["BINS", "CELLS", "Cell", "Measured", "Numbers", "StepRecord", "merged_cells"]
 
 BINS = 8  # of the time axis, for the loss by time
@@ -237,15 +239,31 @@ class StepRecord:
 
     @staticmethod
     def from_json(record: Mapping[str, Any]) -> "StepRecord":
-        """The record that `as_json` has written."""
-        own = {name: record[name] for name in ("step", "images", "batch", "lr", "seconds")}
+        """The record that `as_json` has written. Raises `ValueError` for anything else."""
+        own = {
+            "step": whole(record["step"], least=1),
+            "images": whole(record["images"]),
+            "batch": whole(record["batch"], least=1),
+            "lr": number(record["lr"]),
+            "seconds": number(record["seconds"]),
+        }
+        loss, norm = (or_none(number, record[name]) for name in ("loss", "grad_norm"))
+        cells = record.get("cells", ())
         numbers = Numbers(
-            loss=math.nan if record["loss"] is None else record["loss"],
-            grad_norm=math.nan if record["grad_norm"] is None else record["grad_norm"],
-            logs=dict(record["logs"]),
-            by_time=tuple(record["by_time"]),
-            rows=dict(record["rows"]),
-            rows_by_time=tuple(record["rows_by_time"]),
-            cells=tuple(None if cell is None else (*cell,) for cell in record.get("cells", ())),
+            loss=math.nan if loss is None else loss,
+            grad_norm=math.nan if norm is None else norm,
+            logs=mapped(number, record["logs"]),
+            by_time=tuple(listed(lambda value: or_none(number, value), record["by_time"], BINS)),
+            rows=mapped(whole, record["rows"]),
+            rows_by_time=tuple(listed(whole, record["rows_by_time"], BINS)),
+            cells=tuple(listed(lambda value: or_none(_cell, value), cells, CELLS * CELLS if cells else 0)),
         )
+        if not numbers.rows.keys() >= numbers.logs.keys():
+            raise ValueError(f"it has not the rows of {', '.join(numbers.logs.keys() - numbers.rows.keys())}")
         return StepRecord(**own, measured=numbers)
+
+
+def _cell(value: Any) -> Cell:
+    """A cell of JSON values."""
+    mean, largest, _ = listed(number, value, 3)
+    return mean, largest, whole(value[2])

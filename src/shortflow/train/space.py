@@ -3,7 +3,7 @@
 import errno
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from shortflow.errors import CheckpointError
 
-__all__ = ["bytes_of", "room_for"]
+__all__ = ["bytes_of", "room_for", "told_when_full"]
 
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _SLACK = 2**20  # headers, and the blocks in which a disk gives out space
@@ -35,21 +35,31 @@ def room_for(what: str, directory: Path, needed: int, before: str) -> Iterator[N
         CheckpointError: if there is less space, or the disk is full nevertheless (others write too, and quotas are not
             told beforehand).
     """
-    needed += _SLACK
-    if _free(directory) < needed:
+    if _free(directory) < needed + _SLACK:
         raise CheckpointError(_full(what, directory, needed, before))
+    with told_when_full(what, directory, needed, lambda: before):
+        yield
+
+
+@contextmanager
+def told_when_full(what: str, directory: Path, needed: int, before: Callable[[], str]) -> Iterator[None]:
+    """Write `needed` bytes to `directory` inside, and say it as `room_for` does if the disk is full.
+
+    Nothing is looked up beforehand, so it costs nothing where there is space.
+    """
     try:
         yield
     except (OSError, SafetensorError) as error:
         if not _is_full(error):
             raise
-        raise CheckpointError(_full(what, directory, needed, before)) from error
+        raise CheckpointError(_full(what, directory, needed, before())) from error
 
 
 def _full(what: str, directory: Path, needed: int, before: str) -> str:
+    wanted, free = _mebibytes(needed + _SLACK), _mebibytes(_free(directory))
     return (
-        f"the disk is full: {what} needs {_mebibytes(needed)} MiB in {directory}, and {_mebibytes(_free(directory))} "
-        f"MiB are free. {before}. Make space, or keep fewer states (train.keep), and go on with --resume"
+        f"the disk is full: {what} needs {wanted} MiB in {directory}, and {free} MiB are free. {before}. "
+        "Make space, or keep fewer states (train.keep), and go on with --resume"
     )
 
 

@@ -30,6 +30,7 @@ from shortflow.files import (
     UNFINISHED,
     atomic_path,
     remove_unfinished,
+    set_aside,
     sha256_of,
     sync_folder,
     write_atomic,
@@ -176,7 +177,7 @@ def load_newest(
             continue
         for found, error in damaged:
             warnings.warn(
-                f"{error}. It is kept aside as {_set_aside(found).name}, and training goes on from {state.name}",
+                f"{error}. It is kept aside as {set_aside(found).name}, and training goes on from {state.name}",
                 stacklevel=3,
             )
         return state, info
@@ -185,16 +186,6 @@ def load_newest(
         f"no training state in {directory} is whole:{faults}\n"
         "Bring one back from a copy, or start a new run in another directory"
     )
-
-
-def _set_aside(state: Path) -> Path:
-    aside, count = state.with_name(f"{state.name}.damaged"), 1
-    while aside.exists():
-        count += 1
-        aside = state.with_name(f"{state.name}.damaged-{count}")
-    os.replace(state, aside)
-    sync_folder(state.parent)
-    return aside
 
 
 # -------------------------------------------------------------------------------------------------------------- loading
