@@ -6,14 +6,12 @@ of some images were decoded and compared with these.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from shortflow.data.encoders import Autoencoder
 from shortflow.data.latents import META, Skipped, read_meta, rescale
 from shortflow.data.latentspec import LatentSpec
-from shortflow.errors import ConfigError, DataError, ShortflowError
+from shortflow.errors import ConfigError, DataError
 from shortflow.lock import RunLock
 from shortflow.runs.feeds import Feed
 from shortflow.runs.storing import Encoded, EncodeSettings, Store, Units, in_units, some
@@ -21,9 +19,6 @@ from shortflow.train.engine import Engine
 from shortflow.typing import Report
 
 __all__ = ["encode", "rescaled"]
-
-T = TypeVar("T")
-
 
 def encode(
     feed: Feed,
@@ -55,7 +50,7 @@ def encode(
     lock = RunLock(out, wanted=engine.main)
     try:
         store = Store(feed=feed, autoencoder=autoencoder, out=out, settings=settings)
-        together = _Together(engine)
+        together = engine.together
         together(store.prepare if engine.main else lambda: None)
         mine = range(engine.rank, store.shards, engine.world)
         found = together(lambda: {number: store.there(number) for number in mine})
@@ -74,26 +69,6 @@ def encode(
         return next(result for result in results if result is not None)
     finally:
         lock.release()
-
-
-@dataclass(frozen=True)
-class _Together:
-    """f() in every process; where it fails in one, it fails in all of them, so that nobody waits for anybody."""
-
-    engine: Engine
-
-    def __call__(self, f: Callable[[], T]) -> T:
-        result, error = None, None
-        try:
-            result = f()
-        except (ShortflowError, OSError) as found:
-            error = found
-        failures = [text for text in self.engine.gathered(None if error is None else str(error)) if text is not None]
-        if error is not None:
-            raise error
-        if failures:
-            raise DataError(failures[0])
-        return result  # type: ignore[return-value]
 
 
 def _refuse(out: Path, failed: Sequence[Skipped]) -> None:

@@ -22,6 +22,7 @@ from shortflow.runs.running import check_data, check_directory
 from shortflow.train.ema import averages_of
 from shortflow.train.engine import Engine
 from shortflow.train.fit import check_states
+from shortflow.train.launcher import unheeded
 from shortflow.train.saved import SavedRun
 from shortflow.train.space import bytes_of
 from shortflow.train.state import DamagedState, check_state
@@ -106,7 +107,7 @@ def plan(run: RunConfig, dataset: Dataset, directory: Path, *, resume: bool | Li
         disk=disk,
         free=free,
         estimate=estimate(run, spec),
-        notes=(*notes(run, dataset), *remarks),
+        notes=(*notes(run, dataset), *unheeded(run.train), *remarks),
     )
 
 
