@@ -36,7 +36,7 @@ def encode(
 
     Args:
         scale, shift: natural units of the latents; None: those of the autoencoder's config, or of the finished store.
-        engine: the processes; each makes the shards whose number is its own modulo their count.
+        engine: the processes, which share the shards that are missing.
         report: called with (latents done, latents to do) of this process after every batch.
         say: told what is about to be done.
 
@@ -54,14 +54,17 @@ def encode(
         together(store.prepare if engine.main else lambda: None)
         mine = range(engine.rank, store.shards, engine.world)
         found = together(lambda: {number: store.there(number) for number in mine})
-        missing = [number for number in mine if found[number] is None]
-        wanted = sum(engine.gathered(sum(len(store.rows(number)) for number in missing)))
+        absent = engine.gathered([number for number in mine if found[number] is None])
+        everywhere = sorted(number for part in absent for number in part)
+        missing = everywhere[engine.rank :: engine.world]  # anew: all that is missing may have been of one process
+        wanted = sum(len(store.rows(number)) for number in everywhere)
         if wanted and engine.main:
             (out / META).unlink(missing_ok=True)  # from here on the folder is unfinished
         together(lambda: store.check_space(wanted, say if engine.main else lambda text: None))
         together(lambda: store.write(missing, report))
         _refuse(out, [each for part in engine.gathered(store.failed) for each in part])
-        sums = [each for part in engine.gathered([store.sum_of(number) for number in mine]) for each in part]
+        kept = [number for number in mine if found[number] is not None] + missing
+        sums = [each for part in engine.gathered([store.sum_of(number) for number in kept]) for each in part]
         units = (scale, shift)
         results = engine.gathered(
             together(lambda: store.finish(sorted(sums), units, wanted) if engine.main else None)  # type: ignore[arg-type]
