@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 
 from shortflow import runs
@@ -57,12 +58,9 @@ def trained(recipe: str, out: Path, stop: int, settings: Sequence[str], signalle
 
 def interrupted(recipe: str, out: Path, stop: int, settings: Sequence[str]) -> None:
     """Train until the signal after step `stop`."""
-    try:
+    with pytest.raises(Interrupted) as stopped:
         trained(recipe, out, stop, settings, signalled=True)
-    except Interrupted as stopped:
-        assert stopped.step == stop
-    else:
-        raise AssertionError("the signal was not heard")
+    assert stopped.value.step == stop
 
 
 def refused(recipe: str, out: Path) -> None:

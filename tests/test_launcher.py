@@ -2,19 +2,22 @@
 
 import re
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch import nn
 
 import tiny
 from shortflow.config import recipe_named
-from shortflow.errors import ConfigError
+from shortflow.errors import ConfigError, ShortflowError
 from shortflow.train import TrainStep, fit
-from shortflow.train.engine import Engine
+from shortflow.train.engine import PATIENCE, Engine
 from shortflow.train.launcher import refuse, unheeded
 
 QUIET = {
@@ -136,3 +139,43 @@ def test_a_run_says_what_it_does_not_heed(tmp_path: Path, monkeypatch: pytest.Mo
             metadata={},
         )
     assert len(told) == 1
+
+
+# ----------------------------------------------------------------------------------------------- what hosts tell others
+
+
+class Two(Engine):
+    """An engine that hears something from another process."""
+
+    def __init__(self, other: Any) -> None:
+        super().__init__()
+        self.world, self.other = 2, other
+
+    def gathered(self, value: Any) -> list[Any]:
+        return [value, self.other]
+
+
+def test_hosts_wait_for_each_other_longer_than_the_work_of_one_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch gives up after half an hour, which pairs of a large teacher or latents of one process may take."""
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(Accelerator, "num_processes", property(lambda self: 2))
+    monkeypatch.setattr(dist, "new_group", lambda **settings: asked.append(settings))
+    assert Engine().world == 2
+    assert asked == [{"backend": "gloo", "timeout": PATIENCE}]
+    assert timedelta(days=2) < PATIENCE
+
+
+def test_what_fails_in_one_process_fails_in_all() -> None:
+    def broken() -> None:
+        raise OSError(28, "No space left on device")
+
+    assert Two(None).together(lambda: 3) == 3
+    assert Engine().together(lambda: 3) == 3
+    with pytest.raises(OSError, match="No space left"):
+        Two(None).together(broken)
+    with pytest.raises(ShortflowError, match="the disk of the other is full"):
+        Two("the disk of the other is full").together(lambda: 3)
+
+
+def test_one_process_agrees_with_itself() -> None:
+    assert [Engine().any(value) for value in (False, True)] == [False, True]

@@ -5,7 +5,8 @@
     RUN/pairs/000000.safetensors   eps, x (network units of the student) and label of the first pairs, and so on
 
 Every shard is written whole or not at all and is a function of the settings alone, so an interrupted generation goes on
-where it stopped and ends with the same bits, by however many processes. Its header says what it was made with, the teacher's file included.
+where it stopped and ends with the same bits, by however many processes. Its header says what it was made with, the
+teacher's file included.
 """
 
 import json

@@ -20,6 +20,7 @@ from shortflow.typing import Report
 
 __all__ = ["encode", "rescaled"]
 
+
 def encode(
     feed: Feed,
     autoencoder: Autoencoder,
