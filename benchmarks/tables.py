@@ -119,6 +119,7 @@ def _processes(record: Record) -> str:
         "alone": "one process, the other waits",
         "together": f"{record['count']} processes, gradients not exchanged",
         "exchanging": f"{record['count']} processes, gradients averaged",
+        "fit": f"{record['count']} processes, whole steps of a run",
     }
     rows = []
     for name, row in record["runs"].items():

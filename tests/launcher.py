@@ -4,17 +4,19 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 
-def launched(world: int, *arguments: object) -> list[str]:
-    """What the processes say; they must end well."""
+def launched(world: int, *arguments: object, script: Path | None = None) -> list[str]:
+    """What the processes of a command, or of a script, say; they must end well."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     shared = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    begins = ["-m", "shortflow"] if script is None else [str(script)]
     running = [
         subprocess.Popen(
-            [sys.executable, "-m", "shortflow", *map(str, arguments)],
+            [sys.executable, *begins, *map(str, arguments)],
             env={**shared, "WORLD_SIZE": str(world), "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

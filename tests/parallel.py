@@ -28,7 +28,7 @@ from shortflow.draw import Draw
 from shortflow.nn import MLP, SiT, UNet
 from shortflow.nn.checkpointing import checkpoint_blocks
 from shortflow.recipe import Recipe
-from shortflow.recipes import esc, esd, lsd, meanflow, sct, shortcut, tvm
+from shortflow.recipes import esc, esd, imm, lsd, meanflow, sct, shortcut, tvm
 from shortflow.streams import Streams
 from shortflow.train import TrainStep
 from shortflow.typing import Batch, Progress
@@ -60,6 +60,8 @@ RECIPES: dict[str, Recipe] = {
     "lsd": lsd(ratio=0.5),
     "esd": esd(ratio=0.5, detach_space=False),
     "tvm": tvm(),
+    # Long steps: over those of k = 12 the samples compared are so near that their difference is rounding, too.
+    "imm": imm(group=4, k=2),
 }
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "sit": lambda **heads: SiT(shape=(2, 4, 4), patch=2, width=16, depth=2, heads=2, **heads),
@@ -81,11 +83,12 @@ def built(case: str, dtype: torch.dtype, alike: bool) -> tuple[TrainStep, Draw, 
     x = torch.randn(ROWS, *network.shape, generator=g, dtype=torch.float64).to(dtype)
     batch = Batch(x=x, label=torch.arange(ROWS) % 4)
     draw = step.draw(batch, Streams(seed=5), Progress(images=500, total=1000, batch=ROWS))
-    order = draw.times.bootstrap.int().argsort(stable=True)
+    together = torch.arange(ROWS).reshape(-1, getattr(recipe.objective.metric, "group", 1))  # rows that stay so
+    order = draw.times.bootstrap[together[:, 0]].int().argsort(stable=True)
     assert draw.times.bootstrap.sum() >= RANKS
     # Alike, or one process gets the rows with r = t, the other those that jump, as far as they go.
     parts = [order[rank::RANKS] for rank in range(RANKS)] if alike else list(order.chunk(RANKS))
-    return step, draw, parts
+    return step, draw, [together[part].flatten() for part in parts]
 
 
 def alone(step: TrainStep, draw: Draw, parts: list[Tensor]) -> list[Tensor]:

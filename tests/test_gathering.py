@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
+import gathered
 from extractors import pictures, small
 from launcher import launched
 from shortflow.cli import main
@@ -24,8 +26,8 @@ N = 70
 @pytest.fixture
 def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stored:
     """Images that make seven chunks of up to eleven, in passes of four."""
-    monkeypatch.setattr(tally, "_ROWS", 4)
-    monkeypatch.setattr(tally, "_UNIT", 11)
+    monkeypatch.setattr(tally, "_ROWS", gathered.ROWS)
+    monkeypatch.setattr(tally, "_UNIT", gathered.UNIT)
     np.save(tmp_path / "images.npy", pictures(N))
     return open_images(tmp_path / "images.npy")
 
@@ -141,6 +143,15 @@ def test_what_is_refused(images: Stored, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 # ------------------------------------------------------------------------------------------------------------ launchers
+
+
+def test_two_processes_gather_the_statistics_of_one(images: Stored, tmp_path: Path) -> None:
+    """To the last bit; of the whole set, though each has seen half of the chunks."""
+    out = tmp_path / "two.safetensors"
+    assert launched(2, tmp_path / "images.npy", out, script=Path(gathered.__file__)) == ["", ""]
+    chunks = sorted((tmp_path / next(tmp_path.glob(".two*"))).glob("*.safetensors"))
+    assert len(chunks) == 7
+    assert same(Tally.from_tensors(load_file(out)), gather(images, small(), Plan(n=N)))
 
 
 @pytest.mark.slow

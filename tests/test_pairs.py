@@ -183,6 +183,31 @@ def test_an_interrupted_generation_goes_on_bit_for_bit(tmp_path: Path, small_sha
     maker(tmp_path / "cut").make(lambda *done: pytest.fail("nothing is missing"))
 
 
+@pytest.mark.parametrize("world", [2, 3, 5])
+def test_any_number_of_processes_makes_the_same_pairs(tmp_path: Path, small_shards: None, world: int) -> None:
+    """What is missing is shared, whoever made what is there; nobody makes a shard twice."""
+    settings = Pairs(count=30, steps=4, precision="float32")
+    maker(tmp_path / "one", settings=settings).make()
+    several = [maker(tmp_path / "several", settings=settings) for _ in range(world)]
+    missing = several[0].missing()
+    assert missing == list(range(8))
+    for rank, each in enumerate(several):
+        said: list[tuple[int, int]] = []
+        each.make(lambda *done, said=said: said.append(done), missing=missing, rank=rank, world=world)
+        assert len(said) == len(missing[rank::world])
+        assert said[0] == (min(4 * world, 30), 30)
+    assert files(tmp_path / "several") == files(tmp_path / "one")
+    several[0].check_whole()
+    several[0].path(3).unlink()
+    several[0].path(6).unlink()
+    assert several[0].missing() == [3, 6]
+    with pytest.raises(CheckpointError, match=r"000003\.safetensors is not there.*must see the same --out"):
+        several[1].check_whole()
+    for rank in range(2):
+        several[rank].make(missing=[3, 6], rank=rank, world=2)
+    assert files(tmp_path / "several") == files(tmp_path / "one")
+
+
 def test_a_shard_that_was_interrupted_is_not_there(tmp_path: Path, small_shards: None) -> None:
     class Dying(nn.Module):
         calls = 0

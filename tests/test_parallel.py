@@ -22,6 +22,8 @@ FEW = [
     ("fsdp-blocks", "shortcut, fixed, mlp"),
     ("fsdp-blocks", "lsd, sit"),
     ("fsdp-blocks-checkpoint", "sct, unet"),
+    ("ddp", "imm, sit"),
+    ("fsdp", "imm, unet"),
 ]
 ALL = [(way, case) for way in WAYS for case in parallel.CASES]
 WRONG = ("bare", "meanflow, mlp")

@@ -3,6 +3,8 @@
 import json
 import os
 import random
+import re
+import signal
 import socket
 import subprocess
 import sys
@@ -20,6 +22,7 @@ import processes
 from shortflow.errors import CheckpointError, ShortflowError
 from shortflow.train.engine import Engine
 from shortflow.train.record import Numbers
+from shortflow.train.state import check_state
 
 RECIPES = ["esc", "shortcut", "imm"]  # derivative and plug-in, two steps with an average for a teacher, groups
 
@@ -116,6 +119,56 @@ def test_two_processes_train_what_one_does(alone: Path, tmp_path: Path) -> None:
         assert [event.step for event in events.Scalars("loss")] == [4, 8, 10]
 
 
+def test_sharded_parts_that_stop_at_a_signal_and_go_on_train_to_the_same_weights(tmp_path: Path) -> None:
+    """FSDP2, two parts in each process, a SIGTERM to one of them; before that, one that lacks a sample is named."""
+    parts, recipe = ["train.parts=4"], ["shortcut"]
+    processes.main(tmp_path / "one", 0, recipe, parts)
+    words = ["torn", "signal"]
+    said = launched(2, tmp_path / "two", 7, [*parts, *words], recipe, ACCELERATE_USE_FSDP="true")
+    assert re.fullmatch(
+        r"mixture: process 1 on \S+ has 19,999 samples, process 0 on \S+ has 20,000; all processes .*\n", said
+    ), said
+    assert not (tmp_path / "two" / "torn" / "run.yaml").exists()
+    assert (tmp_path / "two" / "shortcut" / "state" / "00000007").is_dir()
+    check_near(tmp_path / "two", tmp_path / "one", recipe, bound=1e-6)
+    for a, b in zip(lines(tmp_path / "two" / "shortcut"), lines(tmp_path / "one" / "shortcut"), strict=True):
+        assert flat(a) == pytest.approx(flat(b), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_of_two_processes_saves_one_whole_state(tmp_path: Path) -> None:
+    """And both end, though the other has heard nothing; one process goes on from there."""
+    running = started(2, tmp_path, 0, ["train.images=1280000", "train.save_every=5000"], ["esc"], {})
+    run, until = tmp_path / "esc", time.monotonic() + 200
+    while not (run / "stats.jsonl").exists() and time.monotonic() < until:
+        time.sleep(0.1)
+    running[1].send_signal(signal.SIGTERM)
+    said = [process.communicate(timeout=200)[0] for process in running]
+    assert all("stopped after step" in text for text in said), said
+    (state,) = (run / "state").iterdir()
+    step = check_state(state)["step"]
+    assert int(state.name) == step
+    assert not list(run.rglob(".writing-*"))
+    assert not (run / ".lock").exists()
+    assert lines(run)[-1]["step"] == step // 4 * 4
+    processes.trained("esc", run, step + 4, [])
+    assert lines(run)[-1]["step"] == (step + 4) // 4 * 4
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_pairs_of_one(tmp_path: Path) -> None:
+    """Each makes a part of what is missing; they train on the same pairs."""
+    processes.main(tmp_path, 0, ["flow-matching"])
+    settings = [f"teacher={tmp_path / 'flow-matching'}", "pairs={count: 5000, steps: 4}"]
+    processes.main(tmp_path / "one", 0, ["reflow"], settings)
+    launched(2, tmp_path / "two", 0, settings, ["reflow"])
+    made = [sorted((tmp_path / name / "reflow" / "pairs").iterdir()) for name in ("one", "two")]
+    assert [path.name for path in made[0]] == [path.name for path in made[1]]
+    assert len(made[0]) == 5
+    assert all(a.read_bytes() == b.read_bytes() for a, b in zip(*made, strict=True))
+    check_near(tmp_path / "two", tmp_path / "one", ["reflow"])
+
+
 @pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_processes(alone: Path, tmp_path: Path) -> None:
     """Two processes stop after step 7, having saved step 5; one goes on, and the log has its line of step 8."""
@@ -146,7 +199,7 @@ def test_parts_are_added_up_in_each_process(alone: Path, tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_sharded_weights_train_to_the_same_ones(alone: Path, tmp_path: Path) -> None:
-    """FSDP2, up to a state that one process goes on from without; two parts in each process, too."""
+    """FSDP2, and up to a state that one process goes on from without, or the other way round."""
     launched(2, tmp_path / "a", ACCELERATE_USE_FSDP="true")
     check_near(tmp_path / "a", alone)
     launched(2, tmp_path / "b", 7, ACCELERATE_USE_FSDP="true")

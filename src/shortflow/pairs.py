@@ -5,10 +5,12 @@
     RUN/pairs/000000.safetensors   eps, x (network units of the student) and label of the first pairs, and so on
 
 Every shard is written whole or not at all and is a function of the settings alone, so an interrupted generation goes on
-where it stopped and ends with the same bits. Its header says what it was made with, the teacher's file included.
+where it stopped and ends with the same bits, by however many processes. Its header says what it was made with, the
+teacher's file included.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -136,21 +138,52 @@ class PairMaker:
             "rows": self.rows,
         }
 
-    def make(self, report: Report | None = None) -> None:
-        """Make what is missing; `report` is called with (pairs that are there, pairs in all) after every shard made.
+    def missing(self) -> list[int]:
+        """The shards that are not there yet.
+
+        Raises:
+            CheckpointError: if the directory holds pairs made otherwise.
+            ShortflowError: if the teacher cannot make such pairs.
+        """
+        check_pairs(self.teacher, self.settings)
+        return [shard for shard in range(self.shards) if not self._there(shard)]
+
+    def make(
+        self,
+        report: Report | None = None,
+        *,
+        missing: Sequence[int] | None = None,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        """Make what is missing, or the share of process `rank` of `world` in it. No bit depends on who makes a shard.
+
+        Args:
+            report: called after every shard with (pairs that are there, pairs in all); of several processes each takes
+                the others to be as far as itself.
+            missing: the shards to make, the same for all processes; None: `missing()`.
 
         Raises:
             CheckpointError: if the directory holds pairs made otherwise.
             ShortflowError: if the teacher cannot make such pairs, or they are not finite numbers of that precision.
         """
-        check_pairs(self.teacher, self.settings)
-        missing = [shard for shard in range(self.shards) if not self._there(shard)]
-        for done, shard in enumerate(missing, self.shards - len(missing) + 1):
+        missing = self.missing() if missing is None else missing
+        there = self.shards - len(missing)
+        for done, shard in enumerate(missing[rank::world], 1):
             tensors = self._made(shard)
             with atomic_path(self.path(shard)) as temporary:
                 save_file(tensors, str(temporary), {"shortflow": json.dumps(self.describe(shard))})
             if report is not None:
-                report(min(done * self.rows, self.settings.count), self.settings.count)
+                report(min((there + done * world) * self.rows, self.settings.count), self.settings.count)
+
+    def check_whole(self) -> None:
+        """Raise `CheckpointError` if a shard is not there, though all were made."""
+        for shard in range(self.shards):
+            if not self.path(shard).is_file():
+                raise CheckpointError(
+                    f"{self.path(shard)} is not there, though another process has made it; all processes must see the "
+                    "same --out"
+                )
 
     def _there(self, shard: int) -> bool:
         """Whether the shard is there. Raises `CheckpointError` if it is another one."""

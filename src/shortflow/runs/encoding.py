@@ -6,14 +6,12 @@ of some images were decoded and compared with these.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from shortflow.data.encoders import Autoencoder
 from shortflow.data.latents import META, Skipped, read_meta, rescale
 from shortflow.data.latentspec import LatentSpec
-from shortflow.errors import ConfigError, DataError, ShortflowError
+from shortflow.errors import ConfigError, DataError
 from shortflow.lock import RunLock
 from shortflow.runs.feeds import Feed
 from shortflow.runs.storing import Encoded, EncodeSettings, Store, Units, in_units, some
@@ -21,8 +19,6 @@ from shortflow.train.engine import Engine
 from shortflow.typing import Report
 
 __all__ = ["encode", "rescaled"]
-
-T = TypeVar("T")
 
 
 def encode(
@@ -41,7 +37,7 @@ def encode(
 
     Args:
         scale, shift: natural units of the latents; None: those of the autoencoder's config, or of the finished store.
-        engine: the processes; each makes the shards whose number is its own modulo their count.
+        engine: the processes, which share the shards that are missing.
         report: called with (latents done, latents to do) of this process after every batch.
         say: told what is about to be done.
 
@@ -55,18 +51,21 @@ def encode(
     lock = RunLock(out, wanted=engine.main)
     try:
         store = Store(feed=feed, autoencoder=autoencoder, out=out, settings=settings)
-        together = _Together(engine)
+        together = engine.together
         together(store.prepare if engine.main else lambda: None)
         mine = range(engine.rank, store.shards, engine.world)
         found = together(lambda: {number: store.there(number) for number in mine})
-        missing = [number for number in mine if found[number] is None]
-        wanted = sum(engine.gathered(sum(len(store.rows(number)) for number in missing)))
+        absent = engine.gathered([number for number in mine if found[number] is None])
+        everywhere = sorted(number for part in absent for number in part)
+        missing = everywhere[engine.rank :: engine.world]  # anew: all that is missing may have been of one process
+        wanted = sum(len(store.rows(number)) for number in everywhere)
         if wanted and engine.main:
             (out / META).unlink(missing_ok=True)  # from here on the folder is unfinished
         together(lambda: store.check_space(wanted, say if engine.main else lambda text: None))
         together(lambda: store.write(missing, report))
         _refuse(out, [each for part in engine.gathered(store.failed) for each in part])
-        sums = [each for part in engine.gathered([store.sum_of(number) for number in mine]) for each in part]
+        kept = [number for number in mine if found[number] is not None] + missing
+        sums = [each for part in engine.gathered([store.sum_of(number) for number in kept]) for each in part]
         units = (scale, shift)
         results = engine.gathered(
             together(lambda: store.finish(sorted(sums), units, wanted) if engine.main else None)  # type: ignore[arg-type]
@@ -74,26 +73,6 @@ def encode(
         return next(result for result in results if result is not None)
     finally:
         lock.release()
-
-
-@dataclass(frozen=True)
-class _Together:
-    """f() in every process; where it fails in one, it fails in all of them, so that nobody waits for anybody."""
-
-    engine: Engine
-
-    def __call__(self, f: Callable[[], T]) -> T:
-        result, error = None, None
-        try:
-            result = f()
-        except (ShortflowError, OSError) as found:
-            error = found
-        failures = [text for text in self.engine.gathered(None if error is None else str(error)) if text is not None]
-        if error is not None:
-            raise error
-        if failures:
-            raise DataError(failures[0])
-        return result  # type: ignore[return-value]
 
 
 def _refuse(out: Path, failed: Sequence[Skipped]) -> None:

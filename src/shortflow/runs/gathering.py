@@ -14,7 +14,6 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from datetime import timedelta
 from glob import escape
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,6 +29,7 @@ from shortflow.evaluate import Extractor, Plan, Tally
 from shortflow.evaluate.tally import chunks
 from shortflow.files import atomic_path, write_atomic
 from shortflow.lock import RunLock, held_by
+from shortflow.train.engine import PATIENCE
 from shortflow.typing import Report
 
 __all__ = ["Part", "World", "chunks_beside", "done_with", "gather", "processes"]
@@ -71,10 +71,9 @@ def processes() -> Iterator[World]:
     if size == 1:
         yield World(device=device)
         return
-    # What is exchanged is that a share is done: chunks of one process may take hours longer than those of another.
     begun = torch.distributed.is_initialized()
     if not begun:
-        torch.distributed.init_process_group("gloo", timeout=timedelta(days=7))
+        torch.distributed.init_process_group("gloo", timeout=PATIENCE)
     try:
         yield World(rank=rank, size=size, device=device)
     finally:

@@ -23,6 +23,7 @@ from shortflow.runs.running import check_data, check_directory
 from shortflow.train.ema import averages_of
 from shortflow.train.engine import Engine
 from shortflow.train.fit import check_states
+from shortflow.train.launcher import unheeded
 from shortflow.train.saved import SavedRun
 from shortflow.train.space import bytes_of
 from shortflow.train.state import DamagedState, check_state
@@ -112,7 +113,7 @@ def plan(run: RunConfig, dataset: Dataset, directory: Path, *, resume: bool | Li
         free=free,
         estimate=needs,
         memory=needs.held + rows * needs.kept // (2 if run.train.precision == "bf16" else 1),
-        notes=(*notes(run, dataset), *remarks),
+        notes=(*notes(run, dataset), *unheeded(run.train), *remarks),
     )
 
 

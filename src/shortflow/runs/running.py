@@ -20,6 +20,7 @@ from shortflow.lock import RunLock
 from shortflow.pairs import PairMaker
 from shortflow.pictures import save_png
 from shortflow.references import check_references, describe, load_references, pair_maker, start
+from shortflow.runs.agreeing import check_same_data
 from shortflow.runs.configuring import check_batch
 from shortflow.runs.decoding import Decoding, decoding, save_latents
 from shortflow.runs.sampling import generate, picture
@@ -88,6 +89,7 @@ def training(
         ConfigError: if a teacher, a weak model or a model to start from is missing or does not fit.
         CheckpointError: if the directory is in use, holds a run and `resume` is False, or none and it is True, or none
             of its states is whole, or the data or the other models are not those that the run was started with.
+        DataError: if processes do not see the same data.
         Interrupted: from the iterator, after SIGINT or SIGTERM, with everything saved.
     """
     begun = check_directory(directory, resume)
@@ -127,6 +129,7 @@ def _training(
 ) -> Iterator[StepRecord]:
     """`training` in a directory that is locked; the lock is released with the iterator."""
     parts, count = engine.parts(run.train.parts, run.train.batch)
+    check_same_data(engine, dataset)
     if isinstance(dataset.samples, Encoded):
         dataset.samples.to(engine.device)
     spec = DataSpec.fit(dataset, run.recipe.sigma_data)
@@ -197,10 +200,12 @@ def _after(
     lock: RunLock,
     engine: Engine,
 ) -> Iterator[StepRecord]:
+    """The records of a run whose pairs are made first, by all processes; the first one looks what is missing."""
     try:
-        if engine.main:
-            maker.make(report)
-        engine.wait()
+        share = {"rank": engine.rank, "world": engine.world}
+        missing = engine.gathered(engine.together(maker.missing if engine.main else list[int]))[0]
+        engine.together(lambda: maker.make(report, missing=missing, **share))
+        engine.together(maker.check_whole)
         yield from records
     finally:
         lock.release()

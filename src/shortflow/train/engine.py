@@ -5,24 +5,29 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import GradientAccumulationPlugin, TorchDynamoPlugin
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from shortflow.errors import ShortflowError
+from shortflow.errors import DataError, ShortflowError
+from shortflow.train.launcher import SHARD, asked_for, refuse
 from shortflow.train.shards import shard, whole
 from shortflow.train.step import TrainStep
 
-__all__ = ["Engine"]
+__all__ = ["PATIENCE", "Engine"]
 
 T = TypeVar("T")
 
-_SHARD = "ACCELERATE_USE_FSDP"  # how `accelerate launch --use_fsdp` asks for it
+PATIENCE = timedelta(days=7)
+"""How long hosts wait for each other: one may have hours of work (shards, chunks of images) that others have not. Of a
+process that dies they hear at once; torch's own limit is half an hour."""
 
 
 @contextmanager
@@ -48,16 +53,23 @@ class Engine:
     Attributes:
         rank, world: the number of this process, from 0, and of all processes.
         main: whether this is the process that writes files.
+
+    Raises:
+        ConfigError: if the launcher asks for another engine, see `shortflow.train.launcher`.
     """
 
     def __init__(self, *, sharded: bool = False) -> None:
-        sharded |= os.environ.get(_SHARD, "false").lower() in ("1", "true", "yes")
+        refuse()
+        sharded |= asked_for(SHARD)
         # Sharding is done here: accelerate would do it to an optimiser that is there before.
-        with _hidden(_SHARD):
-            # accelerate reads the precision from its own settings unless told; here it is a matter of the step.
+        with _hidden(SHARD):
+            # What accelerate is not told it reads from the launcher: precision and compiler are a matter of the step,
+            # and parts of a batch one of the loop, which weighs each by its share.
             self._accelerator = Accelerator(
                 cpu=not torch.cuda.is_available(),
                 mixed_precision="no",
+                dynamo_plugin=TorchDynamoPlugin(backend="no"),  # pyright: ignore[reportArgumentType]
+                gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
                 # Buffers never change; gradients need not be held twice.
                 kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
             )
@@ -66,7 +78,7 @@ class Engine:
         self.sharded = sharded and self.world > 1
         # What hosts tell one another must not wait for devices.
         self._prepared: dict[int, tuple[Any, Any]] = {}
-        self._hosts: Any = dist.new_group(backend="gloo") if self.world > 1 else None
+        self._hosts: Any = dist.new_group(backend="gloo", timeout=PATIENCE) if self.world > 1 else None
 
     @property
     def device(self) -> torch.device:
@@ -138,6 +150,32 @@ class Engine:
         found: list[Any] = [None] * self.world
         dist.all_gather_object(found, value, group=self._hosts)
         return found
+
+    def any(self, value: bool) -> bool:
+        """Whether it is so in any process: one number between the hosts, which a step can afford."""
+        if self.world == 1:
+            return value
+        found = torch.tensor(int(value))
+        dist.all_reduce(found, dist.ReduceOp.MAX, group=self._hosts)
+        return bool(found)
+
+    def together(self, f: Callable[[], T]) -> T:
+        """f() in every process. Where it fails in one, it fails in all of them, so that nobody waits for anybody.
+
+        Raises:
+            ShortflowError, OSError: that of this process, or `DataError` with the words of another one.
+        """
+        result, error = None, None
+        try:
+            result = f()
+        except (ShortflowError, OSError) as found:
+            error = found
+        failures = [text for text in self.gathered(None if error is None else str(error)) if text is not None]
+        if error is not None:
+            raise error
+        if failures:
+            raise DataError(failures[0])
+        return result  # type: ignore[return-value]
 
     def wait(self) -> None:
         """Wait until all processes are here."""

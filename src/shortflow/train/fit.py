@@ -36,6 +36,7 @@ from shortflow.train.compiling import compile_step
 from shortflow.train.ema import averages_of
 from shortflow.train.engine import Engine
 from shortflow.train.failures import NotFinite, Skips, save_failure
+from shortflow.train.launcher import unheeded
 from shortflow.train.log import StatsLog
 from shortflow.train.loop import build_optimizer, train
 from shortflow.train.record import StepRecord
@@ -130,6 +131,9 @@ def fit(
     """
     check_trackers(settings.trackers)
     engine = engine or Engine()
+    if engine.main:
+        for note in unheeded(settings):
+            warnings.warn(note, stacklevel=2)
     lock = lock or RunLock(directory, wanted=engine.main)
     try:
         found = check_states(directory, resume)
@@ -242,7 +246,7 @@ class _Watch:
                     save(record.step)
                 self._draw(record.step, last)
                 yield record
-                if any(self.engine.gathered(stopped())) and not last:
+                if self.engine.any(stopped()) and not last:
                     if not saved:
                         save(record.step)
                     raise Interrupted(directory, record.step, settings.steps)
