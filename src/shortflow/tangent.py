@@ -8,7 +8,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -107,11 +107,11 @@ def differentiated(
 
 
 def _forward_mode(
-    f: Callable[..., Tensor], primals: tuple[Tensor, ...], tangents: tuple[Tensor, ...]
-) -> tuple[Tensor, Tensor]:
+    f: Callable[..., Result], primals: tuple[Tensor, ...], tangents: tuple[Tensor, ...]
+) -> tuple[Result, Result]:
     """`torch.func.jvp`, with attention by plain products: its fused kernels have no forward mode."""
     with sdpa_kernel(SDPBackend.MATH):
-        result = torch.func.jvp(f, primals, tangents)
+        result: Any = torch.func.jvp(f, primals, tangents)
     return result[0], result[1]
 
 
