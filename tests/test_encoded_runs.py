@@ -19,7 +19,7 @@ from shortflow.data.encoded import Encoded
 from shortflow.data.encoders import load_autoencoder
 from shortflow.data.latents import open_latents
 from shortflow.data.sources import open_source
-from shortflow.errors import CheckpointError, ConfigError, DataError
+from shortflow.errors import CheckpointError, ConfigError, DataError, MetricError
 from shortflow.runs import advice
 
 SIDE = 16
@@ -89,6 +89,21 @@ def test_batches_are_those_of_a_store(folder: Path, recipe: str, flip: bool) -> 
         assert torch.equal(found.x, pair[0](step).x)  # whatever was asked for before
     plain = replace(made.samples, images=made.samples.images[:3]).shape
     assert plain == (3, 2, 2, 4, 4, 4)
+
+
+def test_the_images_of_a_run_are_its_reference(folder: Path) -> None:
+    """Where latents are made while the run goes on; a store has none."""
+
+    def model(made: Any) -> hub.Model:
+        run, dataset = made
+        spec = DataSpec.fit(dataset)
+        return hub.Model(flow=hub.build_flow(run, spec), spec=spec, run=run, images=0, step=0, path=folder / "none")
+
+    found = runs.training_images(model(on_the_fly(folder)))
+    images = load(str(folder / "photos"), resolution=SIDE).samples
+    np.testing.assert_array_equal(np.concatenate(list(found.read(0, 13))), images)
+    with pytest.raises(MetricError, match="was trained on latents, which are no images to compare with"):
+        runs.training_images(model(stored(folder)))
 
 
 def test_parts_of_a_batch_are_the_batch(folder: Path) -> None:

@@ -67,7 +67,7 @@ Split = Annotated[
 Corrupt = Annotated[
     Literal["refuse", "skip"],
     typer.Option(
-        metavar="WORD",
+        metavar="refuse|skip",
         help="Images that cannot be read: refuse them, before anything is computed, or skip them and list them.",
     ),
 ]
@@ -122,7 +122,7 @@ def evaluate(
         Literal["mixed", "ordered"],
         typer.Option(
             "--is-splits",
-            metavar="WORD",
+            metavar="mixed|ordered",
             help="Inception score of ten mixed parts of the images; or, as ADM has it, ordered: of 5000 images each in "
             "their order.",
         ),
