@@ -2,11 +2,13 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from shortflow.dropout import Dropout, shared_dropout
 from shortflow.dual import push_forward
 from shortflow.nn import MLP, compiling
 from shortflow.nn.compiling import compile_network
@@ -25,17 +27,21 @@ def inputs(rows: int = 6) -> tuple[Tensor, Tensor, Tensor]:
     return torch.randn(rows, 4, generator=g), torch.rand(rows, generator=g), torch.randn(rows, 4, generator=g)
 
 
-def stand_in(monkeypatch: pytest.MonkeyPatch, change: float = 0.0, error: str | None = None) -> list[int]:
-    """A compiler that changes results by a factor or fails; returns the list of its calls."""
+def stand_in(monkeypatch: pytest.MonkeyPatch, change: Any = None, error: str | None = None) -> list[int]:
+    """A compiler that changes results or fails; returns the list of its calls."""
     calls: list[int] = []
 
     def compiler(run, **options):
+        assert options == {"backend": "inductor", "dynamic": None, "fullgraph": True}
+
         def compiled(*args):
             calls.append(1)
             if error is not None:
                 raise RuntimeError(error)
             result = run(*args)
-            return tuple(part * (1 + change) for part in result) if isinstance(result, tuple) else result * (1 + change)
+            if change is None:
+                return result
+            return tuple(change(part) for part in result) if isinstance(result, tuple) else change(result)
 
         return compiled
 
@@ -53,14 +59,14 @@ def test_a_compiled_network_is_called_like_the_plain_one(monkeypatch: pytest.Mon
     assert torch.equal(net(x, t, t / 2), plain)
     found = push_forward(lambda x, t: net(x, t, t / 2), (x, t), (v, torch.ones_like(t)))
     torch.testing.assert_close(found, pair)
-    assert len(calls) == 2
+    assert len(calls) == 4  # two calls, each with its proof
     assert torch.equal(net(x, t, second=t / 2), plain)  # keywords go to the plain network
-    assert len(calls) == 2
+    assert len(calls) == 4
 
 
 @pytest.mark.parametrize("dual", [False, True])
 def test_a_network_whose_compiled_form_differs_goes_on_without_it(dual: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = stand_in(monkeypatch, change=0.01)
+    calls = stand_in(monkeypatch, change=lambda part: 1.01 * part)
     x, t, v = inputs()
     net, plain = network(), network()(x, t, t / 2)
     compile_network(net)
@@ -70,12 +76,85 @@ def test_a_network_whose_compiled_form_differs_goes_on_without_it(dual: bool, mo
             return net(x, t, t / 2)
         return push_forward(lambda x, t: net(x, t, t / 2), (x, t), (v, torch.ones_like(t)))[0]
 
-    with pytest.warns(UserWarning, match=r"differ from the plain network's by 1\.0e-02.*train\.compile"):
+    with pytest.warns(UserWarning, match=r"its \w+ differs from the plain network's by 1\.0e-02.*train\.compile"):
         assert torch.equal(run(), plain)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert torch.equal(run(), plain)
     assert len(calls) == 1
+
+
+def steeper(part: Tensor) -> Tensor:
+    """The same value with a gradient one per cent too large."""
+    return part + 0.01 * (part - part.detach())
+
+
+@pytest.mark.parametrize("dual", [False, True])
+def test_a_wrong_gradient_is_noticed_behind_a_right_value(dual: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(monkeypatch, change=steeper)
+    x, t, v = inputs()
+    plain, net = network(), network()
+    compile_network(net)
+
+    def run(net: MLP) -> Tensor:
+        if not dual:
+            return net(x, t, t / 2)
+        return push_forward(lambda x, t: net(x, t, t / 2), (x, t), (v, torch.ones_like(t)), graph=True)[1]
+
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(run(net), run(plain))  # where there is no gradient, there is none to be wrong
+    with pytest.warns(UserWarning, match=r"its gradient of [\w.]+ differs from the plain network's by 1\.0e-02"):
+        run(net).square().sum().backward()
+    run(plain).square().sum().backward()
+    for a, b in zip(net.parameters(), plain.parameters(), strict=True):
+        assert (a.grad is None and b.grad is None) or torch.equal(a.grad, b.grad)  # type: ignore[arg-type]
+
+
+class Doubled(torch.autograd.Function):
+    """x ↦ x, with twice the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return 2 * gradient
+
+
+def test_a_wrong_gradient_of_the_input_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a point that comes from an earlier pass; the gradients of the weights are right."""
+    stand_in(monkeypatch)
+    x, t, _ = inputs()
+    net = network()
+    compile_network(net)
+    compiled: Any = net._compiled_call_impl
+    right = compiled.run
+    compiled.run = lambda values, *others: right([Doubled.apply(values[0]), *values[1:]], *others)
+    net(x, t, t / 2)  # no gradient is asked for
+    point = (x.clone().requires_grad_() * 2).tanh()
+    with pytest.warns(UserWarning, match=r"its gradient of input 0 differs from the plain network's by 1\.0e\+00"):
+        net(point, t, t / 2)
+
+
+def test_the_proof_adds_nothing_to_gradients_and_takes_no_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers after the network take the masks that they would take."""
+    stand_in(monkeypatch)
+    x, t, _ = inputs()
+    torch.manual_seed(0)
+    plain, net = (MLP(shape=(4,), width=8, depth=1, dropout=0.5).train() for _ in range(2))
+    net.load_state_dict(plain.state_dict())
+    for weight in (*plain.parameters(), *net.parameters()):
+        weight.data += 0.1
+    compile_network(net)
+    after, found = Dropout(0.5), []
+    for each in (plain, net):
+        with shared_dropout(3, len(x)):
+            result = each(x, t, t / 2)
+            found.append((result, after(torch.ones(len(x), 64))))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    assert all(weight.grad is None for weight in net.parameters())
 
 
 def test_a_network_that_does_not_compile_goes_on_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

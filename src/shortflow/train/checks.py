@@ -83,8 +83,8 @@ def _same(engine: Engine, sums: dict[str, float], message: str) -> None:
 
 def derivatives_of(target: Target) -> tuple[Derivative, ...]:
     """The derivatives along the path that a target takes, each of its parts its own."""
-    parts = getattr(target, "parts", (target,))
-    return tuple(part.derivative for part in parts if isinstance(getattr(part, "derivative", None), Derivative))
+    found = (getattr(part, "derivative", None) for part in getattr(target, "parts", (target,)))
+    return tuple(derivative for derivative in found if isinstance(derivative, Derivative))
 
 
 def check_derivative(flow: FlowMap, derivative: Derivative, draw: Draw) -> None:

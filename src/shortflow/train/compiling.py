@@ -1,7 +1,8 @@
 """Compiled steps: the loss as one graph where the layout of rows is fixed, the networks alone where it is not.
 
 As compiled networks do (`shortflow.nn.compiling`), a compiled loss proves itself: steps 1, 2, 4, … 64 are compared with
-the plain ones, gradients too. Where compiling fails or gives other numbers, the run goes on without, and says so.
+the plain ones, gradients of the weights too. Where compiling fails or gives other numbers, the run goes on without, and
+says so.
 """
 
 import warnings
@@ -14,14 +15,14 @@ from torch import Tensor
 
 from shortflow.draw import Draw
 from shortflow.flowmap import FlowMap
-from shortflow.nn.compiling import TOLERANCE, compile_network, moving_masks, to_prove
+from shortflow.nn.compiling import Backend, compile_network, disagreement, gradients, moving_masks, to_prove
 from shortflow.train.step import Evaluate, TrainStep
 from shortflow.typing import LossTerms
 
 __all__ = ["compile_step"]
 
 
-def compile_step(step: TrainStep, *, backend: str = "inductor") -> None:
+def compile_step(step: TrainStep, *, backend: Backend = "inductor") -> None:
     """Compile in place what the step computes.
 
     With `Objective.layout` "fixed" that is the whole loss, in one graph that all draws share; else every network that
@@ -43,7 +44,7 @@ def compile_step(step: TrainStep, *, backend: str = "inductor") -> None:
 class _CompiledLoss:
     """What stands in for `Objective.evaluate`."""
 
-    def __init__(self, step: TrainStep, backend: str) -> None:
+    def __init__(self, step: TrainStep, backend: Backend) -> None:
         self.plain: Evaluate = step.evaluate
         self.run: Callable[..., LossTerms] = torch.compile(self.plain, backend=backend, fullgraph=True)
         self.failed, self.calls = False, 0
@@ -65,18 +66,12 @@ class _CompiledLoss:
             return self.plain(flow, teacher, draw)
 
     def _prove(self, flow: FlowMap, teacher: FlowMap, draw: Draw) -> None:
-        """Compare losses and gradients with the plain ones, tensor by tensor.
-
-        Differences are relative to the tensor's norm, and to a hundredth of that of the whole gradient where this is
-        larger: of a tensor that small only rounding is left.
-        """
-        (found, own), (expected, true) = (_probe(each, flow, teacher, draw) for each in (self.run, self.plain))
-        whole = float(torch.stack([gradient.norm() for gradient in true]).norm())
-        far = [_apart(found, expected, 0.0), *(_apart(a, b, whole / 100) for a, b in zip(own, true, strict=True))]
+        """Compare losses and gradients with the plain ones, tensor by tensor."""
         device = draw.x.device.type
-        half = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else draw.x.dtype
-        if not max(far) <= TOLERANCE.get(half, 1e-3):
-            self._give_up(f"its loss or gradient differs from the plain one's by {max(far):.1e} of its size")
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else draw.x.dtype
+        found, true = (_probe(each, flow, teacher, draw) for each in (self.run, self.plain))
+        if worst := disagreement(found, true, dtype):
+            self._give_up(f"its {worst[0]} differs from the plain one's by {worst[1]:.1e} of its size")
 
     def _give_up(self, why: str) -> None:
         self.failed = True
@@ -87,14 +82,11 @@ class _CompiledLoss:
         )
 
 
-def _apart(found: Tensor, expected: Tensor, floor: float) -> float:
-    return float((found - expected).norm()) / max(float(expected.norm()), floor, 1e-30)
-
-
-def _probe(evaluate: Evaluate, flow: FlowMap, teacher: FlowMap, draw: Draw) -> tuple[Tensor, list[Tensor]]:
-    """(losses, gradients of their mean); nothing is added to the weights' own."""
+def _probe(
+    evaluate: Evaluate, flow: FlowMap, teacher: FlowMap, draw: Draw
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """(losses, gradients of their mean), by name."""
     loss: Any = evaluate(flow, teacher, draw).loss
-    weights = [weight for weight in flow.parameters() if weight.requires_grad]
-    found = torch.autograd.grad(loss.float().mean(), weights, allow_unused=True)
-    zeros = (torch.zeros_like(weight) if each is None else each for weight, each in zip(weights, found, strict=True))
-    return loss.detach(), list(zeros)
+    weights = {name: weight for name, weight in flow.named_parameters() if weight.requires_grad}
+    mean = loss.float().mean()
+    return {"loss": loss.detach()}, gradients([mean], [torch.ones_like(mean)], weights)
