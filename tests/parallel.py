@@ -4,6 +4,9 @@
 
 Both compute one step of every case on half of its rows, wrapped as WAY says, and the same step alone on all rows.
 RESULT gets, from the first process, how far the gradients are apart (of their norm) in each case.
+
+Ways: "ddp"; "fsdp", and "fsdp-blocks" where blocks are sharded one by one, which needs the fixed layout of rows; any of
+them "-checkpoint", and "-bf16" under autocast. "bare" is what must not be done.
 """
 
 import copy
@@ -25,10 +28,11 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from shortflow.draw import Draw
+from shortflow.errors import IncompatibleParts
 from shortflow.nn import MLP, SiT, UNet
 from shortflow.nn.checkpointing import checkpoint_blocks
 from shortflow.recipe import Recipe
-from shortflow.recipes import esc, esd, imm, lsd, meanflow, sct, shortcut, tvm
+from shortflow.recipes import alphaflow, esc, esd, imf, imm, lsd, meanflow, rcgm, sct, shortcut, soflow, tvm
 from shortflow.streams import Streams
 from shortflow.train import TrainStep
 from shortflow.typing import Batch, Progress
@@ -48,7 +52,10 @@ def joined(recipe: Recipe) -> Recipe:
 
 def in_front(recipe: Recipe) -> Recipe:
     """In the fixed layout of rows, where no pass depends on what is drawn."""
-    return replace(recipe, objective=replace(recipe.objective, layout="fixed"))
+    times: Any = recipe.objective.times
+    if getattr(times, "count", None) == "bernoulli":
+        times = replace(times, count="exact")
+    return replace(recipe, objective=replace(recipe.objective, times=times, layout="fixed"))
 
 
 RECIPES: dict[str, Recipe] = {
@@ -62,21 +69,28 @@ RECIPES: dict[str, Recipe] = {
     "tvm": tvm(),
     # Long steps: over those of k = 12 the samples compared are so near that their difference is rounding, too.
     "imm": imm(group=4, k=2),
+    "imf": imf(ratio=0.5),
+    "soflow": soflow(),
+    "alphaflow": alphaflow(),
+    "rcgm": rcgm(),
 }
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "sit": lambda **heads: SiT(shape=(2, 4, 4), patch=2, width=16, depth=2, heads=2, **heads),
     "unet": lambda **heads: UNet(shape=(2, 4, 4), channels=8, multipliers=(1, 2), depth=1, attention=(1,), **heads),
     "mlp": lambda **heads: MLP(shape=(5,), width=16, depth=2, **heads),
 }
-CASES = [f"{recipe}, {network}" for recipe in RECIPES for network in NETWORKS]
+LATER = ("imf", "soflow", "alphaflow", "rcgm")  # those whose slow cases are fewer
+CASES = [f"{recipe}, {network}" for recipe in RECIPES if recipe not in LATER for network in NETWORKS]
 
 
-def built(case: str, dtype: torch.dtype, alike: bool) -> tuple[TrainStep, Draw, list[Tensor]]:
+def built(way: str, case: str, dtype: torch.dtype) -> tuple[TrainStep, Draw, list[Tensor]]:
     """(step module, draw of all rows, rows of each process)."""
     name, kind = case.rsplit(", ", 1)
     recipe = RECIPES[name]
+    if way.startswith("fsdp-blocks"):
+        recipe = in_front(recipe)
     network = randomize(NETWORKS[kind](**needed(recipe)))
-    step = TrainStep(recipe.flow_map(network), recipe.objective).to(dtype)
+    step = TrainStep(recipe.flow_map(network), recipe.objective, bf16="bf16" in way).to(dtype)
     if step.teacher is not None:
         step.teacher.module.to(dtype)
     g = torch.Generator().manual_seed(0)
@@ -86,15 +100,22 @@ def built(case: str, dtype: torch.dtype, alike: bool) -> tuple[TrainStep, Draw, 
     together = torch.arange(ROWS).reshape(-1, getattr(recipe.objective.metric, "group", 1))  # rows that stay so
     order = draw.times.bootstrap[together[:, 0]].int().argsort(stable=True)
     assert draw.times.bootstrap.sum() >= RANKS
-    # Alike, or one process gets the rows with r = t, the other those that jump, as far as they go.
-    parts = [order[rank::RANKS] for rank in range(RANKS)] if alike else list(order.chunk(RANKS))
+    # In the counted layout one process gets the rows with r = t, the other those that jump, as far as they go; else each
+    # has as many that jump, and in front.
+    parts = list(order.chunk(RANKS)) if draw.counted else [order.flip(0)[rank::RANKS] for rank in range(RANKS)]
     return step, draw, [together[part].flatten() for part in parts]
+
+
+def part(draw: Draw, rows: Tensor) -> Draw:
+    """The draw of a process; what it knows of its rows beforehand is what it would know."""
+    jumps = None if draw.jumps is None else int(draw.times.bootstrap[rows].sum())
+    return replace(taken(draw, rows), jumps=jumps)
 
 
 def alone(step: TrainStep, draw: Draw, parts: list[Tensor]) -> list[Tensor]:
     """The gradient of one process on all rows; a plug-in velocity sees the rows that it would see in each process."""
     apart = "images='process'" in repr(step.objective)
-    draws = [taken(draw, rows) for rows in parts] if apart else [draw]
+    draws = [part(draw, rows) for rows in parts] if apart else [draw]
     for each in draws:
         (step(each)[0] / len(draws)).backward()
     return [whole(weight) for weight in step.flow.parameters()]
@@ -109,7 +130,7 @@ def whole(weight: nn.Parameter) -> Tensor:
 
 def wrapped(way: str, step: TrainStep) -> nn.Module:
     """The step module, ready for several processes."""
-    if way.endswith("-checkpoint"):
+    if "-checkpoint" in way:
         checkpoint_blocks(step.flow.network)
     if way.startswith("ddp"):
         return DistributedDataParallel(step)
@@ -130,12 +151,11 @@ def apart(found: list[Tensor], expected: list[Tensor]) -> float:
 
 def compared(way: str, case: str, dtype: torch.dtype, rank: int) -> float:
     """How far the gradients are apart, and where there is a teacher, its weights after it has followed one update."""
-    # Where blocks are sharded one by one, every pass gathers them, so both processes must make the same passes.
-    step, draw, parts = built(case, dtype, alike=way.startswith("fsdp-blocks"))
+    step, draw, parts = built(way, case, dtype)
     single = copy.deepcopy(step)
     expected = alone(single, draw, parts)
     module = wrapped(way, step)
-    module(taken(draw, parts[rank]))[0].backward()
+    module(part(draw, parts[rank]))[0].backward()
     distance = apart([whole(weight) for weight in step.flow.parameters()], expected)
     if step.teacher is None or single.teacher is None:
         return distance
@@ -145,14 +165,27 @@ def compared(way: str, case: str, dtype: torch.dtype, rank: int) -> float:
     return distance + apart(*(list(each.teacher.module.parameters()) for each in (step, single)))
 
 
+def refused(rank: int) -> str:
+    """What is said of blocks that are sharded one by one where processes make passes of their own."""
+    step, draw, parts = built("fsdp", "meanflow, sit", torch.float32)
+    module = wrapped("fsdp-blocks", step)
+    try:
+        module(taken(draw, parts[rank]))
+    except IncompatibleParts as error:
+        return str(error)
+    return ""
+
+
 def main(asked: list[list[str]], rank: int, meeting: str, result: str) -> None:
     wait = timedelta(seconds=60)
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=RANKS, timeout=wait)
-    found = {
+    found: dict[str, Any] = {
         f"{way}: {case}, {name}": compared(way, case, dtype, rank)
         for way, case in asked
         for name, dtype in (("double", torch.float64), ("single", torch.float32))
+        if dtype == torch.float32 or "bf16" not in way
     }
+    found["refused"] = refused(rank)
     if rank == 0:
         Path(result).write_text(json.dumps(found))
     dist.destroy_process_group()

@@ -83,8 +83,8 @@ def _same(engine: Engine, sums: dict[str, float], message: str) -> None:
 
 def derivatives_of(target: Target) -> tuple[Derivative, ...]:
     """The derivatives along the path that a target takes, each of its parts its own."""
-    found = [getattr(part, "derivative", None) for part in getattr(target, "parts", (target,))]
-    return tuple(each for each in found if isinstance(each, Derivative))
+    found = (getattr(part, "derivative", None) for part in getattr(target, "parts", (target,)))
+    return tuple(derivative for derivative in found if isinstance(derivative, Derivative))
 
 
 def check_derivative(flow: FlowMap, derivative: Derivative, draw: Draw) -> None:

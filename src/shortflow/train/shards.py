@@ -6,11 +6,12 @@ What is saved is always in one piece, so a state does not know how many processe
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-__all__ = ["gather", "part_like", "shard", "whole"]
+__all__ = ["gather", "part_like", "shard", "sharded_inside", "whole"]
 
 
 def shard(module: nn.Module) -> None:
@@ -26,6 +27,13 @@ def gather(module: nn.Module) -> None:
     """Gather the weights of a module that is sharded, for who does not call it by its forward; all processes must."""
     if isinstance(module, FSDPModule):
         module.unshard()
+
+
+def sharded_inside(module: nn.Module) -> bool:
+    """Whether the module, or a part of it, is sharded on its own, so that calling it waits for other processes."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return False
+    return any(isinstance(part, FSDPModule) for part in module.modules())
 
 
 def whole(value: Tensor) -> Tensor:

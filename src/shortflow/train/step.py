@@ -13,10 +13,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from shortflow.draw import Draw, References
+from shortflow.errors import IncompatibleParts
 from shortflow.flowmap import FlowMap
 from shortflow.objective import Objective, Online, Snapshot
 from shortflow.streams import Streams
 from shortflow.train.ema import Average
+from shortflow.train.shards import sharded_inside
 from shortflow.typing import Batch, LossTerms, Progress
 
 __all__ = ["Evaluate", "TrainStep"]
@@ -73,6 +75,17 @@ class TrainStep(nn.Module):
         return self.objective.draw(batch, self.flow.path, streams, progress, self.flow.null_label, self.references)
 
     def forward(self, draw: Draw) -> tuple[Float[Tensor, ""], LossTerms]:
+        """(mean loss, terms of every row).
+
+        Raises:
+            IncompatibleParts: if blocks are sharded one by one, and processes may make other passes than each other.
+        """
+        if self.objective.layout == "counted" and sharded_inside(self.flow):
+            raise IncompatibleParts(
+                "parts of the network are sharded one by one, so that every pass waits for all processes, but with "
+                "layout='counted' a process makes the passes that its own rows need: one with more of them would wait "
+                "for ever. Build the objective with layout='fixed', or shard the step in one piece, fully_shard(step)"
+            )
         teacher = self.flow if self.teacher is None else self.teacher.module
         teacher.train(self.flow.training)  # a target has the dropout masks of its prediction
         # Without the cache of cast weights: filled by a pass without gradient, older versions of torch would hand it
