@@ -140,7 +140,7 @@ def test_a_signal_to_one_of_two_processes_saves_one_whole_state(tmp_path: Path) 
     """And both end, though the other has heard nothing; one process goes on from there."""
     running = started(2, tmp_path, 0, ["train.images=1280000", "train.save_every=5000"], ["esc"], {})
     run, until = tmp_path / "esc", time.monotonic() + 200
-    while not (run / "stats.jsonl").exists() and time.monotonic() < until:
+    while not ((run / "stats.jsonl").is_file() and lines(run)) and time.monotonic() < until:
         time.sleep(0.1)
     running[1].send_signal(signal.SIGTERM)
     said = [process.communicate(timeout=200)[0] for process in running]
