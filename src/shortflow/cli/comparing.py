@@ -277,7 +277,7 @@ def _make(
         launcher = studies.SlurmWorkers(out=out, threads=planned, imports=tuple(imports), options=_options(slurm))
     with progress("variants", title="planning") as shown:
         states = studies.compare(
-            study, out, jobs=jobs, threads=threads, launcher=launcher, imports=imports, poll=0, report=shown
+            study, out, jobs=jobs, threads=threads, launcher=launcher, imports=imports, poll=0.0, report=shown
         )
     state = None
     try:
