@@ -100,8 +100,8 @@ def built(way: str, case: str, dtype: torch.dtype) -> tuple[TrainStep, Draw, lis
     together = torch.arange(ROWS).reshape(-1, getattr(recipe.objective.metric, "group", 1))  # rows that stay so
     order = draw.times.bootstrap[together[:, 0]].int().argsort(stable=True)
     assert draw.times.bootstrap.sum() >= RANKS
-    # In the counted layout one process gets the rows with r = t, the other those that jump, as far as they go; else each
-    # has as many that jump, and in front.
+    # In the counted layout one process gets the rows with r = t, the other those that jump, as far as they go; else
+    # each has as many that jump, and in front.
     parts = list(order.chunk(RANKS)) if draw.counted else [order.flip(0)[rank::RANKS] for rank in range(RANKS)]
     return step, draw, [together[part].flatten() for part in parts]
 
