@@ -17,7 +17,7 @@ ROWS, STEPS = 4, 3
 
 
 @pytest.mark.slow
-def test_the_checks_cost_as_much_as_two_steps_of_four_rows() -> None:
+def test_the_checks_cost_less_than_three_steps_of_four_rows() -> None:
     size = replace(SIZES["B/4"], batch=ROWS)
     recipe = settings(1, ROWS)
     noise = torch.randn(ROWS, *size.spec.shape, generator=torch.Generator().manual_seed(0))
