@@ -41,11 +41,12 @@ def start(
 
 
 def _in_parts(batches: Callable[[int], Batch], count: int) -> Callable[[int], Batch]:
-    """Batch k is part k mod `count` of step k div `count`: every so-manieth row."""
+    """Batch k is part k mod `count` of step k div `count`: every count-th row."""
 
     def batch_of(k: int) -> Batch:
         batch, rows = batches(k // count), slice(k % count, None, count)
-        return Batch(**{name: value if value is None else value[rows] for name, value in vars(batch).items()})
+        label, eps = (None if value is None else value[rows] for value in (batch.label, batch.eps))
+        return Batch(x=batch.x[rows], label=label, eps=eps)
 
     return batches if count == 1 else batch_of
 
