@@ -323,7 +323,11 @@ def test_images_that_cannot_be_read_are_listed_or_left_out(photos: Path, small: 
     for name in ("a/04.png", "b/21.png"):
         shutil.copy(photos / name, copy / name)
     assert made(copy, small, tmp_path / "out").count == N
-    assert content_of(tmp_path / "out") == content_of(tmp_path / "all")
+    one, other = (content_of(tmp_path / name) for name in ("out", "all"))
+    meta = [json.loads(content.pop("meta.json")) for content in (one, other)]
+    assert [each["source"].pop("where") for each in meta] == [str(copy), str(photos)]
+    assert meta[0] == meta[1]
+    assert one == other
 
 
 def test_a_class_that_has_lost_all_its_images_is_an_error(photos: Path, small: Autoencoder, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from commands import Shortflow
 from shortflow import hub, runs
+from shortflow.cli.common import size
 from shortflow.config.words import described
 from shortflow.errors import CheckpointError, ConfigError, ShortflowError
 from shortflow.lock import RunLock
@@ -208,15 +209,15 @@ def test_a_dry_run_says_what_would_be(shortflow: Shortflow, tmp_path: Path) -> N
     assert rows["budget"] == f"512 images, {512 / len(dataset):.1f} times the data"
     assert rows["batch"] == "64 in 2 parts of 32 rows, fp32"
     assert rows["processes"] == "1, the first on cpu"
-    held = f"{found.estimate.held / 2**20:.1f} MiB for weights, gradient, moments and averages; "
-    assert rows["memory"].startswith(f"about {found.memory / 2**20:.1f} MiB: {held}")
+    held = f"{size(found.estimate.held)} for weights, gradient, moments and averages; "
+    assert rows["memory"].startswith(f"about {size(found.memory)}: {held}")
     assert found.memory == found.estimate.held + 32 * found.estimate.kept
     assert re.fullmatch(
         r"about .+, [\d.,]+ s a step: an estimate, from a pass timed over 32 of 32 rows: .*", rows["time"]
     )
     assert rows["work"].startswith(f"{found.estimate.step:.2f} F a step, ")
-    assert rows["states"] == f"{found.state / 2**20:.1f} MiB each, every 4 steps, the newest 2 kept"
-    assert rows["disk"].startswith(f"up to {found.disk / 2**20:,.1f} MiB for states and models; ")
+    assert rows["states"] == f"{size(found.state)} each, every 4 steps, the newest 2 kept"
+    assert rows["disk"].startswith(f"up to {size(found.disk)} for states and models; ")
     assert lines[11] == "The method, resolved (shortflow show prints every setting):"
     words = described(run.recipe)
     method = {line.split()[0]: line.split(maxsplit=1)[1] for line in lines[12:-1] if line.startswith("  ")}

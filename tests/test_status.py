@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -252,7 +253,7 @@ def test_one_run_is_told_whole(whole: Path, told: Told) -> None:
     assert rows["figures"] == "loss 0.0125, velocity error 0.25, grad norm 0.5, lr 0.001"
     assert rows["states"].startswith("step 70, ")
     assert rows["states"].endswith(" old; best velocity_error 0.125 at step 40")
-    assert "states 0.0 MiB, models 0.0 MiB, previews 0.0 MiB, logs 0.0 MiB, other 0.0 MiB); " in rows["disk"]
+    assert re.search(r"KiB \(states 2 KiB, models 0 KiB, previews 0 KiB, logs 1 KiB, other 0 KiB\); ", rows["disk"])
     assert rows["preview"] == str(whole / "samples/step-00000010.png")
     assert rows["1 step"] == "accuracy 0.980, FD % 2.50"
 
