@@ -90,7 +90,7 @@ def main() -> None:
     for source in options.data.split(","):
         side = None if source in names() else options.resolution
         run, dataset = runs.configure(options.recipe, source, resolution=side, settings=options.set)
-        records[dataset.name] = measured(run, dataset, options.rounds, options.steps)
+        records[Path(source).name] = measured(run, dataset, options.rounds, options.steps)
     record = {"rounds": options.rounds, "data": records}
     write(options.out or FILE, record, head)
     print(tables.loader({**head, **record}))

@@ -4,8 +4,10 @@ For each size of network: operations in F (one forward pass of the batch without
 ratios of interleaved runs, the most memory that the loss takes before its gradient is asked for (activations and
 temporaries), that of the whole step with its gradients, and the gradients of both ESC steps compared in the same run.
 
-The step is measured compiled, too, as `train.compile` does it, which takes minutes of compiling; --no-compile leaves
-that out. With --recipes: what one step of every recipe costs, counted, measured and timed, in F.
+The step is measured compiled, too, as `train.compile` does it, and as a whole in the fixed layout of rows that is made
+for that ("fixed step" is this layout without compiling); it takes minutes, and --no-compile leaves it out.
+
+With --recipes: what one step of every recipe costs, counted, measured and timed, in F.
 """
 
 import argparse
@@ -24,16 +26,23 @@ FILE, RECIPES_FILE = RESULTS / "step-cpu.json", RESULTS / "recipes-cpu.json"
 
 
 NAMES = ("reference", "fused reference", "step", "flow matching", "forward")
+COMPILED = ("fixed step", "compiled step", "compiled fixed step")
+SETTLING = 64  # calls, among which are those that a compiled network is compared with the plain one in
 
 
 def measured(size: Size, rounds: int, *, compiled: bool) -> dict[str, Any]:
     """Of each step: {"flops" (in F), "memory", "step_memory", "ratio", "low", "high", "seconds"}."""
-    subject, apart = Subject(size, (*NAMES, *(["compiled step"] if compiled else []))), 0.0
+    subject, apart = Subject(size, (*NAMES, *(COMPILED if compiled else ()))), 0.0
     for seed in range(3):
         subject.draw_again(seed)
-        expected = subject.step("reference")
-        apart = max(apart, *(difference(subject.step(name), expected) for name in subject.names if "step" in name))
+        # In the fixed layout other rows jump, so that its gradient is another one.
+        for names in (["reference", "step", "compiled step"], ["fixed step", "compiled fixed step"]):
+            expected, *others = [subject.step(name) for name in names if name in subject.names] or [[]]
+            apart = max(apart, *(difference(other, expected) for other in others), 0.0)
     losses, steps = subject.losses(), subject.steps()
+    if "compiled step" in steps:
+        for _ in range(SETTLING):
+            steps["compiled step"]()
     unit = flops(steps["forward"])
     record = {
         name: {

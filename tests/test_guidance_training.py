@@ -352,7 +352,8 @@ def test_the_direction_of_improved_meanflow_is_a_branch_of_its_guidance() -> Non
         flow.network.asked.clear()
         results.append(loss_and_gradient(objective, flow, draw))
         assert [len(label) for label, _ in flow.network.asked] == passes
-    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+    for one, other in zip(*results, strict=True):
+        close(one, other, 1e-14)  # some processors sum the products of five rows and of eight in another order
     everyone = replace(draw, dropped=torch.zeros(6, dtype=torch.bool))
     flow.network.asked.clear()
     recipe.objective.evaluate(flow, flow, everyone)

@@ -56,7 +56,7 @@ def losses(recipe: Recipe, objective: Objective, seed: int, dropout: float = 0.0
 
 
 def test_these_recipes_share_passes() -> None:
-    shared = {"flow-matching", "meanflow", "esc", "esc-plus", "sct", "sct-linear", "alphaflow", "imf", "soflow"}
+    shared = {"meanflow", "esc", "esc-plus", "sct", "sct-linear", "alphaflow", "imf", "soflow"}
     assert shared | {"sct-distilled", "ayf-emd", "ayf-lmd"} <= set(NAMES)
 
 

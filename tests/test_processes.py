@@ -229,7 +229,7 @@ def test_a_step_that_is_not_finite_in_one_process_is_skipped_by_all(tmp_path: Pa
         said.append(process.communicate(timeout=240)[0])
         assert process.returncode != 0
     assert "There is no state to go back to yet" in said[0]
-    folder = tmp_path / "bad" / "esc" / "failures" / "00000003"
+    folder = tmp_path / "bad" / "esc" / "failures" / "00000001"
     assert {path.name for path in folder.iterdir()} == {
         "failure.json", "network.safetensors", "draw-0.safetensors", "draw-1.safetensors"
     }  # fmt: skip

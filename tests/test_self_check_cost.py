@@ -1,4 +1,4 @@
-"""What the checks before the first step cost, on a network of a published width: steps of four rows, not seconds.
+"""What the checks before the first step cost, on a network of a published width: at most 1.5 steps of four rows.
 
 In processor time, so that what else the machine does is not in it.
 """
@@ -17,7 +17,7 @@ ROWS, STEPS = 4, 3
 
 
 @pytest.mark.slow
-def test_the_checks_cost_less_than_three_steps_of_four_rows() -> None:
+def test_the_checks_cost_less_than_a_step_and_a_half_of_four_rows() -> None:
     size = replace(SIZES["B/4"], batch=ROWS)
     recipe = settings(1, ROWS)
     noise = torch.randn(ROWS, *size.spec.shape, generator=torch.Generator().manual_seed(0))
@@ -30,4 +30,4 @@ def test_the_checks_cost_less_than_three_steps_of_four_rows() -> None:
         next(records)
         spent.append(time.process_time() - began)
     first, step = spent[0], min(spent[1:])
-    assert first - step < 3 * step  # the moments are made in the first step, too
+    assert first - step < 1.5 * step  # the moments are made in the first step, too

@@ -142,6 +142,10 @@ class TrainingGuidance(Velocity):
         return self.base.grounded
 
     @property
+    def own(self) -> bool:
+        return self.base.own or not self.idle
+
+    @property
     def follows(self) -> frozenset[str]:
         return self.base.follows
 

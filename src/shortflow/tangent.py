@@ -19,12 +19,25 @@ from shortflow.dual import NoRule, push_forward, push_forward_first
 from shortflow.errors import ShortflowError
 from shortflow.typing import expand
 
-__all__ = ["CentralDifference", "Derivative", "DualPass", "ForwardMode", "differentiated", "kept"]
+__all__ = [
+    "CentralDifference",
+    "Derivative",
+    "DualPass",
+    "ForwardMode",
+    "Slope",
+    "along_path",
+    "differentiated",
+    "in_end",
+    "in_space",
+    "in_time",
+    "kept",
+]
 
 State = Float[Tensor, "b ..."]
 Time = Float[Tensor, "b"]
 Function = Callable[[Tensor, Tensor], Tensor]
 Several = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
+Predicted = Callable[[Tensor, Tensor, Tensor], Tensor]
 Result = TypeVar("Result")
 
 
@@ -146,3 +159,68 @@ class CentralDifference(Derivative):
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             ahead, behind = f(x + wide * v, t + h), f(x - wide * v, t - h)
             return f(x, t), (ahead - behind) / (2 * wide)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slope:
+    """A derivative of the prediction F(x, t, r) that a target takes, for whoever wants to compare it with another.
+
+    Attributes:
+        of: (F, x, t, r, v) → (its value, its derivative), the way the target does it; v has the shape of x.
+        along: (a, b, c): the derivative is d/dh F(x + a h v, t + b h, r + c h) at h = 0.
+        where: the same in words.
+        by: what takes it.
+        instead: what a user may set to have it taken otherwise; nothing where there is no choice.
+    """
+
+    of: Callable[[Predicted, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+    along: tuple[int, int, int]
+    where: str
+    by: str
+    instead: str = ""
+
+
+def along_path(derivative: Derivative, *, moving: bool = True) -> Slope:
+    """D_t F = (∂_t + v·∇) F at fixed r; or ∂_t F alone, which is small beside the rest and hidden by it."""
+    a = int(moving)
+    return Slope(
+        of=lambda f, x, t, r, v: derivative(lambda x, t: f(x, t, r), x, t, a * v),
+        along=(a, 1, 0),
+        where="along the path" if moving else "in time",
+        by=type(derivative).__name__,
+        instead="set the target's derivative to ForwardMode or CentralDifference",
+    )
+
+
+def in_space() -> Slope:
+    """∇F·v at fixed times."""
+    return Slope(
+        of=lambda f, x, t, r, v: differentiated(lambda x: f(x, t, r), (x,), (v,)),
+        along=(1, 0, 0),
+        where="in space",
+        by="differentiated",
+    )
+
+
+def in_time(*, moving: bool) -> Slope:
+    """∂_t F, or D_t F where x moves with t; with gradient."""
+    a = int(moving)
+    return Slope(
+        of=lambda f, x, t, r, v: differentiated(lambda x, t: f(x, t, r), (x, t), (a * v, torch.ones_like(t))),
+        along=(a, 1, 0),
+        where="along the path" if moving else "in time",
+        by="differentiated",
+    )
+
+
+def in_end(*, graph: bool) -> Slope:
+    """∂_r F, the derivative itself with gradient (`differentiated`) or without (`kept`)."""
+
+    def of(f: Predicted, x: Tensor, t: Tensor, r: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        one = torch.ones_like(r)
+        if graph:
+            return differentiated(lambda end: f(x, t, end), (r,), (one,))
+        (value,), rate = kept(lambda end: (f(x, t, end),), (r,), (one,))
+        return value, rate
+
+    return Slope(of=of, along=(0, 0, 1), where="in the end of the jump", by="differentiated" if graph else "kept")

@@ -57,6 +57,11 @@ class Velocity(ABC):
         return True
 
     @property
+    def own(self) -> bool:
+        """Whether the teacher's own velocity may be a part of it: a prediction with r = t knows that already."""
+        return True
+
+    @property
     def follows(self) -> frozenset[str]:
         """The frozen models it needs, of "teacher" and "weak"."""
         return frozenset()
@@ -101,6 +106,10 @@ class FieldVelocity(Velocity):
 class Conditional(Velocity):
     """v_c = α'_t x + σ'_t ε."""
 
+    @property
+    def own(self) -> bool:
+        return False
+
     def __call__(self, teacher: FlowMap, draw: Draw) -> State:
         return teacher.path.velocity(draw.x, draw.eps, draw.times.t)
 
@@ -130,6 +139,10 @@ class PlugIn(Velocity):
             raise ShortflowError(f"PlugIn: images must be 'process' or 'all', got {self.images!r}")
         if self.mask not in ("label", "none"):
             raise ShortflowError(f"PlugIn: mask must be 'label' or 'none', got {self.mask!r}")
+
+    @property
+    def own(self) -> bool:
+        return False
 
     def check_conditions(self) -> None:
         """Raise `IncompatibleParts` for a mask that has no meaning where conditions are vectors or sequences."""
@@ -174,6 +187,10 @@ class Mixture(Velocity):
     def __post_init__(self) -> None:
         if not 0 <= self.probability <= 1:
             raise ShortflowError(f"Mixture: probability must be in [0, 1], got {self.probability}")
+
+    @property
+    def own(self) -> bool:
+        return False
 
     def __call__(self, teacher: FlowMap, draw: Draw) -> State:
         return self.on(teacher, draw, draw.everything)
@@ -229,6 +246,10 @@ class Reference(FieldVelocity):
 
     def __post_init__(self) -> None:
         check_window("Reference", self.window)
+
+    @property
+    def own(self) -> bool:
+        return False
 
     @property
     def follows(self) -> frozenset[str]:

@@ -14,6 +14,7 @@ from shortflow.draw import Draw
 from shortflow.dropout import drops, shared_dropout
 from shortflow.flowmap import FlowMap
 from shortflow.rows import Rows, assembled
+from shortflow.tangent import Slope
 from shortflow.velocity import Conditional, Velocity
 
 __all__ = [
@@ -161,6 +162,10 @@ class Target(ABC):
         """The velocities inside, for compatibility checks."""
         return ()
 
+    def slopes(self) -> tuple[Slope, ...]:
+        """The derivatives of the network inside, for the check before the first step."""
+        return ()
+
     @property
     def grounded(self) -> bool:
         """Whether data or a frozen teacher enter: a network that only follows itself learns nothing."""
@@ -173,7 +178,10 @@ class Direct(Target):
 
     velocity: Velocity = Conditional()
     gaps: ClassVar = ("zero",)
-    joins: ClassVar = True
+
+    @property
+    def joins(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.velocity.own
 
     def joint(self, flow: FlowMap, draw: Draw, rows: Rows, head: bool = False) -> tuple[Prediction, TargetValue]:
         found = predicted(flow, draw, rows, head)

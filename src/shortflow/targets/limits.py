@@ -20,7 +20,17 @@ from shortflow.draw import Draw
 from shortflow.errors import IncompatibleParts, ShortflowError
 from shortflow.flowmap import FlowMap
 from shortflow.rows import Rows, count, put, within
-from shortflow.tangent import Derivative, DualPass, differentiated, kept
+from shortflow.tangent import (
+    Derivative,
+    DualPass,
+    Slope,
+    along_path,
+    differentiated,
+    in_end,
+    in_space,
+    in_time,
+    kept,
+)
 from shortflow.targets.base import (
     Prediction,
     State,
@@ -109,6 +119,9 @@ class Tangent(Target):
 
     def velocities(self) -> tuple[Velocity, ...]:
         return (self.velocity,) if self.direction is None else (self.velocity, self.direction)
+
+    def slopes(self) -> tuple[Slope, ...]:
+        return along_path(self.derivative), along_path(self.derivative, moving=False)
 
     @property
     def grounded(self) -> bool:
@@ -252,6 +265,9 @@ class Terminal(Target):
     def velocities(self) -> tuple[Velocity, ...]:
         return (self.velocity,)
 
+    def slopes(self) -> tuple[Slope, ...]:
+        return (in_end(graph=self.through),)
+
     def compared(self, flow: FlowMap, teacher: FlowMap, draw: Draw, rows: Rows) -> tuple[State, State]:
         t, _, r = draw.times.take(rows)
         with dropout_of(draw, rows):
@@ -327,6 +343,9 @@ class Eulerian(Target):
 
     def velocities(self) -> tuple[Velocity, ...]:
         return (self.velocity,)
+
+    def slopes(self) -> tuple[Slope, ...]:
+        return in_time(moving=False), in_space() if self.detach_space else in_time(moving=True)
 
     def compared(self, flow: FlowMap, teacher: FlowMap, draw: Draw, rows: Rows) -> tuple[State, State]:
         t, _, r = draw.times.take(rows)

@@ -10,6 +10,7 @@ from shortflow.draw import Draw
 from shortflow.errors import IncompatibleParts
 from shortflow.flowmap import FlowMap
 from shortflow.rows import Rows, count, put, within
+from shortflow.tangent import Slope
 from shortflow.targets.base import Direct, Prediction, State, Target, TargetValue, dropout_of
 from shortflow.targets.jumps import TwoStep
 from shortflow.velocity import Velocity
@@ -70,6 +71,9 @@ class Split(Target):
 
     def velocities(self) -> tuple[Velocity, ...]:
         return tuple(velocity for part in self.parts for velocity in part.velocities())
+
+    def slopes(self) -> tuple[Slope, ...]:
+        return tuple(slope for part in self.parts for slope in part.slopes())
 
     @property
     def grounded(self) -> bool:

@@ -15,13 +15,12 @@ from shortflow.errors import ShortflowError
 from shortflow.optimizer import Optimizer
 from shortflow.prefetch import prefetched
 from shortflow.streams import Streams
-from shortflow.train.checks import check_derivative, check_gradients, check_weights, derivatives_of
+from shortflow.train.checks import Checks
 from shortflow.train.ema import Average
 from shortflow.train.engine import Engine
 from shortflow.train.failures import NotFinite, Skips, what_is_not_finite
 from shortflow.train.record import Measured, StepRecord
 from shortflow.train.settings import TrainSettings
-from shortflow.train.shards import gather
 from shortflow.train.step import TrainStep
 from shortflow.typing import Batch, LossTerms, Progress, Times
 
@@ -79,7 +78,7 @@ def train(
         skips: counts the steps that are skipped; with those before `start`, unless it is a new one.
 
     Raises:
-        ShortflowError: if processes have other weights or gradients than each other, or the derivative is none
+        ShortflowError: if processes have other weights or gradients than each other, or a derivative is none
             (`shortflow.train.checks`); if a batch has the wrong size.
         NotFinite: if more than `settings.skips` of the last 100 steps were skipped. On a processor it comes from the
             step itself; a device is asked only at the steps of the log, of previews and of states.
@@ -90,7 +89,7 @@ def train(
         average.module.to(engine.device)
     for model in module.frozen:
         model.to(engine.device)
-    check_weights(engine, module)
+    checks = Checks(engine, module)
     total, window = settings.steps, _Window(settings, engine, stepper, skips)
     (mine, count), made = engine.parts(settings.parts, settings.batch), _Made(wrapped, engine)
     each = len(mine)
@@ -117,13 +116,10 @@ def train(
             wrapped.train()  # a consumer may have looked at the network in evaluation mode
             for i, part in enumerate(mine):
                 draw = drawn(next(batches), k, part)
-                if k == start and i == 0:
-                    for derivative in derivatives_of(module.objective.target):
-                        gather(wrapped)
-                        check_derivative(module.flow, derivative, draw)
+                if i == 0:
+                    checks.before(wrapped, draw)
                 made.add(draw, share=1 / each, last=i == each - 1)
-            if k == start:
-                check_gradients(engine, module)
+            checks.after()
             loss, logs, t, r = made.take()
             norm = engine.clip(module.flow.parameters(), optimizer.clip)
             measured = Measured.of(k + 1, loss, norm, logs, t, r)
