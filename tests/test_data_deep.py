@@ -93,7 +93,7 @@ def test_they_are_turned_and_cropped_as_all_images_are(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png16(u, orientation=6))
     turned = rounded(u)[::-1].transpose(1, 0, 2)
     np.testing.assert_array_equal(read_image(tmp_path / "a.png"), turned)
-    expected = images.center_crop(Image.fromarray(np.ascontiguousarray(turned)), 9)
+    expected = images.square(Image.fromarray(np.ascontiguousarray(turned)), 9)
     np.testing.assert_array_equal(read_image(tmp_path / "a.png", 9), np.asarray(expected))
 
 

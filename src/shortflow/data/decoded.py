@@ -24,7 +24,7 @@ from jaxtyping import Int64, UInt8
 from shortflow.arrays import npy_header, open_array
 from shortflow.data.dataset import Dataset
 from shortflow.data.formats import Arrays, Skipped, Source, open_folder, setting
-from shortflow.data.images import Pixels, cache_folder, some, stacked, why
+from shortflow.data.images import Pixels, cache_folder, check_square, some, stacked, why
 from shortflow.errors import DataError
 from shortflow.files import alone, atomic_path, write_atomic
 from shortflow.typing import Report
@@ -65,8 +65,7 @@ def load_folder(
     Raises:
         DataError: names the folder or up to five files at fault, and the remedy.
     """
-    if resolution is not None and resolution < 1:
-        raise DataError(f"resolution must be at least 1 pixel, got {resolution}")
+    check_square(resolution)
     return decoded(open_folder(folder, split, resolution), corrupt=corrupt, report=report)
 
 
@@ -143,6 +142,7 @@ def _titled(source: Source, k: int) -> str:
 def _pixels(source: Source, corrupt: Corrupt, report: Report | None) -> _Found:
     """The images, in memory or memory-mapped, and what was left out."""
     asked = f"{source.where} {source.split} {source.resolution} {_FORMAT}"
+    asked += "" if source.crop == "centre" else f" {source.crop}"
     place = hashlib.sha256(asked.encode()).hexdigest()[:16]
     key = hashlib.sha256(f"{asked}\n{source.identity()}".encode()).hexdigest()[:16]
     kept = cache_folder() / "folders" / f"{place}-{key}.npy"

@@ -8,9 +8,9 @@
 | anything else that runs are trained on | folders, .zip, shards, tables, hf:NAME (`shortflow.data.formats`) |
 
 The images are those that a run would be trained on: of the train split, unless another is asked for, in words or as
-NAME:test. Files of pictures become RGB; arrays keep their channels. Nothing is resized unless a resolution is given,
-which is reached by `center_crop`. What is wrong with files is said before the first of them is used: headers are read
-of all of them, and where damaged ones are to be left out, all are decoded once to know which.
+NAME:test. Files of pictures become RGB; arrays keep their channels. Nothing is resized unless a resolution is given;
+then images become squares by the crop that is asked for. What is wrong with files is said before the first of them is
+used: headers are read of all of them, and where damaged ones are to be left out, all are decoded once to know which.
 """
 
 import os
@@ -34,7 +34,7 @@ from shortflow.data.dataset import Dataset
 from shortflow.data.decoded import Corrupt, check_failures, each, listed
 from shortflow.data.encoded import Encoded
 from shortflow.data.formats import HUB, SPLITS, WITHOUT, Source, found_at, open_path
-from shortflow.data.images import resize, some, why
+from shortflow.data.images import Crop, check_square, resize, some, why
 from shortflow.errors import DataError
 from shortflow.typing import Report
 
@@ -56,6 +56,7 @@ class Stored:
         formats: how many there are of each file format, or {"array": n}.
         identity: a text that changes when the images do, as far as names, sizes and times can tell.
         resolution: what they are brought to; None: as they are.
+        crop: how they became squares of it; None: they did not, or nobody knows.
         skipped: what could not be read, and was left out: what it is called, and why.
         read: (first, last) → those images, in batches.
     """
@@ -67,6 +68,7 @@ class Stored:
     identity: str
     resolution: int | None
     read: Callable[[int, int], Iterator[Images]]
+    crop: Crop | None = None
     skipped: tuple[tuple[str, str], ...] = ()
 
 
@@ -85,12 +87,14 @@ def open_images(
     *,
     split: str | None = None,
     resolution: int | None = None,
+    crop: Crop = "centre",
     corrupt: Corrupt = "refuse",
     report: Report | None = None,
 ) -> Stored:
     """The images at a path, or of a named data set (see the module).
 
     Args:
+        resolution, crop: the side that images are brought to, and how; None: they stay as they are.
         split: of those that have splits; None: what is given as IMAGES:SPLIT, or else "train".
         corrupt: refuse images that cannot be read, naming them, or leave them out (`Stored.skipped`).
         report: called with (files that are looked at, in all).
@@ -99,14 +103,20 @@ def open_images(
         DataError: if there are none, the file is of another kind, or images cannot be read or have several sizes; says
             which, and what to give instead.
     """
-    if resolution is not None and resolution < 1:
-        raise DataError(f"resolution must be at least 1 pixel, got {resolution}")
+    check_square(resolution, crop)
+    found = _opened(given, split, resolution, crop, corrupt, report)
+    return found if resolution is None else replace(found, resolution=resolution, crop=crop)
+
+
+def _opened(
+    given: str | Path, split: str | None, resolution: int | None, crop: Crop, corrupt: Corrupt, report: Report | None
+) -> Stored:
     source, named = parted(str(given))
     if None not in (split, named) and split != named:
         raise DataError(f"{given} is of the split {named}, not {split}; leave out one of them")
     chosen = split or named or "train"
     if source in names():
-        return of_dataset(load(source, chosen, resolution=resolution))
+        return of_dataset(load(source, chosen, resolution=resolution, crop=crop))
     if not found_at(source):
         raise DataError(
             f"{given}: there is no such folder or file, and no data set of that name ({', '.join(names())})"
@@ -116,9 +126,9 @@ def open_images(
         if chosen not in ("train", "all"):
             raise DataError(f"{path}: no split {chosen!r}, because a file of arrays has none; leave it out")
         if path.suffix.lower() == ".npz":
-            return _npz(path, resolution)
-        return _array(str(path), open_array(path), _stamp(path), resolution)
-    return _files(open_path(source, chosen, resolution=resolution, label=WITHOUT), corrupt, report)
+            return _npz(path, resolution, crop)
+        return _array(str(path), open_array(path), _stamp(path), resolution, crop)
+    return _files(open_path(source, chosen, resolution=resolution, crop=crop, label=WITHOUT), corrupt, report)
 
 
 # ------------------------------------------------------------------------------------------------------ files of images
@@ -223,17 +233,19 @@ def of_dataset(dataset: Dataset) -> Stored:
     if not dataset.is_image or isinstance(dataset.samples, Encoded):
         raise DataError(f"{dataset.name}: these are {dataset.kind}, not images; give images")
     name = f"{dataset.name}:{dataset.split}"
-    found = _array(name, dataset.samples, f"{name} {dataset.fingerprint()}", None)
+    found = _array(name, dataset.samples, f"{name} {dataset.fingerprint()}")
     return replace(found, skipped=tuple((title, reason) for _, title, reason in dataset.skipped))
 
 
-def _array(source: str, array: np.ndarray | Stacked, identity: str, resolution: int | None) -> Stored:
+def _array(
+    source: str, array: np.ndarray | Stacked, identity: str, resolution: int | None = None, crop: Crop = "centre"
+) -> Stored:
     """Images of a whole (maybe memory-mapped) array."""
     shape, turned = _layout(source, array.dtype, array.shape)
 
     def read(start: int, stop: int) -> Iterator[Images]:
         for at in range(start, stop, _AT_ONCE):
-            yield _arranged(np.array(array[at : min(at + _AT_ONCE, stop)]), turned, resolution)
+            yield _arranged(np.array(array[at : min(at + _AT_ONCE, stop)]), turned, resolution, crop)
 
     return _of_array(source, array.shape[0], shape, identity, resolution, read)
 
@@ -271,13 +283,13 @@ def _layout(source: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> tuple[
     raise DataError(f"{source}: expected images (n, h, w, c) or (n, c, h, w) with 1 or 3 channels, got shape {shape}")
 
 
-def _arranged(images: np.ndarray, turned: bool, resolution: int | None) -> Images:
+def _arranged(images: np.ndarray, turned: bool, resolution: int | None, crop: Crop) -> Images:
     images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2) if turned else images
     images = np.ascontiguousarray(images)
-    return images if resolution is None else resize(images, resolution)
+    return images if resolution is None else resize(images, resolution, crop)
 
 
-def _npz(path: Path, resolution: int | None) -> Stored:
+def _npz(path: Path, resolution: int | None, crop: Crop) -> Stored:
     """Images of an array in an archive, compressed or not, that is read from its beginning to its end, once."""
     try:
         with zipfile.ZipFile(path) as archive:
@@ -304,7 +316,7 @@ def _npz(path: Path, resolution: int | None) -> Stored:
                 raise DataError(f"{path}: {key} cannot be read ({error}); write or fetch it again") from error
             if len(content) != n * size:
                 raise DataError(f"{path}: {key} ends before image {at + n}; write or fetch it again")
-            yield _arranged(np.frombuffer(content, np.uint8).reshape(n, *found[1:]), turned, resolution)
+            yield _arranged(np.frombuffer(content, np.uint8).reshape(n, *found[1:]), turned, resolution, crop)
 
     return _of_array(str(path), found[0], shape, _stamp(path), resolution, read)
 
