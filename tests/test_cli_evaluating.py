@@ -327,6 +327,31 @@ def test_damaged_images_are_refused_first_or_left_out_and_listed(
     assert "Note: 2 of the reference cannot be read and are left out: 005.png (no image), 017.png (" in said.out
 
 
+def test_what_is_passed_over_in_a_folder_is_told_as_in_training(
+    shortflow: Shortflow, files: Path, program: Path
+) -> None:
+    """By `reference` and by `evaluate`, of both sides and of what a run was trained on, each once."""
+    for name, others in (("pngs", ("a.json", "b.json", "c.mov")), ("jpegs", ("a.xmp",))):
+        for other in others:
+            (files / name / other).write_text("x")
+    notes = {
+        "pngs": f"note: {files}/pngs: skipped 3 files that are no images: 2 .json, 1 .mov\n",
+        "jpegs": f"note: {files}/jpegs: skipped 1 file that is no image: 1 .xmp\n",
+    }
+    said = shortflow("reference", files / "pngs", "--features", program, "--out", files / "s.npz")
+    assert said.out.startswith(notes["pngs"])
+    against = ("--features", program, "--reference")
+    said = shortflow("evaluate", files / "pngs", *against, files / "jpegs")
+    assert said.out.startswith(notes["jpegs"] + notes["pngs"])
+    said = shortflow("evaluate", files / "pngs", *against, files / "pngs")
+    assert said.out.count("note: ") == 1
+    settings = [f"--set={each}" for each in (*TINY, "images=64", "batch=32")]
+    said = shortflow("train", "esc", "--data", files / "pngs", "--out", files / "run", *settings)
+    assert notes["pngs"] in said.out
+    said = shortflow("evaluate", files / "run", "--features", program, "--steps", 1, "-n", 8)
+    assert said.out.startswith(notes["pngs"])
+
+
 def test_chunks_of_other_choices_are_removed(
     shortflow: Shortflow, files: Path, program: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -190,6 +190,7 @@ def evaluate(
                 reports=reports,
                 split=None if reference is None else split,
                 corrupt=corrupt,
+                say=say,
             )
     if record is not None:
         _show(record, path)

@@ -123,6 +123,8 @@ def reference(
             stored = runs.open_images(
                 images, split=split, resolution=resolution, crop=crop or "centre", corrupt=corrupt, report=looking
             )
+        for note in stored.notes:
+            say(f"note: {note}")
         with going_on(out) as reports:
             found = runs.statistics_of(stored, extractor, keep=neighbours, out=out, world=world, report=reports(images))
     if found is not None:

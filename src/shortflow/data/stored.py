@@ -58,6 +58,7 @@ class Stored:
         resolution: what they are brought to; None: as they are.
         crop: how they became squares of it; None: they did not, or nobody knows.
         skipped: what could not be read, and was left out: what it is called, and why.
+        notes: what their user should know of how they were opened, in sentences.
         read: (first, last) → those images, in batches.
     """
 
@@ -70,6 +71,7 @@ class Stored:
     read: Callable[[int, int], Iterator[Images]]
     crop: Crop | None = None
     skipped: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def parted(given: str) -> tuple[str, str | None]:
@@ -176,6 +178,7 @@ def _files(source: Source, corrupt: Corrupt, report: Report | None) -> Stored:
         resolution=source.resolution,
         read=read,
         skipped=skipped,
+        notes=source.notes,
     )
 
 
@@ -234,7 +237,8 @@ def of_dataset(dataset: Dataset) -> Stored:
         raise DataError(f"{dataset.name}: these are {dataset.kind}, not images; give images")
     name = f"{dataset.name}:{dataset.split}"
     found = _array(name, dataset.samples, f"{name} {dataset.fingerprint()}")
-    return replace(found, skipped=tuple((title, reason) for _, title, reason in dataset.skipped))
+    skipped = tuple((title, reason) for _, title, reason in dataset.skipped)
+    return replace(found, skipped=skipped, notes=dataset.notes)
 
 
 def _array(

@@ -208,6 +208,7 @@ def compare(
     reports: Reports = lambda what: None,
     split: str | None = None,
     corrupt: Corrupt = "refuse",
+    say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any] | None:
     """The record of every set of images against the reference; None in processes other than the first.
 
@@ -222,6 +223,7 @@ def compare(
         k: which neighbour they are of.
         out: the file that the record is for; the parts of the work are kept beside it until all is done.
         split, corrupt: as for `open_images`, of the reference where it is images.
+        say: told the notes on images of both sides, before any is seen.
 
     Raises:
         MetricError: if reference and images cannot be compared, before any image is seen.
@@ -235,6 +237,8 @@ def compare(
         if each.count < 2:
             raise MetricError(f"{each.source}: {each.count} image is too few; a covariance needs 2, a figure thousands")
         evaluate.check_comparable(said, extractor, (each.shape[1], each.shape[2]), each.crop)
+    for note in dict.fromkeys(note for each in (images, *sets) if each is not None for note in each.notes):
+        say(f"note: {note}")
     spatial = said.spatial is not None or known is None
     adm = neighbours == "adm" or (neighbours is None and known is not None and images is not None)
     most = neighbours if isinstance(neighbours, int) else FEATURES
