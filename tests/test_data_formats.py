@@ -353,13 +353,13 @@ def test_targets_of_an_evaluation(tmp_path: Path) -> None:
         assert not evaluating._is_run(given)
     (tmp_path / "run.yaml").touch()
     places = {
-        "hf:someone/photos:large": "hf-someone-photos-large.evaluation.json",
-        "out/{0..9}.tar": "out/-0..9-.tar.evaluation.json",
-        "cifar10:test": "cifar10-test.evaluation.json",
-        "out/photos": "out/photos.evaluation.json",
+        "hf:someone/photos:large": "hf-someone-photos-large.evaluation-inception@cifar10-test.json",
+        "out/{0..9}.tar": "out/-0..9-.tar.evaluation-inception@cifar10-test.json",
+        "cifar10:test": "cifar10-test.evaluation-inception@cifar10-test.json",
+        "out/photos": "out/photos.evaluation-inception@cifar10-test.json",
     }
     for given, place in places.items():
-        assert evaluating._place(given, "inception", False) == Path(place)
+        assert evaluating._place(given, "inception", "cifar10", "test", False) == Path(place)
     for given in (str(tmp_path), "out/model.safetensors", "out/run"):
         assert evaluating._is_run(given)
 

@@ -1,5 +1,6 @@
 """`shortflow evaluate`."""
 
+import hashlib
 import os
 import re
 from pathlib import Path
@@ -94,7 +95,10 @@ def evaluate(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="JSON file; by default evaluation.json beside the model, or IMAGES.evaluation.json."),
+        typer.Option(
+            help="JSON file; by default evaluation.json beside the model, or with --reference or --features "
+            "evaluation-FEATURES@REFERENCE.json; beside images IMAGES.evaluation-FEATURES@REFERENCE.json."
+        ),
     ] = None,
     keep: Annotated[
         Path | None,
@@ -175,7 +179,7 @@ def evaluate(
             compared = runs.Compared(images={Path(target).name or target: images})
             source, known = reference.partition(":")[0], reference
         extractor = extractor_of(features, source, inception, other_weights, download, world.device)
-        path = out or _place(target, extractor.name, is_run)
+        path = out or _place(target, extractor.name, reference, split, is_run)
         with going_on(path) as reports:
             record = runs.compare(
                 compared,
@@ -236,12 +240,32 @@ def _decoder(model: Any, encoder: str | None, device: str) -> Any:
     return found.autoencoder
 
 
-def _place(target: str, features: str, is_run: bool) -> Path:
+def _place(target: str, features: str, reference: str | None, split: str | None, is_run: bool) -> Path:
+    """Where a record goes by default: features and reference each have their own, but for the images of a run itself,
+    evaluation-FEATURES.json."""
     path = Path(target.replace("/", "-") if target.startswith("hf:") else target).expanduser()
+    against = ("" if split is None else f"@{split}") if reference is None else f"@{_key(reference, split)}"
     if is_run:
-        return (path if path.is_dir() else path.parent) / f"evaluation-{features}.json"
-    name = re.sub(r"[:{},*?\[\]]", "-", path.name)  # of patterns and splits
-    return path.with_name(f"{name}.evaluation.json")
+        return (path if path.is_dir() else path.parent) / f"evaluation-{features}{against}.json"
+    return path.with_name(f"{_plain(path.name)}.evaluation-{features}{against}.json")
+
+
+def _key(reference: str, split: str | None) -> str:
+    """The name of a reference in that of a file; of one on a disk with the beginning of a sum of its place."""
+    from shortflow.data import names
+    from shortflow.data.stored import parted
+
+    name, named = parted(reference)
+    path, which = Path(name).expanduser(), split or named
+    end = "" if which is None else f"-{which}"
+    if name in names() or not path.exists():
+        return _plain(f"{name}{end}")
+    return _plain(f"{path.stem}{end}-{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}")
+
+
+def _plain(name: str) -> str:
+    """Without what stands in patterns, splits and paths."""
+    return re.sub(r"[:{},*?\[\]/\\]", "-", name)
 
 
 def _score(
