@@ -155,6 +155,9 @@ def _images(folder: Path) -> None:
     image("uneven/1.png", width=20, height=20)
     image("broken/0.png")
     (folder / "broken/1.png").write_text("no picture at all\n")
+    for name in ("ends/0", "ends/1"):
+        image(f"{name}.png")
+    (folder / "ends/1.png").write_bytes((folder / "ends/1.png").read_bytes()[:-300])
     image("no-dogs/cats/0.png")
     (folder / "no-dogs/dogs").mkdir()
     (folder / "empty").mkdir()

@@ -363,7 +363,8 @@ def test_damaged_images_are_refused_first_or_left_out_and_listed(
         patched.setattr(Tally, "of", lambda *arguments: pytest.fail("something was computed"))
         said = shortflow("evaluate", files / "pngs", *shared)
     assert (said.code, said.out) == (2, "")
-    assert "pngs: 1 of 24 images cannot be read: 005.png (no image); replace or remove these files, or" in said.err
+    assert "pngs: 2 of 24 images cannot be read: 005.png (no image), 017.png (" in said.err
+    assert said.err.endswith("; replace or remove these files, or leave them out with --corrupt skip\n")
     said = shortflow("evaluate", files / "pngs", *shared, "--corrupt", "skip")
     assert said.code == 0, said.err
     assert "Note: 2 of the images cannot be read and are left out: 005.png (no image), 017.png (" in said.out
@@ -521,7 +522,7 @@ def test_what_does_not_go_together(shortflow: Shortflow, trained: Path, files: P
     with pytest.MonkeyPatch.context() as launcher:
         launcher.setenv("WORLD_SIZE", "2")
         refused("the shipped classifier are for one process", "evaluate", trained)
-    refused("there is no such folder or file", "evaluate", "nowhere.npz", *against)
+    refused("there is no such folder or file", "evaluate", "nowhere.npz", *against, "--features", program)
     refused("there is no such folder or file", "evaluate", pngs, "--reference", "nowhere", "--features", program)
     refused("takes images of 1 channel, got 3", "evaluate", pngs, *against, "--features", "classifier:digits")
     refused("no classifier is shipped for", "evaluate", pngs, *against, "--features", "classifier")

@@ -461,7 +461,7 @@ def test_what_took_long_to_decode_is_kept_however_small_it_is(
 
     first, once = loaded(), len(reads)
     assert (loaded(), len(reads)) == (first, 2 * once)  # it takes no time, so it is done again
-    monkeypatch.setattr(decoded, "_PATIENCE", -1.0)
+    monkeypatch.setattr(decoded, "PATIENCE", -1.0)
     assert (loaded(), len(reads)) == (first, 3 * once)
     assert (loaded(), len(reads)) == (first, 3 * once)
     assert first == ([[5, 5, 5], [1, 2, 3]], int(damaged))
@@ -471,7 +471,7 @@ def test_what_took_long_to_decode_is_kept_however_small_it_is(
 
 
 def test_a_cache_that_cannot_be_written_stops_no_small_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoded, "_PATIENCE", -1.0)
+    monkeypatch.setattr(decoded, "PATIENCE", -1.0)
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     save(tmp_path / "data/a.png", grey(5))
@@ -502,7 +502,7 @@ def test_of_several_processes_one_decodes(
     """Threads here: what each holds is a file that it has opened itself, as processes do."""
     for k in range(6):
         save(tmp_path / f"data/{k}.png", grey(k))
-    monkeypatch.setattr(decoded, "_PATIENCE", 0.0)
+    monkeypatch.setattr(decoded, "PATIENCE", 0.0)
     read = base.read_image
     monkeypatch.setattr(base, "read_image", lambda *given: (time.sleep(0.05), read(*given))[1])
     said: list[tuple[int, int]] = []

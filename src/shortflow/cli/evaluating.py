@@ -152,6 +152,7 @@ def evaluate(
         return
     check_unused({"--keep": keep is not None}, "these features, whose sums are kept beside the result")
     with runs.processes() as world:
+        weights = (inception, other_weights, download, world.device)
         if is_run:
             model = loaded(Path(target), compile, world.device)
             counts, number = numbers(steps, "--steps"), 50_000 if n is None else n
@@ -163,7 +164,7 @@ def evaluate(
             known = reference or runs.training_images(model, resolution, split or "train")
             settings["autoencoder"] = world.in_turn(lambda: _decoder(model, encoder, world.device))
             compared = runs.drawn_images(model, counts, number, resolution=resolution, **settings)
-            source = model.run.data.source
+            extractor = extractor_of(features, model.run.data.source, *weights)
         else:
             made = {"--n": n is not None, "--compile": compile, "--bf16": bf16, "--sampler": rule is not None}
             made |= {"--encoder": encoder is not None}
@@ -172,13 +173,12 @@ def evaluate(
                 raise ConfigError(
                     f"{target}: say what to compare these images with: --reference STATS.npz, or --reference IMAGES"
                 )
+            extractor, known = extractor_of(features, reference.partition(":")[0], *weights), reference
             with progress("images", title=f"looking at {target}") as looking:
                 images = runs.open_images(
                     target, resolution=resolution, crop=crop or "centre", corrupt=corrupt, report=looking
                 )
             compared = runs.Compared(images={Path(target).name or target: images})
-            source, known = reference.partition(":")[0], reference
-        extractor = extractor_of(features, source, inception, other_weights, download, world.device)
         path = out or _place(target, extractor.name, reference, split, is_run)
         with going_on(path) as reports:
             record = runs.compare(

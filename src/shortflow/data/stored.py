@@ -10,7 +10,7 @@
 The images are those that a run would be trained on: of the train split, unless another is asked for, in words or as
 NAME:test. Files of pictures become RGB; arrays keep their channels. Nothing is resized unless a resolution is given;
 then images become squares by the crop that is asked for. What is wrong with files is said before the first of them is
-used: headers are read of all of them, and where damaged ones are to be left out, all are decoded once to know which.
+used: all of them are decoded once to know (`shortflow.data.whole`).
 """
 
 import os
@@ -35,6 +35,7 @@ from shortflow.data.decoded import Corrupt, check_failures, each, listed
 from shortflow.data.encoded import Encoded
 from shortflow.data.formats import HUB, SPLITS, WITHOUT, Source, found_at, open_path
 from shortflow.data.images import Crop, check_square, resize, some, why
+from shortflow.data.whole import look_at
 from shortflow.errors import DataError
 from shortflow.typing import Report
 
@@ -185,26 +186,23 @@ def _files(source: Source, corrupt: Corrupt, report: Report | None) -> Stored:
 def _checked(source: Source, corrupt: Corrupt, report: Report | None) -> dict[int, str]:
     """Why images cannot be read, by number, where these are left out.
 
-    Without a resolution all images must have one size. Of headers it is known but for a rotation, which `read` sees.
+    Without a resolution all images must have one size. Headers say it at once, but for a rotation.
 
     Raises:
         DataError: if images cannot be read, and are not left out; or the sizes differ.
     """
-    failures: dict[int, str] = {}
-    first: tuple[int, ...] | None = None
-    whole = corrupt == "skip"
-    for k, size in each(source, lambda k: _size(source, k, whole), failures, report):
-        first = first or size
-        alike = size == first if whole else sorted(size) == sorted(first)
-        if source.resolution is None and not alike:
-            raise _several(source, source.title(k), size, first)
-    check_failures(source, failures, corrupt, "--corrupt skip")
-    return failures
-
-
-def _size(source: Source, k: int, whole: bool) -> tuple[int, ...]:
-    """Width and height of an image, of its header, or after decoding the whole of it."""
-    return source.read(k).shape[1::-1] if whole else source.size(k)
+    if source.resolution is None:
+        first: tuple[int, int] | None = None
+        for k, size in each(source, source.size, {}):
+            first = first or size
+            if sorted(size) != sorted(first):
+                raise _several(source, source.title(k), size, first)
+    found = look_at(source, report)
+    check_failures(source, found.failures, corrupt, "--corrupt skip")
+    if source.resolution is None and len(found.sizes) > 1:
+        usual, other = found.sizes
+        raise _several(source, source.title(other[0]), other[1:], usual[1:])
+    return found.failures
 
 
 def _several(source: Source, name: str, size: Sequence[int], other: Sequence[int]) -> DataError:
