@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from shortflow.evaluate import inception, save_program
 from shortflow.evaluate.tally import Tally
 from shortflow.files import sha256_of
 from shortflow.lock import RunLock
+from shortflow.report.commands import scored_by
 from shortflow.runs import comparing
 
 TINY = ("network={kind: SiTConfig, size: tiny, depth: 1, width: 16, heads: 2}", "train.preview_every=0")
@@ -459,6 +461,28 @@ def test_a_reference_is_the_split_that_a_run_sees(shortflow: Shortflow, files: P
 
 
 # ----------------------------------------------------------------------------------------------------------------- runs
+
+
+def test_the_command_of_a_record_makes_it_again(shortflow: Shortflow, files: Path, program: Path) -> None:
+    """Also of what a run was trained on, whose name is no path."""
+    run, words = files / "run", ("--features", "classifier:mnist", "--steps", 1, "-n", 8)
+    settings = [f"--set={each}" for each in (*TINY, "images=64", "batch=32")]
+    (files / "grey").mkdir()
+    for k in range(4):
+        Image.fromarray(pictures(4, side=28)[k, 0]).save(files / f"grey/{k}.png")
+    for part in ("train", "test"):
+        shutil.copytree(files / "grey", files / f"set/{part}")
+    assert shortflow("train", "esc", "--data", files / "set", "--out", run, *settings).code == 0
+    for more in ((), ("--split", "test"), ("--reference", files / "grey")):
+        said = shortflow("evaluate", run, *words, *more)
+        assert said.code == 0, said.err
+        path = Path(said.out.splitlines()[-1].removeprefix("→ "))
+        before = path.read_text()
+        path.unlink()
+        command = scored_by(str(run), json.loads(before))
+        assert command is not None
+        assert shortflow(*shlex.split(command)[1:]).code == 0
+        assert path.read_text() == before
 
 
 def test_a_run_by_number_of_steps(shortflow: Shortflow, trained: Path, files: Path, program: Path) -> None:

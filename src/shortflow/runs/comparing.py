@@ -213,7 +213,8 @@ def compare(
     """The record of every set of images against the reference; None in processes other than the first.
 
     Args:
-        reference: statistics (.npz with mu and sigma), or images as for `open_images`, which are then seen first.
+        reference: statistics (.npz with mu and sigma), or images as for `open_images`, which are then seen first; or
+            what the run was trained on (`training_images`).
         resolution: what both sides are brought to; it must have been given for `compared` too.
         crop: how images of the reference become squares of it.
         neighbours: features of each side that KID, precision and recall are taken of, at most; "adm": those of all
@@ -278,7 +279,8 @@ def compare(
         "crop": sets[0].crop,
         "rounding": "uint8: nearest level, clamped to 0…255" if compared.made else "uint8, as stored",
         "features": extractor.record() | {"origin": dict(extractor.origin)},
-        "reference": base.record() | {"formats": {} if images is None else images.formats},
+        "reference": base.record()
+        | {"formats": {} if images is None else images.formats, "own": isinstance(reference, Stored)},
         "neighbours": f"{'all samples' if adm else f'{most:,} samples'} and {most:,} of the reference, at most",
         "inception_score_splits": f"{ADM_SIZE:,} images each, in order" if ordered else f"{SPLITS}, in a random order",
         "torch": torch.__version__,
