@@ -19,7 +19,6 @@ from extractors import pictures
 from reports import Reader
 from shortflow import evaluate, runs
 from shortflow.data import load
-from shortflow.data.images import resize
 from shortflow.evaluate import inception, save_program
 from shortflow.evaluate.tally import Tally
 from shortflow.files import sha256_of
@@ -178,89 +177,6 @@ def test_references_have_records_of_their_own(
     captions = Reader.of((files / "page.html").read_text()).tables
     for source in ("digits:train", "digits:test"):
         assert f"Scores by number of steps, features of four, against {source}" in captions
-
-
-def test_both_sides_become_squares_in_one_way(shortflow: Shortflow, files: Path, program: Path) -> None:
-    """By --crop: of images, of a reference that is images, and of one that is statistics, which say by which."""
-    tall = pictures(24, side=16)[:, :, :, 3:13]
-    (files / "tall").mkdir()
-    for k, image in enumerate(tall):
-        Image.fromarray(image.transpose(1, 2, 0)).save(files / f"tall/{k:03d}.png")
-    by = {crop: resize(tall, 8, crop) for crop in ("centre", "resize", "pad")}
-    words = ("--features", program, "--resolution", 8)
-    extractor = evaluate.load_program(program)
-    for crop, images in by.items():
-        said = shortflow("reference", files / "tall", *words, "--crop", crop, "--out", files / f"{crop}.npz")
-        assert said.code == 0, said.err
-        known = evaluate.read_statistics(files / f"{crop}.npz")
-        wanted = extractor.run(images).features.double().mean(0)
-        torch.testing.assert_close(known.features.mean, wanted, rtol=1e-6, atol=1e-7)
-        assert known.crop == crop
-        np.save(files / "squares.npy", images)
-        for reference in (files / f"{crop}.npz", files / "tall"):
-            out = ("--out", files / "found.json")
-            said = shortflow("evaluate", files / "tall", "--reference", reference, *words, "--crop", crop, *out)
-            assert said.code == 0, said.err
-            found = record(files / "found.json")
-            assert found["rows"]["tall"]["distance"] == pytest.approx(0, abs=1e-9)
-            assert (found["resize"], found["crop"], found["reference"]["crop"]) == ("to 8", crop, crop)
-        # What is square already was brought to nothing.
-        said = shortflow("evaluate", files / "squares.npy", "--reference", files / f"{crop}.npz", *words[:2], *out)
-        assert said.code == 0, said.err
-        assert record(files / "found.json")["rows"]["squares.npy"]["distance"] == pytest.approx(0, abs=1e-9)
-        assert record(files / "found.json")["crop"] is None
-    said = shortflow("evaluate", files / "tall", "--reference", files / "pad.npz", *words)
-    assert said.code == 2
-    assert "pad.npz is of images by crop pad, these are by crop centre, which moves every distance" in said.err
-    said = shortflow("reference", files / "tall", "--features", program, "--crop", "pad", "--out", files / "s.npz")
-    assert (said.code, "crop pad says how images become squares; give their side as well" in said.err) == (2, True)
-
-
-def test_statistics_that_do_not_say_how_squares_were_made_are_compared(
-    shortflow: Shortflow, files: Path, program: Path
-) -> None:
-    """Those of other projects, and of ours before there was a choice; by another crop than theirs that is told."""
-    words = ("--features", program, "--resolution", 8)
-    assert shortflow("reference", files / "wide.npy", *words, "--out", files / "s.npz").code == 0
-    with np.load(files / "s.npz") as arrays:
-        kept = dict(arrays)
-    described = json.loads(str(kept["shortflow"]))
-    del described["crop"]
-    np.savez(files / "old.npz", **kept | {"shortflow": np.array(json.dumps(described))})
-    assert evaluate.read_statistics(files / "old.npz").crop is None
-    note = "Note: the images are by crop pad, and the reference does not say how its images became squares"
-    for crop, told in (("centre", False), ("pad", True)):
-        said = shortflow("evaluate", files / "pngs", "--reference", files / "old.npz", *words, "--crop", crop)
-        assert (said.code, note in said.out) == (0, told), said.err
-
-
-def test_a_reference_becomes_squares_as_the_images_of_a_run_did(
-    shortflow: Shortflow, files: Path, program: Path
-) -> None:
-    tall = pictures(24, side=16)[:, :, :, 3:13]
-    (files / "tall").mkdir()
-    for k, image in enumerate(tall):
-        Image.fromarray(image.transpose(1, 2, 0)).save(files / f"tall/{k:03d}.png")
-    settings = [f"--set={each}" for each in (*TINY, "images=64", "batch=32", "data.crop=pad")]
-    run = files / "run"
-    said = shortflow("train", "esc", "--data", files / "tall", "--resolution", 8, "--out", run, *settings)
-    assert said.code == 0, said.err
-    assert "  resolution: 8\n  crop: pad\n" in (run / "run.yaml").read_text()
-    words = ("--features", program, "--steps", 1, "-n", 12, "--out", files / "found.json")
-    assert shortflow("evaluate", run, *words).code == 0
-    own = record(files / "found.json")
-    np.save(files / "squares.npy", resize(tall, 8, "pad"))
-    for reference in (("squares.npy",), ("tall", "--resolution", 8), ("tall", "--resolution", 8, "--crop", "pad")):
-        said = shortflow("evaluate", run, *words, "--reference", files / reference[0], *reference[1:])
-        assert said.code == 0, said.err
-        row = record(files / "found.json")["rows"]["1 step"]
-        assert row["distance"] == pytest.approx(own["rows"]["1 step"]["distance"], rel=1e-9)
-    assert own["crop"] == "pad"
-    other = ("--reference", files / "tall", "--resolution", 8, "--crop", "resize")
-    said = shortflow("evaluate", run, *words, *other)
-    assert (said.code, "tall is of images by crop resize, these are by crop pad" in said.err) == (2, True)
-    said = shortflow("evaluate", run, *words, "--crop", "pad")
-    assert "--crop: has no meaning for the images that a run was trained on" in said.err
 
 
 def test_an_interrupted_evaluation_goes_on(

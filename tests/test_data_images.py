@@ -1,4 +1,4 @@
-"""Folders of images: exact pixels of crops and of every kind of file, layouts, and errors that name the file."""
+"""Folders of images: exact pixels of every kind of file, layouts, and errors that name the file."""
 
 import time
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from PIL import Image
 from shortflow.data import decoded, load
 from shortflow.data.decoded import load_folder
 from shortflow.data.formats import base
-from shortflow.data.images import CROPS, Crop, check_square, read_image, resize, square
+from shortflow.data.images import CROPS, read_image
 from shortflow.errors import DataError
 
 
@@ -28,127 +28,6 @@ def grey(level: int, side: int = 4) -> np.ndarray:
 
 def rgb(r: int, g: int, b: int, side: int = 4) -> np.ndarray:
     return np.tile(np.array([r, g, b], dtype=np.uint8), (side, side, 1))
-
-
-# Cropping -----------------------------------------------------------------------------------------------------------
-
-
-def test_crop_halves_by_box_and_takes_the_centre() -> None:
-    """16×8 with value 8x: box halving gives 16k + 4 at column k of 8, and columns 2…5 are the centre."""
-    wide = np.tile(np.arange(16, dtype=np.uint8) * 8, (8, 1))
-    out = np.asarray(square(Image.fromarray(wide), 4))
-    np.testing.assert_array_equal(out, np.tile([36, 52, 68, 84], (4, 1)))
-    tall = np.asarray(square(Image.fromarray(wide.T.copy()), 4))
-    np.testing.assert_array_equal(tall, out.T)
-
-
-def test_crop_of_odd_excess_starts_at_the_floor() -> None:
-    """7 columns to 4: one and a half too many on each side, so the first is column 1."""
-    wide = np.tile(np.arange(7, dtype=np.uint8), (4, 1))
-    np.testing.assert_array_equal(np.asarray(square(Image.fromarray(wide), 4)), np.tile([1, 2, 3, 4], (4, 1)))
-
-
-def test_crop_halves_only_from_twice_the_size() -> None:
-    """A checkerboard of pixels: one halving makes it uniform grey, bicubic from 7 to 4 does not."""
-    board = (np.indices((8, 8)).sum(0) % 2 * 255).astype(np.uint8)
-    assert set(np.asarray(square(Image.fromarray(board), 4)).flatten()) == {128}
-    below = Image.fromarray(board[:7, :7].copy())
-    expected = below.resize((4, 4), Image.Resampling.BICUBIC)
-    np.testing.assert_array_equal(np.asarray(square(below, 4)), np.asarray(expected))
-    assert len(set(np.asarray(expected).flatten())) > 1
-
-
-def test_crop_halves_twice_then_scales() -> None:
-    """36×36 to 8: 18, then bicubic from 18 to 8; a constant stays itself to the last bit."""
-    image = Image.fromarray(np.random.default_rng(0).integers(256, size=(36, 36, 3), dtype=np.uint8))
-    half = image.resize((18, 18), Image.Resampling.BOX)
-    quarter = half.resize((9, 9), Image.Resampling.BOX).resize((8, 8), Image.Resampling.BICUBIC)
-    np.testing.assert_array_equal(np.asarray(square(image, 8)), np.asarray(quarter))
-    np.testing.assert_array_equal(np.asarray(square(Image.fromarray(grey(77, 37)), 8)), grey(77, 8))
-
-
-@pytest.mark.parametrize("size", [(64, 64), (65, 97), (500, 375), (63, 40), (3, 200), (129, 128)])
-def test_crop_always_has_the_resolution(size: tuple[int, int]) -> None:
-    assert square(Image.new("RGB", size, (9, 8, 7)), 64).size == (64, 64)
-    np.testing.assert_array_equal(np.asarray(square(Image.new("RGB", size, (9, 8, 7)), 64)), rgb(9, 8, 7, 64))
-
-
-def test_a_stretched_image_is_all_of_it() -> None:
-    """16×8 to 4: one halving of both sides, then the long one alone by a cubic of twice the width of a pixel."""
-    rows = np.repeat(np.array([[10], [10], [200], [200]], np.uint8), 2, axis=0)
-    wide = np.tile(rows, (1, 16))
-    np.testing.assert_array_equal(np.asarray(square(Image.fromarray(wide), 4, "resize")), np.tile(rows[::2], (1, 4)))
-    level = np.random.default_rng(0).integers(256, size=16).astype(np.uint8)
-    half = np.rint(level.reshape(8, 2).mean(1) + 1e-9)  # halves are rounded up
-    place = np.abs(np.arange(8) + 0.5 - 2 * (np.arange(4)[:, None] + 0.5)) / 2
-    cubic = np.where(place < 1, 1.5 * place**3 - 2.5 * place**2 + 1, -0.5 * place**3 + 2.5 * place**2 - 4 * place + 2)
-    weights = np.where(place < 2, cubic, 0)
-    expected = np.clip(weights @ half / weights.sum(1), 0, 255)
-    found = np.asarray(square(Image.fromarray(np.tile(level, (8, 1))), 4, "resize"))
-    assert found.shape == (4, 4)
-    np.testing.assert_allclose(found, np.tile(expected, (4, 1)), atol=0.51)
-    tall = np.asarray(square(Image.fromarray(np.tile(level, (8, 1)).T.copy()), 4, "resize"))
-    np.testing.assert_array_equal(tall, found.T)
-
-
-def test_a_padded_image_lies_whole_in_the_middle_of_white() -> None:
-    """16×8 with value 8x to 4: two halvings, 32k + 12 at column k, between a row of white above and one below."""
-    wide = np.tile(np.arange(16, dtype=np.uint8) * 8, (8, 1))
-    white, inside = [255] * 4, [12, 44, 76, 108]
-    out = np.asarray(square(Image.fromarray(wide), 4, "pad"))
-    assert out.tolist() == [white, inside, inside, white]
-    np.testing.assert_array_equal(np.asarray(square(Image.fromarray(wide.T.copy()), 4, "pad")), out.T)
-    colours = Image.fromarray(np.tile(np.array([[[10, 20, 30]]], np.uint8), (1, 4, 1)))
-    found = np.asarray(square(colours, 4, "pad"))  # three rows too many: the second is the image
-    assert found[1].tolist() == [[10, 20, 30]] * 4
-    assert (found[[0, 2, 3]] == 255).all()
-
-
-def test_a_padded_image_that_is_smaller_is_scaled_up() -> None:
-    """2×1 to 4: a row of each level twice as high, between white ones; a constant stays itself."""
-    found = np.asarray(square(Image.fromarray(np.full((1, 2), 9, np.uint8)), 4, "pad"))
-    assert found.tolist() == [[255] * 4, [9] * 4, [9] * 4, [255] * 4]
-
-
-@pytest.mark.parametrize("side", [3, 8, 17, 36])
-def test_an_image_that_is_square_is_the_same_by_every_crop(side: int) -> None:
-    image = Image.fromarray(np.random.default_rng(side).integers(256, size=(side, side, 3), dtype=np.uint8))
-    first, *others = (np.asarray(square(image, 8, crop)) for crop in CROPS)
-    assert first.shape == (8, 8, 3)
-    for each in others:
-        np.testing.assert_array_equal(each, first)
-
-
-@pytest.mark.parametrize("crop", CROPS)
-@pytest.mark.parametrize("size", [(64, 64), (65, 97), (1000, 2), (1, 200), (129, 128)])
-def test_every_crop_makes_the_square(size: tuple[int, int], crop: Crop) -> None:
-    for mode, white in (("L", 255), ("RGB", (255, 255, 255))):
-        image = square(Image.new(mode, size, "white"), 64, crop)
-        assert (image.size, image.mode, image.getcolors()) == ((64, 64), mode, [(64 * 64, white)])
-
-
-def test_a_crop_that_there_is_not_is_told() -> None:
-    with pytest.raises(DataError, match="there is no crop 'middle'; there are centre, resize, pad"):
-        check_square(8, "middle")
-    with pytest.raises(DataError, match=r"crop pad says how images become squares; give their side as well"):
-        check_square(None, "pad")
-    with pytest.raises(DataError, match="resolution must be at least 1 pixel, got 0"):
-        check_square(0, "pad")
-    check_square(None, "centre")
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_resize_of_arrays_is_the_crop_of_each(channels: int) -> None:
-    samples = np.random.default_rng(1).integers(256, size=(3, channels, 6, 6), dtype=np.uint8)
-    out = resize(samples, 3)
-    assert out.shape == (3, channels, 3, 3)
-    boxes = samples.reshape(3, channels, 3, 2, 3, 2).mean((3, 5))
-    assert np.abs(out - boxes).max() <= 1  # rounded once along each axis
-    for before, after in zip(samples, out, strict=True):
-        layer = Image.fromarray(before[0] if channels == 1 else before.transpose(1, 2, 0))
-        expected = np.asarray(square(layer, 3)).reshape(3, 3, channels).transpose(2, 0, 1)
-        np.testing.assert_array_equal(after, expected)
-    assert resize(samples, 6) is samples
 
 
 # Kinds of files -----------------------------------------------------------------------------------------------------
