@@ -53,7 +53,7 @@ _IN_MEMORY = 2**26  # bytes of pixels
 PATIENCE = 2.0
 """Seconds of decoding, above which its result is kept."""
 _AT_ONCE = 512  # images that are decoded before the first of them is handed on
-_FORMAT = 3  # of the decoded pixels: a number that changes with the meaning of what is above
+_FORMAT = 4  # of the decoded pixels: a number that changes with the meaning of what is above
 
 
 def load_folder(
@@ -145,8 +145,7 @@ def _titled(source: Source, k: int) -> str:
 
 def _pixels(source: Source, corrupt: Corrupt, report: Report | None) -> _Found:
     """The images, in memory or memory-mapped, and what was left out."""
-    asked = f"{source.where} {source.split} {source.resolution} {_FORMAT}"
-    asked += "" if source.crop == "centre" else f" {source.crop}"
+    asked = f"{source.where} {source.split} {source.resolution} {source.crop} {_FORMAT}"
     kept = kept_at("folders", asked, source.identity(), ".npy")
     found = _kept(kept, source)
     if found is None:

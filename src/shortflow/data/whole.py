@@ -49,7 +49,7 @@ def look_at(source: Source, report: Report | None = None) -> Looked:
     found = _kept(kept)
     if found is not None:
         return found
-    with alone(kept.with_suffix(".lock")):
+    with alone(kept.with_suffix(".lock"), waiting=lambda: report and report(0, len(source))):
         found = _kept(kept) or _decoded(source, kept, report)
     return found
 

@@ -259,9 +259,8 @@ def _features(record: Mapping[str, Any], run: Run) -> str:
     if sum(_name_of(each) == name for each in run.evaluations.values()) == 1:
         return f"features of {name}"
     reference = record.get("reference")
-    return (
-        f"features of {name}, against {reference.get('source') if isinstance(reference, Mapping) else 'unknown images'}"
-    )
+    source = reference.get("source") if isinstance(reference, Mapping) else "unknown images"
+    return f"features of {name}, against {source}"
 
 
 def _name_of(record: Mapping[str, Any]) -> str:
