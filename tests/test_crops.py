@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from autoencoders import saved
 from commands import Shortflow
 from extractors import pictures
 from shortflow import evaluate
@@ -235,3 +236,31 @@ def test_a_reference_becomes_squares_as_the_images_of_a_run_did(
     assert (said.code, "tall is of images by crop resize, these are by crop pad" in said.err) == (2, True)
     said = shortflow("evaluate", run, *words, "--crop", "pad")
     assert "--crop: has no meaning for the images that a run was trained on" in said.err
+
+
+def test_a_store_says_its_crop_to_the_run_and_the_run_to_its_scores(
+    shortflow: Shortflow, files: Path, program: Path
+) -> None:
+    saved(files / "vae")
+    words = ("encode", files / "tall", "--encoder", files / "vae", "--resolution", 16, "--out", files / "latents")
+    said = shortflow(*words, "--crop", "pad")
+    assert (said.code, said.err) == (0, "")
+    command = said.out.splitlines()[-1].removeprefix("Train:   shortflow ")
+    assert command == f"train esc --data {files}/latents --set data.crop=pad --out out/latents"
+    settings = [f"--set={each}" for each in (*TINY, "images=16", "batch=8", "train.group=4")]
+    run = ("--out", files / "run", *settings)
+    said = shortflow("train", "esc", "--data", files / "latents", *run)
+    assert (said.code, "by crop pad (halved by boxes, bicubic, whole on white), not centre" in said.err) == (2, True)
+    assert shortflow(*command.split()[:-2], *run).code == 0
+    score = ("evaluate", files / "run", "--features", program, "--steps", 1, "-n", 8, "--out", files / "found.json")
+    distances = []
+    np.save(files / "squares.npy", resize(TALL, 16, "pad"))
+    for reference in ((files / "tall", "--resolution", 16), (files / "squares.npy",)):
+        said = shortflow(*score, "--reference", *reference)
+        assert said.code == 0, said.err
+        assert record(files / "found.json")["crop"] == "pad"
+        distances.append(record(files / "found.json")["rows"]["1 step"]["distance"])
+    assert distances[0] == pytest.approx(distances[1], rel=1e-9)
+    shortflow("reference", files / "tall", "--features", program, "--resolution", 16, "--out", files / "centre.npz")
+    said = shortflow(*score, "--reference", files / "centre.npz")
+    assert "centre.npz is of images by crop centre, these are by crop pad, which moves" in said.err
