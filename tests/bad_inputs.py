@@ -155,6 +155,9 @@ def _images(folder: Path) -> None:
     image("uneven/1.png", width=20, height=20)
     image("broken/0.png")
     (folder / "broken/1.png").write_text("no picture at all\n")
+    for name in ("ends/0", "ends/1"):
+        image(f"{name}.png")
+    (folder / "ends/1.png").write_bytes((folder / "ends/1.png").read_bytes()[:-300])
     image("no-dogs/cats/0.png")
     (folder / "no-dogs/dogs").mkdir()
     (folder / "empty").mkdir()
@@ -205,6 +208,8 @@ def _references(folder: Path) -> None:
         save_program(folder / f"{name}.pt2", network, name=name, size=8)
         extractor = load_program(folder / f"{name}.pt2")
         runs.statistics_of(runs.open_images("images.npy"), extractor, out=folder / f"{name}.npz")
+    padded = runs.open_images("uneven", resolution=8, crop="pad")
+    runs.statistics_of(padded, load_program(folder / "four.pt2"), out=folder / "padded.npz")
     np.savez(folder / "stats.npz", mu=np.zeros(4), sigma=np.eye(4))
     np.savez(folder / "nan.npz", mu=np.full(2048, np.nan), sigma=np.eye(2048))
     (folder / "stats.pkl").write_bytes(pickle.dumps({"mu": np.zeros(4)}))

@@ -1,9 +1,11 @@
-"""PNG and TIFF files of 16 bits a channel, written byte by byte: Pillow reads them, and writes none of them."""
+"""PNG, TIFF and JPEG 2000 files of 16 bits a channel, which Pillow reads and does not write: byte by byte."""
 
+import io
 import struct
 import zlib
 
 import numpy as np
+from PIL import Image
 
 _PNG_COLOURS = {2: 4, 3: 2, 4: 6}  # channels → the colour type of grey with alpha, RGB and RGBA
 
@@ -72,3 +74,23 @@ def tiff16(
     place = at + len(content)
     head = (b"II*\x00" if order == "<" else b"MM\x00*") + struct.pack(f"{order}I", place)
     return head + bits + content + directory + bytes(4)
+
+
+def jpeg2000_16(levels: np.ndarray) -> bytes:
+    """(h, w, 3) as a codestream of JPEG 2000 without loss.
+
+    Each channel is written as a grey image. Of one resolution it is a single packet, and those of three channels one
+    after the other are the packets of a tile in colour.
+    """
+    packets = []
+    for channel in np.moveaxis(levels.astype(np.uint16), 2, 0):
+        found = io.BytesIO()
+        Image.fromarray(channel).save(found, "JPEG2000", no_jp2=True, irreversible=False, num_resolutions=1, mct=0)
+        header, rest = found.getvalue().split(b"\xff\x90", 1)  # the start of the tile
+        packets.append(rest.split(b"\xff\x93", 1)[1].removesuffix(b"\xff\xd9"))  # from the data to the end
+    at = header.index(b"\xff\x51") + 2  # the length of the marker that says size and channels
+    size = header[at + 2 : at + 36] + struct.pack(">H", 3) + 3 * header[at + 38 : at + 41]
+    header = header[:at] + struct.pack(">H", len(size) + 2) + size + header[at + 41 :]
+    data = b"".join(packets)
+    tile = struct.pack(">HHIBB", 10, 0, 12 + 2 + len(data), 0, 1)
+    return header + b"\xff\x90" + tile + b"\xff\x93" + data + b"\xff\xd9"

@@ -1,6 +1,8 @@
 """`shortflow evaluate` and `shortflow reference` as their user sees them, on runs and on anybody's images."""
 
+import hashlib
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,14 @@ from torch import nn
 import inceptions
 from commands import Shortflow
 from extractors import pictures
+from reports import Reader
 from shortflow import evaluate, runs
 from shortflow.data import load
 from shortflow.evaluate import inception, save_program
 from shortflow.evaluate.tally import Tally
 from shortflow.files import sha256_of
 from shortflow.lock import RunLock
+from shortflow.report.commands import scored_by
 from shortflow.runs import comparing
 
 TINY = ("network={kind: SiTConfig, size: tiny, depth: 1, width: 16, heads: 2}", "train.preview_every=0")
@@ -65,6 +69,17 @@ def record(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
+def newest(images: Path) -> dict[str, Any]:
+    """The record of images that was written last."""
+    found = images.parent.glob(f"{images.name}.evaluation-*.json")
+    return record(max(found, key=lambda path: path.stat().st_mtime_ns))
+
+
+def key(path: Path) -> str:
+    """What a reference on a disk is called in the name of a record."""
+    return f"{path.stem}-{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
+
+
 # --------------------------------------------------------------------------------------------------------------- images
 
 
@@ -74,7 +89,7 @@ def test_anybodys_images_against_a_reference(shortflow: Shortflow, files: Path, 
     assert said.out == f"40 images of 8×8 pixels, four → {files}/s.npz\n"
     said = shortflow("evaluate", files / "pngs", "--reference", files / "s.npz", "--features", program)
     assert (said.code, said.err) == (0, "")
-    lines, found = said.out.splitlines(), record(files / "pngs.evaluation.json")
+    lines, found = said.out.splitlines(), newest(files / "pngs")
     row = found["rows"]["pngs"]
     assert lines[0].split() == ["FD-24", "precision", "recall", "KID", "N"]
     assert lines[1].split() == [
@@ -86,7 +101,7 @@ def test_anybodys_images_against_a_reference(shortflow: Shortflow, files: Path, 
     assert lines[2] == f"features:  four, weights {sha256_of(program)[:12]}, images bicubic-antialias to 8"
     assert lines[3] == f"reference: {files}/s.npz, 40 images, sha256 {sha256_of(files / 's.npz')[:12]}"
     assert lines[4] == f"images:    {files}/pngs (24 of png); uint8, as stored"
-    assert lines[-1] == f"→ {files}/pngs.evaluation.json"
+    assert lines[-1] == f"→ {files}/pngs.evaluation-four@{key(files / 's.npz')}.json"
     assert found["made"] == {"source": str(files / "pngs"), "formats": {"png": 24}, "skipped": []}
     assert (found["resolution"], found["resize"], found["rounding"]) == ([8, 8], None, "uint8, as stored")
     assert found["features"]["weights"] == sha256_of(program)
@@ -94,9 +109,7 @@ def test_anybodys_images_against_a_reference(shortflow: Shortflow, files: Path, 
 
     # The same from the reference's images, by hand, and from Python.
     said = shortflow("evaluate", files / "pngs", "--reference", files / "samples.npz", "--features", program)
-    assert record(files / "pngs.evaluation.json")["rows"]["pngs"]["distance"] == pytest.approx(
-        row["distance"], rel=1e-9
-    )
+    assert newest(files / "pngs")["rows"]["pngs"]["distance"] == pytest.approx(row["distance"], rel=1e-9)
     extractor = evaluate.load_program(program)
     a, b = (evaluate.Moments.of(extractor.run(pictures(n, seed=seed)).features) for n, seed in ((24, 1), (40, 0)))
     assert row["distance"] == pytest.approx(evaluate.frechet_distance(a, b), rel=1e-9)
@@ -109,7 +122,7 @@ def test_remarks_say_what_a_figure_does_not(shortflow: Shortflow, files: Path, p
     np.savez(files / "few.npz", pictures(4))
     said = shortflow("evaluate", files / "few.npz", *shared)
     assert "Note: 4 images are no more than the 4 features: their covariance is singular" in said.out
-    assert record(files / "few.npz.evaluation.json")["rows"]["few.npz"]["recall"] is not None
+    assert newest(files / "few.npz")["rows"]["few.npz"]["recall"] is not None
 
 
 def test_another_resolution_needs_a_word(shortflow: Shortflow, files: Path, program: Path) -> None:
@@ -120,8 +133,50 @@ def test_another_resolution_needs_a_word(shortflow: Shortflow, files: Path, prog
     assert "--resolution 8 crops and scales what has another size" in said.err
     said = shortflow(*shared, "--resolution", 8)
     assert said.code == 0
-    found = record(files / "wide.npy.evaluation.json")
-    assert (found["resolution"], found["resize"]) == ([8, 8], "center_crop to 8")
+    found = newest(files / "wide.npy")
+    assert (found["resolution"], found["resize"]) == ([8, 8], "to 8")
+    assert (found["crop"], found["reference"]["crop"]) == ("centre", "centre")
+
+
+def test_references_have_records_of_their_own(
+    shortflow: Shortflow, trained: Path, files: Path, program: Path, tmp_path: Path
+) -> None:
+    """In the same features, of images and of a run; and what was written before names said so is still read."""
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    (files / "elsewhere").mkdir()
+    shutil.copy(files / "samples.npz", files / "elsewhere/samples.npz")
+    with np.load(files / "samples.npz") as arrays:
+        np.savez(files / "other.npz", 255 - arrays["arr_0"])
+    references = [files / "samples.npz", files / "elsewhere/samples.npz", files / "other.npz"]
+    words = ("--features", program)
+    for reference in references:
+        assert shortflow("evaluate", files / "pngs", "--reference", reference, *words).code == 0
+    names = [f"pngs.evaluation-four@{key(reference)}.json" for reference in references]
+    assert sorted(path.name for path in files.glob("pngs.*")) == sorted(names)
+    for name, reference in zip(names, references, strict=True):
+        assert record(files / name)["reference"]["source"] == str(reference)
+    distances = [record(files / name)["rows"]["pngs"]["distance"] for name in names]
+    assert distances[0] == distances[1] != distances[2]
+
+    drawn = ("--steps", 1, "-n", 8, *words)
+    assert shortflow("evaluate", run, *drawn).code == 0
+    (run / "evaluation-four.json").rename(run / "evaluation-old.json")  # as another features' were
+    for reference in (None, "digits", "digits:test"):
+        said = shortflow("evaluate", run, *drawn, *(() if reference is None else ("--reference", reference)))
+        assert said.code == 0, said.err
+    assert shortflow("evaluate", run, *drawn, "--reference", "digits", "--split", "test").code == 0
+    names = ["evaluation-four.json", "evaluation-four@digits-test.json", "evaluation-four@digits.json"]
+    assert sorted(path.name for path in run.glob("evaluation*.json")) == [*names, "evaluation-old.json"]
+    rows = {name: record(run / name)["rows"]["1 step"] for name in names}
+    assert rows[names[0]] == rows[names[2]] != rows[names[1]]
+    said = shortflow("status", run)
+    for of in ("four", "four@digits-test", "four@digits", "old"):
+        assert f"1 step, {of} " in said.out
+    assert shortflow("report", run, "--no-draw", "--out", files / "page.html").code == 0
+    captions = Reader.of((files / "page.html").read_text()).tables
+    for source in ("digits:train", "digits:test"):
+        assert f"Scores by number of steps, features of four, against {source}" in captions
 
 
 def test_an_interrupted_evaluation_goes_on(
@@ -149,7 +204,7 @@ def test_classifier_features_of_images(shortflow: Shortflow, tmp_path: Path) -> 
     np.save(tmp_path / "d.npy", load("digits", "test").samples)
     said = shortflow("evaluate", tmp_path / "d.npy", "--reference", "digits", "--features", "classifier")
     assert said.code == 0, said.err
-    found = record(tmp_path / "d.npy.evaluation.json")
+    found = newest(tmp_path / "d.npy")
     assert found["rows"]["d.npy"]["distance"] == pytest.approx(0.312, abs=0.002)  # the floor of docs/evaluation.md
     assert found["features"]["name"] == "classifier-digits"
     assert found["reference"]["n"] == 1297
@@ -167,7 +222,7 @@ def test_adm_reference_files_give_statistics_and_images(
     assert "does not say what made it and is taken for statistics of the published Inception weights" in said.err
     monkeypatch.setattr(evaluate, "check_comparable", lambda *arguments: None)
     assert shortflow(*shared).code == 0
-    row = record(files / "samples.npz.evaluation.json")["rows"]["samples.npz"]
+    row = newest(files / "samples.npz")["rows"]["samples.npz"]
     seen = evaluate.load_program(program).run(pictures(40)).features
     wanted = evaluate.Gaussian(mean=torch.zeros(4).double(), cov=torch.eye(4).double())
     assert row["distance"] == pytest.approx(evaluate.frechet_distance(evaluate.Moments.of(seen), wanted), rel=1e-9)
@@ -177,7 +232,7 @@ def test_adm_reference_files_give_statistics_and_images(
     found = []
     for words in ((), ("--neighbours", 15), ("--neighbours", "adm", "--reference", files / "pngs")):
         assert shortflow(*shared, *words).code == 0
-        found.append(record(files / "samples.npz.evaluation.json"))
+        found.append(newest(files / "samples.npz"))
     rows = [each["rows"]["samples.npz"] for each in found]
     assert [(each["neighbours_n"], each["neighbours_reference"]) for each in rows] == [(40, 20), (15, 15), (40, 20)]
     assert [each["neighbours"] for each in found] == [
@@ -197,10 +252,10 @@ def test_inception_scores_in_order_are_those_of_adm(shortflow: Shortflow, tmp_pa
     np.save(tmp_path / "d.npy", images)
     shared = ("evaluate", tmp_path / "d.npy", "--reference", "digits:test", "--features", "classifier:digits")
     assert shortflow(*shared).code == 0
-    mixed = record(tmp_path / "d.npy.evaluation.json")
+    mixed = newest(tmp_path / "d.npy")
     said = shortflow(*shared, "--is-splits", "ordered")
     assert "the Inception score is of images in their order: it is low for a set that is sorted by class" in said.out
-    found = record(tmp_path / "d.npy.evaluation.json")
+    found = newest(tmp_path / "d.npy")
     assert mixed["inception_score_splits"] == "10, in a random order"
     assert found["inception_score_splits"] == "5,000 images each, in order"
     p = evaluate.load_classifier("digits").logits(images).double().softmax(1)
@@ -226,20 +281,46 @@ def test_damaged_images_are_refused_first_or_left_out_and_listed(
         patched.setattr(Tally, "of", lambda *arguments: pytest.fail("something was computed"))
         said = shortflow("evaluate", files / "pngs", *shared)
     assert (said.code, said.out) == (2, "")
-    assert "pngs: 1 of 24 images cannot be read: 005.png (no image); replace or remove these files, or" in said.err
+    assert "pngs: 2 of 24 images cannot be read: 005.png (no image), 017.png (" in said.err
+    assert said.err.endswith("; replace or remove these files, or leave them out with --corrupt skip\n")
     said = shortflow("evaluate", files / "pngs", *shared, "--corrupt", "skip")
     assert said.code == 0, said.err
     assert "Note: 2 of the images cannot be read and are left out: 005.png (no image), 017.png (" in said.out
-    found = record(files / "pngs.evaluation.json")
+    found = newest(files / "pngs")
     assert [title for title, _ in found["made"]["skipped"]] == ["005.png", "017.png"]
     assert shortflow("evaluate", clean, *shared).code == 0
-    assert found["rows"]["pngs"] == record(files / "clean.evaluation.json")["rows"]["clean"]
+    assert found["rows"]["pngs"] == newest(files / "clean")["rows"]["clean"]
     # Of a reference, too, whose file says so.
     said = shortflow("reference", files / "pngs", "--features", program, "--out", files / "s.npz", "--corrupt", "skip")
     assert "skipped: 005.png (no image)\n" in said.out
     wanted = ("--reference", files / "s.npz", "--features", program)
     said = shortflow("evaluate", files / "samples.npz", *wanted)
     assert "Note: 2 of the reference cannot be read and are left out: 005.png (no image), 017.png (" in said.out
+
+
+def test_what_is_passed_over_in_a_folder_is_told_as_in_training(
+    shortflow: Shortflow, files: Path, program: Path
+) -> None:
+    """By `reference` and by `evaluate`, of both sides and of what a run was trained on, each once."""
+    for name, others in (("pngs", ("a.json", "b.json", "c.mov")), ("jpegs", ("a.xmp",))):
+        for other in others:
+            (files / name / other).write_text("x")
+    notes = {
+        "pngs": f"note: {files}/pngs: skipped 3 files that are no images: 2 .json, 1 .mov\n",
+        "jpegs": f"note: {files}/jpegs: skipped 1 file that is no image: 1 .xmp\n",
+    }
+    said = shortflow("reference", files / "pngs", "--features", program, "--out", files / "s.npz")
+    assert said.out.startswith(notes["pngs"])
+    against = ("--features", program, "--reference")
+    said = shortflow("evaluate", files / "pngs", *against, files / "jpegs")
+    assert said.out.startswith(notes["jpegs"] + notes["pngs"])
+    said = shortflow("evaluate", files / "pngs", *against, files / "pngs")
+    assert said.out.count("note: ") == 1
+    settings = [f"--set={each}" for each in (*TINY, "images=64", "batch=32")]
+    said = shortflow("train", "esc", "--data", files / "pngs", "--out", files / "run", *settings)
+    assert notes["pngs"] in said.out
+    said = shortflow("evaluate", files / "run", "--features", program, "--steps", 1, "-n", 8)
+    assert said.out.startswith(notes["pngs"])
 
 
 def test_chunks_of_other_choices_are_removed(
@@ -255,7 +336,7 @@ def test_chunks_of_other_choices_are_removed(
         return real(batches, extractor, plan, first, last)
 
     def folders() -> list[Path]:
-        return sorted(path for path in files.iterdir() if path.name.startswith(".pngs.evaluation.json-"))
+        return sorted(path for path in files.iterdir() if path.name.startswith(".pngs.evaluation-"))
 
     with monkeypatch.context() as patched:
         patched.setattr(Tally, "of", of)
@@ -267,13 +348,14 @@ def test_chunks_of_other_choices_are_removed(
         assert shortflow(*shared, "--neighbours", 5).code == 130
         (after,) = folders()
         assert after != before
-    (files / ".pngs.evaluation.json-notes").mkdir()
+    notes = files / f".pngs.evaluation-four@{key(files / 'samples.npz')}.json-notes"
+    notes.mkdir()
     lock = RunLock(after)
     assert shortflow(*shared).code == 0
     assert after in folders()
     lock.release()
     assert shortflow(*shared).code == 0
-    assert folders() == [files / ".pngs.evaluation.json-notes"]
+    assert folders() == [notes]
 
 
 def test_a_reference_is_the_split_that_a_run_sees(shortflow: Shortflow, files: Path, program: Path) -> None:
@@ -285,16 +367,38 @@ def test_a_reference_is_the_split_that_a_run_sees(shortflow: Shortflow, files: P
         assert shortflow("reference", photos, "--features", program, "--out", out, *words).code == 0
         said = shortflow("evaluate", files / "samples.npz", "--reference", photos, "--features", program, *words)
         assert said.code == 0, said.err
-        found = record(files / "samples.npz.evaluation.json")
+        found = newest(files / "samples.npz")
         assert found["reference"]["formats"] == count
         assert shortflow("evaluate", files / "samples.npz", "--reference", out, "--features", program).code == 0
-        again = record(files / "samples.npz.evaluation.json")
+        again = newest(files / "samples.npz")
         assert again["rows"]["samples.npz"]["distance"] == pytest.approx(found["rows"]["samples.npz"]["distance"])
     said = shortflow("evaluate", f"{photos}:test", "--reference", photos, "--features", program)
-    assert record(files / "photos-test.evaluation.json")["made"]["formats"] == {"jpeg": 24}
+    assert newest(files / "photos-test")["made"]["formats"] == {"jpeg": 24}
 
 
 # ----------------------------------------------------------------------------------------------------------------- runs
+
+
+def test_the_command_of_a_record_makes_it_again(shortflow: Shortflow, files: Path, program: Path) -> None:
+    """Also of what a run was trained on, whose name is no path."""
+    run, words = files / "run", ("--features", "classifier:mnist", "--steps", 1, "-n", 8)
+    settings = [f"--set={each}" for each in (*TINY, "images=64", "batch=32")]
+    (files / "grey").mkdir()
+    for k in range(4):
+        Image.fromarray(pictures(4, side=28)[k, 0]).save(files / f"grey/{k}.png")
+    for part in ("train", "test"):
+        shutil.copytree(files / "grey", files / f"set/{part}")
+    assert shortflow("train", "esc", "--data", files / "set", "--out", run, *settings).code == 0
+    for more in ((), ("--split", "test"), ("--reference", files / "grey")):
+        said = shortflow("evaluate", run, *words, *more)
+        assert said.code == 0, said.err
+        path = Path(said.out.splitlines()[-1].removeprefix("→ "))
+        before = path.read_text()
+        path.unlink()
+        command = scored_by(str(run), json.loads(before))
+        assert command is not None
+        assert shortflow(*shlex.split(command)[1:]).code == 0
+        assert path.read_text() == before
 
 
 def test_a_run_by_number_of_steps(shortflow: Shortflow, trained: Path, files: Path, program: Path) -> None:
@@ -313,7 +417,7 @@ def test_a_run_by_number_of_steps(shortflow: Shortflow, trained: Path, files: Pa
     # The same images, written first and scored as anybody's.
     shortflow("sample", trained, "--n", 30, "--steps", 2, "--seed", 3, "--out", files / "s.npy")
     shortflow("evaluate", files / "s.npy", "--reference", "digits", "--features", program)
-    again = record(files / "s.npy.evaluation.json")["rows"]["s.npy"]
+    again = newest(files / "s.npy")["rows"]["s.npy"]
     assert again == found["rows"]["2 steps"]
 
 
@@ -358,7 +462,7 @@ def test_what_does_not_go_together(shortflow: Shortflow, trained: Path, files: P
     with pytest.MonkeyPatch.context() as launcher:
         launcher.setenv("WORLD_SIZE", "2")
         refused("the shipped classifier are for one process", "evaluate", trained)
-    refused("there is no such folder or file", "evaluate", "nowhere.npz", *against)
+    refused("there is no such folder or file", "evaluate", "nowhere.npz", *against, "--features", program)
     refused("there is no such folder or file", "evaluate", pngs, "--reference", "nowhere", "--features", program)
     refused("takes images of 1 channel, got 3", "evaluate", pngs, *against, "--features", "classifier:digits")
     refused("no classifier is shipped for", "evaluate", pngs, *against, "--features", "classifier")
@@ -412,7 +516,7 @@ def test_the_whole_pipeline_with_inception(
     assert said.code == 0, said.err
     assert said.out.splitlines()[0].split() == ["FD-40", "sFD-40", "IS", "precision", "recall", "KID", "N"]
     assert "Note: these are not the published Inception weights: nothing here is FID." in said.out
-    row = record(files / "samples.npz.evaluation.json")["rows"]["samples.npz"]
+    row = newest(files / "samples.npz")["rows"]["samples.npz"]
     weights = torch.load(random_weights, weights_only=True)
     ours, theirs = (inceptions.activations(weights, pictures(n, seed=seed)) for n, seed in ((40, 0), (24, 1)))
     for name, key in (("features", "distance"), ("spatial", "spatial_distance")):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deepfiles import png16, tiff16
+from deepfiles import jpeg2000_16, png16, tiff16
 from shortflow.data import images
 from shortflow.data.decoded import load_folder
 from shortflow.data.images import read_image
@@ -93,7 +93,7 @@ def test_they_are_turned_and_cropped_as_all_images_are(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png16(u, orientation=6))
     turned = rounded(u)[::-1].transpose(1, 0, 2)
     np.testing.assert_array_equal(read_image(tmp_path / "a.png"), turned)
-    expected = images.center_crop(Image.fromarray(np.ascontiguousarray(turned)), 9)
+    expected = images.square(Image.fromarray(np.ascontiguousarray(turned)), 9)
     np.testing.assert_array_equal(read_image(tmp_path / "a.png", 9), np.asarray(expected))
 
 
@@ -101,6 +101,26 @@ def test_separate_planes_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.tif").write_bytes(tiff16(levels(3), planar=2))
     with pytest.raises(DataError, match=r"a\.tif \(16-bit channels in separate planes are not read; save the file"):
         load_folder(tmp_path, resolution=8)
+
+
+def test_colours_of_jpeg_2000_are_refused_and_its_grey_is_read(tmp_path: Path) -> None:
+    """Its decoder makes 8 bits of (u + 128) >> 8, in which white is black; one that does not could be let read them."""
+    u = levels(3)
+    content = jpeg2000_16(u)
+    (tmp_path / "a.jp2").write_bytes(content)
+    with Image.open(tmp_path / "a.jp2") as image:
+        np.testing.assert_array_equal(np.asarray(image), ((u + 128) >> 8) % 256)
+    for bits, deep in ((16, content), (12, content.replace(b"\x0f\x01\x01", b"\x0b\x01\x01"))):
+        (tmp_path / "a.jp2").write_bytes(deep)
+        with pytest.raises(DataError, match=rf"a\.jp2 \({bits}-bit colours of JPEG 2000 are not read, .* PNG or TIFF"):
+            load_folder(tmp_path, resolution=8)
+    Image.fromarray(u[..., 0].astype(np.uint16)).save(tmp_path / "a.jp2", irreversible=False)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.jp2"), rounded(u[..., 0]))
+    for mode in ("L", "LA", "RGB", "RGBA"):  # of 8 bits
+        plain = Image.fromarray((u[..., 0] % 256).astype(np.uint8)).convert(mode)
+        plain.save(tmp_path / "a.jp2", irreversible=False)
+        colours = np.asarray(plain.convert(mode[0] if mode[0] == "L" else "RGB"))
+        np.testing.assert_array_equal(read_image(tmp_path / "a.jp2"), colours)
 
 
 # Large photographs --------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from shortflow import data
 from shortflow.cli import evaluating
 from shortflow.data import decoded
 from shortflow.data.formats import expanded, tables
+from shortflow.data.images import CROPS, Crop, square
 from shortflow.data.sources import open_source
 from shortflow.data.stored import open_images
 from shortflow.errors import DataError
@@ -149,6 +150,25 @@ def as_metadata(at: Path) -> Path:
 WRITERS: dict[str, Callable[[Path], Path | str]] = {
     name.removeprefix("as_"): writer for name, writer in list(globals().items()) if name.startswith("as_")
 }
+
+
+@pytest.mark.parametrize("crop", CROPS)
+@pytest.mark.parametrize("writer", WRITERS)
+def test_all_forms_become_squares_in_the_same_way(
+    writer: str, crop: Crop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `square` makes them of one image, for training, encoding and evaluation."""
+    monkeypatch.setattr(table, "__defaults__", (PIXELS[:, :14], LABELS))
+    monkeypatch.setitem(globals(), "PIXELS", PIXELS[:, :14])  # no squares
+    given = str(WRITERS[writer](tmp_path))
+    wanted = np.stack([np.asarray(square(Image.fromarray(pixels), 12, crop)) for pixels in PIXELS])
+    wanted = wanted.transpose(0, 3, 1, 2)
+    np.testing.assert_array_equal(np.asarray(data.load(given, resolution=12, crop=crop).samples), wanted)
+    source = open_source(given, resolution=12, crop=crop)
+    np.testing.assert_array_equal([source.read(k).transpose(2, 0, 1) for k in range(9)], wanted)
+    evaluated = open_images(given, resolution=12, crop=crop)
+    np.testing.assert_array_equal(np.concatenate(list(evaluated.read(0, 9))), wanted)
+    assert (evaluated.resolution, evaluated.crop) == (12, crop)
 
 
 @pytest.mark.parametrize("resolution", [None, 12])
@@ -333,13 +353,13 @@ def test_targets_of_an_evaluation(tmp_path: Path) -> None:
         assert not evaluating._is_run(given)
     (tmp_path / "run.yaml").touch()
     places = {
-        "hf:someone/photos:large": "hf-someone-photos-large.evaluation.json",
-        "out/{0..9}.tar": "out/-0..9-.tar.evaluation.json",
-        "cifar10:test": "cifar10-test.evaluation.json",
-        "out/photos": "out/photos.evaluation.json",
+        "hf:someone/photos:large": "hf-someone-photos-large.evaluation-inception@cifar10-test.json",
+        "out/{0..9}.tar": "out/-0..9-.tar.evaluation-inception@cifar10-test.json",
+        "cifar10:test": "cifar10-test.evaluation-inception@cifar10-test.json",
+        "out/photos": "out/photos.evaluation-inception@cifar10-test.json",
     }
     for given, place in places.items():
-        assert evaluating._place(given, "inception", False) == Path(place)
+        assert evaluating._place(given, "inception", "cifar10", "test", False) == Path(place)
     for given in (str(tmp_path), "out/model.safetensors", "out/run"):
         assert evaluating._is_run(given)
 

@@ -1,4 +1,4 @@
-"""Folders of images: exact pixels of crops and of every kind of file, layouts, and errors that name the file."""
+"""Folders of images: exact pixels of every kind of file, layouts, and errors that name the file."""
 
 import time
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from PIL import Image
 from shortflow.data import decoded, load
 from shortflow.data.decoded import load_folder
 from shortflow.data.formats import base
-from shortflow.data.images import center_crop, read_image, resize
+from shortflow.data.images import CROPS, read_image
 from shortflow.errors import DataError
 
 
@@ -28,63 +28,6 @@ def grey(level: int, side: int = 4) -> np.ndarray:
 
 def rgb(r: int, g: int, b: int, side: int = 4) -> np.ndarray:
     return np.tile(np.array([r, g, b], dtype=np.uint8), (side, side, 1))
-
-
-# Cropping -----------------------------------------------------------------------------------------------------------
-
-
-def test_crop_halves_by_box_and_takes_the_centre() -> None:
-    """16×8 with value 8x: box halving gives 16k + 4 at column k of 8, and columns 2…5 are the centre."""
-    wide = np.tile(np.arange(16, dtype=np.uint8) * 8, (8, 1))
-    out = np.asarray(center_crop(Image.fromarray(wide), 4))
-    np.testing.assert_array_equal(out, np.tile([36, 52, 68, 84], (4, 1)))
-    tall = np.asarray(center_crop(Image.fromarray(wide.T.copy()), 4))
-    np.testing.assert_array_equal(tall, out.T)
-
-
-def test_crop_of_odd_excess_starts_at_the_floor() -> None:
-    """7 columns to 4: one and a half too many on each side, so the first is column 1."""
-    wide = np.tile(np.arange(7, dtype=np.uint8), (4, 1))
-    np.testing.assert_array_equal(np.asarray(center_crop(Image.fromarray(wide), 4)), np.tile([1, 2, 3, 4], (4, 1)))
-
-
-def test_crop_halves_only_from_twice_the_size() -> None:
-    """A checkerboard of pixels: one halving makes it uniform grey, bicubic from 7 to 4 does not."""
-    board = (np.indices((8, 8)).sum(0) % 2 * 255).astype(np.uint8)
-    assert set(np.asarray(center_crop(Image.fromarray(board), 4)).flatten()) == {128}
-    below = Image.fromarray(board[:7, :7].copy())
-    expected = below.resize((4, 4), Image.Resampling.BICUBIC)
-    np.testing.assert_array_equal(np.asarray(center_crop(below, 4)), np.asarray(expected))
-    assert len(set(np.asarray(expected).flatten())) > 1
-
-
-def test_crop_halves_twice_then_scales() -> None:
-    """36×36 to 8: 18, then bicubic from 18 to 8; a constant stays itself to the last bit."""
-    image = Image.fromarray(np.random.default_rng(0).integers(256, size=(36, 36, 3), dtype=np.uint8))
-    half = image.resize((18, 18), Image.Resampling.BOX)
-    quarter = half.resize((9, 9), Image.Resampling.BOX).resize((8, 8), Image.Resampling.BICUBIC)
-    np.testing.assert_array_equal(np.asarray(center_crop(image, 8)), np.asarray(quarter))
-    np.testing.assert_array_equal(np.asarray(center_crop(Image.fromarray(grey(77, 37)), 8)), grey(77, 8))
-
-
-@pytest.mark.parametrize("size", [(64, 64), (65, 97), (500, 375), (63, 40), (3, 200), (129, 128)])
-def test_crop_always_has_the_resolution(size: tuple[int, int]) -> None:
-    assert center_crop(Image.new("RGB", size, (9, 8, 7)), 64).size == (64, 64)
-    np.testing.assert_array_equal(np.asarray(center_crop(Image.new("RGB", size, (9, 8, 7)), 64)), rgb(9, 8, 7, 64))
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_resize_of_arrays_is_the_crop_of_each(channels: int) -> None:
-    samples = np.random.default_rng(1).integers(256, size=(3, channels, 6, 6), dtype=np.uint8)
-    out = resize(samples, 3)
-    assert out.shape == (3, channels, 3, 3)
-    boxes = samples.reshape(3, channels, 3, 2, 3, 2).mean((3, 5))
-    assert np.abs(out - boxes).max() <= 1  # rounded once along each axis
-    for before, after in zip(samples, out, strict=True):
-        layer = Image.fromarray(before[0] if channels == 1 else before.transpose(1, 2, 0))
-        expected = np.asarray(center_crop(layer, 3)).reshape(3, 3, channels).transpose(2, 0, 1)
-        np.testing.assert_array_equal(after, expected)
-    assert resize(samples, 6) is samples
 
 
 # Kinds of files -----------------------------------------------------------------------------------------------------
@@ -322,6 +265,9 @@ def test_a_changed_folder_is_decoded_anew(tmp_path: Path, cache: Path) -> None:
     assert first.samples[:, 0, 0, 0].tolist() == [0, 1, 2]
     load_folder(tmp_path / "data", resolution=2)
     assert len(list(cache.iterdir())) == 2  # another resolution has a file of its own
+    for crop in CROPS:  # and so has another crop
+        load(str(tmp_path / "data"), resolution=2, crop=crop)
+    assert len(list(cache.iterdir())) == 4
 
 
 def test_a_damaged_cache_is_written_anew(tmp_path: Path, cache: Path) -> None:
@@ -394,7 +340,7 @@ def test_what_took_long_to_decode_is_kept_however_small_it_is(
 
     first, once = loaded(), len(reads)
     assert (loaded(), len(reads)) == (first, 2 * once)  # it takes no time, so it is done again
-    monkeypatch.setattr(decoded, "_PATIENCE", -1.0)
+    monkeypatch.setattr(decoded, "PATIENCE", -1.0)
     assert (loaded(), len(reads)) == (first, 3 * once)
     assert (loaded(), len(reads)) == (first, 3 * once)
     assert first == ([[5, 5, 5], [1, 2, 3]], int(damaged))
@@ -404,7 +350,7 @@ def test_what_took_long_to_decode_is_kept_however_small_it_is(
 
 
 def test_a_cache_that_cannot_be_written_stops_no_small_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoded, "_PATIENCE", -1.0)
+    monkeypatch.setattr(decoded, "PATIENCE", -1.0)
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     save(tmp_path / "data/a.png", grey(5))
@@ -435,7 +381,7 @@ def test_of_several_processes_one_decodes(
     """Threads here: what each holds is a file that it has opened itself, as processes do."""
     for k in range(6):
         save(tmp_path / f"data/{k}.png", grey(k))
-    monkeypatch.setattr(decoded, "_PATIENCE", 0.0)
+    monkeypatch.setattr(decoded, "PATIENCE", 0.0)
     read = base.read_image
     monkeypatch.setattr(base, "read_image", lambda *given: (time.sleep(0.05), read(*given))[1])
     said: list[tuple[int, int]] = []

@@ -11,7 +11,9 @@ from PIL import Image
 
 from extractors import pictures
 from shortflow.arrays import Stacked
-from shortflow.data import Dataset, load
+from shortflow.data import Dataset, decoded, load
+from shortflow.data.formats import base
+from shortflow.data.images import read_image
 from shortflow.data.latentspec import LatentSpec
 from shortflow.data.stored import Stored, of_dataset, open_images
 from shortflow.errors import DataError
@@ -185,6 +187,59 @@ def test_damaged_files_and_mixed_sizes_are_named_before_the_first_is_used(tmp_pa
         open_images(tmp_path)
 
 
+@pytest.mark.parametrize("ending", ["png", "jpg"])
+@pytest.mark.parametrize("resolution", [None, 16])
+def test_a_file_without_its_end_is_refused_before_the_first_is_used(
+    tmp_path: Path, ending: str, resolution: int | None
+) -> None:
+    """Its header is whole."""
+    folder(tmp_path, pictures(4, side=32), ending)
+    path = tmp_path / f"b/0003.{ending}"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with Image.open(path) as header:
+        assert header.size == (32, 32)
+    with pytest.raises(DataError, match=rf"1 of 4 images cannot be read: b/0003\.{ending} .*--corrupt skip"):
+        open_images(tmp_path, resolution=resolution)
+    path.write_bytes(whole)
+    assert open_images(tmp_path, resolution=resolution).count == 4
+
+
+def test_images_are_looked_at_once_where_that_takes_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    cache, given = tmp_path / "cache/shortflow/whole", folder(tmp_path / "f", pictures(5))
+    (given / "b/0004.png").write_bytes(b"x")
+    decodes: list[Any] = []
+
+    def read(file: Any, *arguments: Any) -> Any:
+        decodes.append(file)
+        return read_image(file, *arguments)
+
+    monkeypatch.setattr(base, "read_image", read)
+
+    def looked(corrupt: Any = "skip", **options: Any) -> int:
+        """How many images are decoded to open all of them."""
+        decodes.clear()
+        assert open_images(given, corrupt=corrupt, resolution=4, **options).count == 4
+        return len(decodes)
+
+    assert (looked(), looked()) == (5, 5)  # it takes no time, so it is done again
+    assert list(cache.iterdir()) == []
+    monkeypatch.setattr(decoded, "PATIENCE", -1.0)
+    assert (looked(), looked(), looked(crop="pad")) == (5, 0, 0)
+    with pytest.raises(DataError, match=r"1 of 5 images cannot be read: b/0004\.png \(no image\)"):
+        looked("refuse")
+    (kept,) = cache.iterdir()
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(given / "a/0000.png")
+    assert (looked(), looked()) == (5, 0)
+    (anew,) = cache.iterdir()
+    assert anew != kept
+    anew.write_text('{"failures": [')
+    assert looked() == 5
+    monkeypatch.setenv("XDG_CACHE_HOME", str(given / "a/0000.png"))  # where nothing can be written
+    assert looked() == 5
+
+
 @pytest.mark.parametrize("form", ["folder", "zip"])
 def test_damaged_files_are_left_out_where_that_is_asked_for(form: str, tmp_path: Path) -> None:
     """Also those whose header is whole; what is left is what a folder without them holds."""
@@ -212,7 +267,7 @@ def test_photographs_on_their_side_have_one_size(tmp_path: Path) -> None:
     assert read(open_images(tmp_path)).shape == (2, 3, 6, 5)
     Image.fromarray(np.zeros((5, 6, 3), np.uint8)).save(tmp_path / "1.jpg")
     with pytest.raises(DataError, match=r"1\.jpg has 6×5 pixels, others have 5×6"):
-        read(open_images(tmp_path))
+        open_images(tmp_path)
 
 
 def test_a_folder_holds_the_images_that_a_run_is_trained_on(tmp_path: Path) -> None:

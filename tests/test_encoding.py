@@ -21,6 +21,7 @@ import autoencoders
 from autoencoders import saved
 from shortflow import data
 from shortflow.arrays import open_array
+from shortflow.config import DataConfig
 from shortflow.data.encoders import Autoencoder, load_autoencoder
 from shortflow.data.latents import open_latents, read_meta
 from shortflow.data.lmdblatents import LmdbLatents
@@ -28,6 +29,7 @@ from shortflow.data.sources import open_source
 from shortflow.errors import CheckpointError, ConfigError, DataError
 from shortflow.lock import RunLock
 from shortflow.runs import EncodeSettings, Images, Stored, encode, rescaled, storing
+from shortflow.runs.loading import load_data
 from test_data_lmdb import FLIP, MOMENTS, content
 
 N, SIDE = 22, 16
@@ -111,7 +113,33 @@ def test_the_description_says_what_they_are(photos: Path, small: Autoencoder, tm
         "gaussian": True,
     }
     assert [shard["count"] for shard in meta["shards"]] == [8, 8, 6]
-    assert meta["crop"].startswith("ADM")
+    assert meta["crop"] == "ADM: halved by boxes, bicubic, centre"
+    assert read_meta(tmp_path)["crop"] == "centre"
+
+
+def test_the_crop_is_that_of_training_is_recorded_and_not_mixed_up(
+    photos: Path, small: Autoencoder, tmp_path: Path
+) -> None:
+    source = open_source(str(photos), resolution=SIDE, crop="pad")
+    encode(Images(source, small), small, tmp_path / "pad", settings=SETTINGS)
+    pixels = data.load(str(photos), resolution=SIDE, crop="pad").samples
+    direct = small.encode(pixels)[0].numpy()
+    np.testing.assert_allclose(open_latents(tmp_path / "pad").samples[:][:, 0, 0], direct, rtol=1e-5, atol=1e-5)
+    assert json.loads((tmp_path / "pad/meta.json").read_text())["crop"] == "halved by boxes, bicubic, whole on white"
+    with pytest.raises(ConfigError, match="made with crop halved by boxes, bicubic, whole on white, not ADM: halved"):
+        made(photos, small, tmp_path / "pad")
+    # A run says how its images became squares, and that of the store has to be the same.
+    where = str(tmp_path / "pad")
+    with pytest.raises(DataError, match=r"by crop pad \(halved by .*\), not centre; say so with --set data\.crop=pad"):
+        load_data(DataConfig(source=where))
+    with pytest.raises(DataError, match=r"by crop pad \(halved by .*\), not resize"):
+        load_data(DataConfig(source=where, crop="resize"))
+    assert len(load_data(DataConfig(source=where, crop="pad"))) == N
+    assert len(data.load(where)) == N  # of whom nobody asks
+    meta = json.loads((tmp_path / "pad/meta.json").read_text())
+    for unknown in ({**meta, "crop": "unknown (an LMDB of latents)"}, {k: meta[k] for k in meta if k != "crop"}):
+        (tmp_path / "pad/meta.json").write_text(json.dumps(unknown))
+        assert len(load_data(DataConfig(source=where))) == N
 
 
 def test_halves_are_rounded_once_and_overflow_is_told(photos: Path, small: Autoencoder, tmp_path: Path) -> None:

@@ -21,7 +21,9 @@ from shortflow.runs import configuring
 from shortflow.train.settings import TrainSettings
 
 ROOT = Path(__file__).parents[1]
-SCRIPT: dict[str, Any] = runpy.run_path(str(ROOT / "scripts" / "imagenet_runs.py"))
+with pytest.MonkeyPatch.context() as patch:
+    patch.syspath_prepend(ROOT / "scripts")  # as python scripts/imagenet_runs.py has it
+    SCRIPT: dict[str, Any] = runpy.run_path(str(ROOT / "scripts" / "imagenet_runs.py"))
 LATENTS = DataSpec(name="latents", shape=(4, 32, 32), classes=tuple(map(str, range(1000))), image=False)
 
 

@@ -97,12 +97,13 @@ def test_photographs_become_figures(
     against = ("--reference", tmp_path / "photos.zip", "--resolution", side, "--features", program)
     said = shortflow("evaluate", run, *against, "--steps", "1,2", "-n", 12, "--seed", 3)
     assert (said.code, said.err) == (0, "")
-    lines, found = said.out.splitlines(), record(run / "evaluation-four.json")
+    (place,) = run.glob("evaluation-four@photos-????????.json")
+    lines, found = said.out.splitlines(), record(place)
     assert lines[0].split() == ["FD-12", "precision", "recall", "KID", "N"]
     assert [line.split("  ")[0] for line in lines[1:3]] == ["1 step", "2 steps"]
     assert f"decoded by {tmp_path}/vae {vae.sha256[:12]}" in said.out
     assert shortflow("evaluate", tmp_path / "s.npy", *against).code == 0
-    assert found["rows"]["2 steps"] == record(tmp_path / "s.npy.evaluation.json")["rows"]["s.npy"]
+    assert found["rows"]["2 steps"] == record(tmp_path / f"s.npy.{place.name}")["rows"]["s.npy"]
     made = found["made"]
     assert made["autoencoder"] == {"name": str(tmp_path / "vae"), "sha256": vae.sha256}
     assert made["latents"] == {"scale": [0.18215] * 4, "shift": [0.0] * 4}
@@ -111,7 +112,8 @@ def test_photographs_become_figures(
     assert (found["reference"]["n"], found["reference"]["formats"]) == (CLASSES * EACH, {"jpeg": CLASSES * EACH})
     assert not [path for path in run.iterdir() if path.name.startswith(".evaluation")]  # no chunk is left
 
-    assert f"1 step, four   FD-12 {found['rows']['1 step']['distance']:.2f}, " in shortflow("status", run).out
+    features = place.stem.removeprefix("evaluation-")
+    assert f"1 step, {features}   FD-12 {found['rows']['1 step']['distance']:.2f}, " in shortflow("status", run).out
     said = shortflow("report", run, "--no-draw", "--out", tmp_path / "page.html")
     assert (said.code, said.err) == (0, "")
     page = Reader.of((tmp_path / "page.html").read_text())

@@ -78,8 +78,8 @@ class RunStatus:
         disk: bytes by kind: states, models, previews, logs, pairs, other.
         free: bytes that are free there.
         preview: the last one.
-        scores: of every evaluation*.json by row, such as "1 step", or of evaluation-FEATURES.json "1 step, FEATURES";
-            a distance has what it may be called (FID-5k) under "name".
+        scores: of every evaluation*.json by row, such as "1 step", or of evaluation-FEATURES@REFERENCE.json "1 step,
+            FEATURES@REFERENCE"; a distance has what it may be called (FID-5k) under "name".
         remarks: what is odd: damaged lines, damaged states.
     """
 

@@ -18,8 +18,9 @@ from shortflow.cli.comparing import Compare, compare
 from shortflow.cli.demo import demo
 from shortflow.cli.diagnosing import diagnose
 from shortflow.cli.encoding import encode
-from shortflow.cli.evaluating import evaluate, reference
+from shortflow.cli.evaluating import evaluate
 from shortflow.cli.importing import import_weights
+from shortflow.cli.referring import reference
 from shortflow.cli.reporting import report
 from shortflow.cli.sampling import sample
 from shortflow.cli.showing import cost, recipes, show

@@ -6,7 +6,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperCommand
@@ -17,6 +17,7 @@ __all__ = [
     "Bf16",
     "Command",
     "Compile",
+    "CropName",
     "Encoder",
     "Guidance",
     "Imports",
@@ -75,6 +76,16 @@ Encoder = Annotated[
     typer.Option(
         metavar="NAME|FOLDER",
         help="For models of latents: the autoencoder that decodes them; by default the one that the run names.",
+        show_default=False,
+    ),
+]
+CropName = Annotated[
+    Literal["centre", "resize", "pad"] | None,
+    typer.Option(
+        "--crop",
+        metavar="centre|resize|pad",
+        help="How images become squares of --resolution: their centre, as in ADM; stretched; or whole on white. By "
+        "default centre, and beside a run as it has it.",
         show_default=False,
     ),
 ]

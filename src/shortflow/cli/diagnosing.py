@@ -132,11 +132,11 @@ def _of_run(run: Path, source: str | None, resolution: int | None, looking: Any)
 
     model = loaded(run, False, None)
     own = model.run.data
-    name, size = source or own.source, resolution if source is not None else own.resolution
+    name, size, crop = (own.source, own.resolution, own.crop) if source is None else (source, resolution, None)
     with progress("images", title="decoding") as shown:
-        training = load(name, "train", resolution=size, report=shown)
+        training = load(name, "train", resolution=size, crop=crop, report=shown)
     try:
-        held_out = load(name, "test", resolution=size)
+        held_out = load(name, "test", resolution=size, crop=crop)
     except DataError:
         held_out = None  # folders need not be divided
     say(f"{model.run.recipe.name} on {training.name}, {model.images:,} images seen")

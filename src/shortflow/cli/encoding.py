@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from shortflow.cli.common import Imports, count, numbers, say
+from shortflow.cli.common import CropName, Imports, count, numbers, say
 from shortflow.cli.progress import progress
 from shortflow.errors import ConfigError
 
@@ -37,6 +37,7 @@ def encode(
     resolution: Annotated[
         int | None, typer.Option(help="Crop and resize images to this side, in pixels; needed for photographs.")
     ] = None,
+    crop: CropName = None,
     split: Annotated[str, typer.Option(help="Which split of the source: train, test, all, or its own.")] = "train",
     image: Annotated[
         str | None,
@@ -109,7 +110,7 @@ def encode(
     if is_lmdb(Path(source)):
         feed: Any = runs.Stored(open_lmdb(Path(source)), autoencoder)
     else:
-        images = open_source(source, split, resolution, **columns)
+        images = open_source(source, split, resolution, crop=crop or "centre", **columns)
         for note in images.notes:
             say(f"note: {note}")
         feed = runs.Images(images, autoencoder)
@@ -119,7 +120,7 @@ def encode(
     except KeyboardInterrupt:
         say(f"\nStopped; finished shards are kept in {out}, and the same command goes on from there")
         raise typer.Exit(130) from None
-    _tell(made, out)
+    _tell(made, out, "" if crop in (None, "centre") else f" --set data.crop={crop}")
 
 
 def _autoencoder(encoder: str, device: Any) -> Any:
@@ -170,7 +171,7 @@ def _rescale(folder: Path, units: dict[str, Any], others: dict[str, Any]) -> Non
     )
 
 
-def _tell(made: Any, out: Path) -> None:
+def _tell(made: Any, out: Path, settings: str) -> None:
     from shortflow.data.latentspec import in_short
 
     kind = count(len(made.classes), "class", "classes") if made.classes else "unconditional"
@@ -190,4 +191,4 @@ def _tell(made: Any, out: Path) -> None:
     if made.psnr is not None:
         say(f"decoded again: PSNR {made.psnr[0]:.1f} dB, of the mirrors {made.psnr[1]:.1f} dB")
     say(f"{'Images beside their' if made.psnr else 'Some'} decoded latents: {out / 'decoded.png'}")
-    say(f"Train:   shortflow train esc --data {out} --out out/latents")
+    say(f"Train:   shortflow train esc --data {out}{settings} --out out/latents")

@@ -1,76 +1,32 @@
-"""`shortflow evaluate` and `shortflow reference`."""
+"""`shortflow evaluate`."""
 
+import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from shortflow.cli.common import Bf16, Compile, Encoder, Guidance, Imports, Window, count, numbers, say, window_of
+from shortflow.cli.common import Bf16, Compile, CropName, Encoder, Guidance, Imports, Window, numbers, say, window_of
 from shortflow.cli.progress import progress
+from shortflow.cli.referring import (
+    Corrupt,
+    Download,
+    FeaturesName,
+    InceptionFile,
+    OtherWeights,
+    Resolution,
+    Split,
+    check_neighbours,
+    check_unused,
+    extractor_of,
+    going_on,
+)
 from shortflow.cli.sampling import GammaShare, GridName, SamplerName, loaded
 from shortflow.errors import ConfigError
 
-__all__ = ["evaluate", "reference"]
-
-FeaturesName = Annotated[
-    str,
-    typer.Option(
-        metavar="NAME",
-        help="inception (FID); classifier (the one shipped for the data), classifier:NAME; FILE.pt2, a program of "
-        "features; or auto: the classifier for a run without --reference, otherwise inception.",
-    ),
-]
-InceptionFile = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FILE",
-        help="Weights of the FID Inception-v3, pt_inception-2015-12-05-6726825d.pth; by default what the environment "
-        "variable SHORTFLOW_INCEPTION names, or what --download has fetched.",
-        show_default=False,
-    ),
-]
-OtherWeights = Annotated[
-    bool,
-    typer.Option(
-        "--other-weights", help="Take Inception weights other than the published ones; the result is not FID."
-    ),
-]
-Download = Annotated[
-    bool,
-    typer.Option("--download", help="Fetch the published Inception weights (91 MiB) if they are not there; only then."),
-]
-Resolution = Annotated[
-    int | None,
-    typer.Option(
-        metavar="PIXELS",
-        help="Crop and scale images of both sides to this first; by default they must have one size.",
-        show_default=False,
-    ),
-]
-Keep = Annotated[
-    int,
-    typer.Option(metavar="N", help="Features that are kept for KID, precision and recall, at most; 0 for none."),
-]
-Split = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME",
-        help="Which split of the real images: train, test, val or all; by default train, as training has it. Also as "
-        "IMAGES:NAME.",
-        show_default=False,
-    ),
-]
-Corrupt = Annotated[
-    Literal["refuse", "skip"],
-    typer.Option(
-        metavar="refuse|skip",
-        help="Images that cannot be read: refuse them, before anything is computed, or skip them and list them.",
-    ),
-]
+__all__ = ["evaluate"]
 
 
 def evaluate(
@@ -108,6 +64,7 @@ def evaluate(
     other_weights: OtherWeights = False,
     download: Download = False,
     resolution: Resolution = None,
+    crop: CropName = None,
     split: Split = None,
     corrupt: Corrupt = "refuse",
     neighbours: Annotated[
@@ -138,7 +95,10 @@ def evaluate(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="JSON file; by default evaluation.json beside the model, or IMAGES.evaluation.json."),
+        typer.Option(
+            help="JSON file; by default evaluation.json beside the model, or with --reference or --features "
+            "evaluation-FEATURES@REFERENCE.json; beside images IMAGES.evaluation-FEATURES@REFERENCE.json."
+        ),
     ] = None,
     keep: Annotated[
         Path | None,
@@ -163,6 +123,7 @@ def evaluate(
     processes share the work and give the same figures.
     """
     from shortflow import runs
+    from shortflow.data.images import check_square
 
     most = _neighbours(neighbours)
     rule, kind, acting = runs.sampler_named(sampler, gamma), runs.grid_named(grid), window_of(window)
@@ -178,8 +139,9 @@ def evaluate(
     is_run = _is_run(target)
     if is_run and reference is None and features in ("auto", "classifier"):
         unused = {"--resolution": resolution is not None, "--inception": inception is not None}
+        unused |= {"--crop": crop is not None}
         unused |= {"--split": split is not None, "--corrupt": corrupt == "skip", "--is-splits": is_splits == "ordered"}
-        _check_unused(unused)
+        check_unused(unused)
         if os.environ.get("WORLD_SIZE", "1") != "1":
             raise ConfigError(
                 "scores in the features of the shipped classifier are for one process; start it without a launcher, or "
@@ -188,37 +150,43 @@ def evaluate(
         number = 1000 if n is None else n
         _score(Path(target), numbers(steps, "--steps"), number, settings, out, keep, compile, encoder)
         return
-    _check_unused({"--keep": keep is not None}, "these features, whose sums are kept beside the result")
+    check_unused({"--keep": keep is not None}, "these features, whose sums are kept beside the result")
     with runs.processes() as world:
+        weights = (inception, other_weights, download, world.device)
         if is_run:
             model = loaded(Path(target), compile, world.device)
             counts, number = numbers(steps, "--steps"), 50_000 if n is None else n
-            own = {"--corrupt": reference is None and corrupt == "skip"}
-            _check_unused(own, "the images that a run was trained on: its data.corrupt counts")
+            if reference is None:
+                own = {"--corrupt": corrupt == "skip", "--crop": crop is not None}
+                check_unused(own, "the images that a run was trained on: its data.corrupt and data.crop count")
+            check_square(resolution, crop or "centre")
+            crop = crop or model.run.data.crop
             known = reference or runs.training_images(model, resolution, split or "train")
             settings["autoencoder"] = world.in_turn(lambda: _decoder(model, encoder, world.device))
             compared = runs.drawn_images(model, counts, number, resolution=resolution, **settings)
-            source = model.run.data.source
+            extractor = extractor_of(features, model.run.data.source, *weights)
         else:
             made = {"--n": n is not None, "--compile": compile, "--bf16": bf16, "--sampler": rule is not None}
             made |= {"--encoder": encoder is not None}
-            _check_unused(made | {"--guidance": guidance != 1, "--window": acting is not None}, "images that are there")
+            check_unused(made | {"--guidance": guidance != 1, "--window": acting is not None}, "images that are there")
             if reference is None:
                 raise ConfigError(
                     f"{target}: say what to compare these images with: --reference STATS.npz, or --reference IMAGES"
                 )
+            extractor, known = extractor_of(features, reference.partition(":")[0], *weights), reference
             with progress("images", title=f"looking at {target}") as looking:
-                images = runs.open_images(target, resolution=resolution, corrupt=corrupt, report=looking)
+                images = runs.open_images(
+                    target, resolution=resolution, crop=crop or "centre", corrupt=corrupt, report=looking
+                )
             compared = runs.Compared(images={Path(target).name or target: images})
-            source, known = reference.partition(":")[0], reference
-        extractor = _extractor(features, source, inception, other_weights, download, world.device)
-        path = out or _place(target, extractor.name, is_run)
-        with _going_on(path) as reports:
+        path = out or _place(target, extractor.name, reference, split, is_run)
+        with going_on(path) as reports:
             record = runs.compare(
                 compared,
                 known,
                 extractor,
                 resolution=resolution,
+                crop=crop or "centre",
                 neighbours=most,
                 ordered=is_splits == "ordered",
                 out=path,
@@ -226,54 +194,10 @@ def evaluate(
                 reports=reports,
                 split=None if reference is None else split,
                 corrupt=corrupt,
+                say=say,
             )
     if record is not None:
         _show(record, path)
-
-
-def reference(
-    images: Annotated[
-        str,
-        typer.Argument(
-            metavar="IMAGES",
-            help="A folder, .zip, .npz, .npy or .tar of images, hf:NAME, or a data set's name (cifar10, cifar10:test).",
-            show_default=False,
-        ),
-    ],
-    out: Annotated[Path, typer.Option(metavar="NAME.npz", help="Where the statistics go.", show_default=False)],
-    features: FeaturesName = "inception",
-    inception: InceptionFile = None,
-    other_weights: OtherWeights = False,
-    download: Download = False,
-    resolution: Resolution = None,
-    split: Split = None,
-    corrupt: Corrupt = "refuse",
-    neighbours: Keep = 10_000,
-) -> None:
-    """Make statistics of images, to compare others with.
-
-    That is done by evaluate --reference. The file holds mu and sigma (and mu_s and sigma_s), as other projects read
-    them, some features for KID, precision and recall, and what made them. Interrupted, the same command goes on; under
-    torchrun, processes share the work.
-    """
-    from shortflow import runs
-
-    _check_neighbours(neighbours)
-    if out.suffix != ".npz":
-        raise ConfigError(f"--out {out}: statistics are .npz files; give a name that ends so")
-    if out.exists():
-        raise ConfigError(f"{out} is there already; give another name, or remove it")
-    with runs.processes() as world:
-        name = "inception" if features == "auto" else features
-        extractor = _extractor(name, images.partition(":")[0], inception, other_weights, download, world.device)
-        with progress("images", title=f"looking at {images}") as looking:
-            stored = runs.open_images(images, split=split, resolution=resolution, corrupt=corrupt, report=looking)
-        with _going_on(out) as reports:
-            found = runs.statistics_of(stored, extractor, keep=neighbours, out=out, world=world, report=reports(images))
-    if found is not None:
-        for title, reason in stored.skipped:
-            say(f"skipped: {title} ({reason})")
-        say(f"{count(stored.count, 'image')} of {stored.shape[2]}×{stored.shape[1]} pixels, {extractor.name} → {out}")
 
 
 # -------------------------------------------------------------------------------------------------------------- helpers
@@ -292,20 +216,6 @@ def _is_run(target: str) -> bool:
     return name not in names() and not is_source(name)
 
 
-def _extractor(name: str, source: str, inception: Path | None, other_weights: bool, download: bool, device: str) -> Any:
-    from shortflow import runs
-    from shortflow.evaluate import download_inception
-
-    name = "inception" if name == "auto" else name
-    _check_unused({"--inception": inception is not None and name != "inception"}, f"--features {name}")
-    if download:
-        if name != "inception" or inception is not None:
-            raise ConfigError("--download fetches the published Inception weights; leave it out with other ones")
-        with progress("bytes", title="Inception weights") as shown:
-            download_inception(shown)
-    return runs.extractor_named(name, source=source, weights=inception, published=not other_weights, device=device)
-
-
 def _neighbours(text: str) -> int | Literal["adm"] | None:
     if text in ("auto", "adm"):
         return "adm" if text == "adm" else None
@@ -313,13 +223,8 @@ def _neighbours(text: str) -> int | Literal["adm"] | None:
         found = int(text)
     except ValueError:
         raise ConfigError(f"--neighbours {text}: give a number of features, or adm") from None
-    _check_neighbours(found)
+    check_neighbours(found)
     return found
-
-
-def _check_neighbours(count: int) -> None:
-    if count < 0:
-        raise ConfigError(f"--neighbours must be at least 0, got {count}")
 
 
 def _decoder(model: Any, encoder: str | None, device: str) -> Any:
@@ -335,18 +240,32 @@ def _decoder(model: Any, encoder: str | None, device: str) -> Any:
     return found.autoencoder
 
 
-def _check_unused(given: dict[str, bool], what: str = "the features of the shipped classifier") -> None:
-    options = [option for option, is_given in given.items() if is_given]
-    if options:
-        raise ConfigError(f"{', '.join(options)}: has no meaning for {what}; leave it out")
-
-
-def _place(target: str, features: str, is_run: bool) -> Path:
+def _place(target: str, features: str, reference: str | None, split: str | None, is_run: bool) -> Path:
+    """Where a record goes by default: features and reference each have their own, but for the images of a run itself,
+    evaluation-FEATURES.json."""
     path = Path(target.replace("/", "-") if target.startswith("hf:") else target).expanduser()
+    against = ("" if split is None else f"@{split}") if reference is None else f"@{_key(reference, split)}"
     if is_run:
-        return (path if path.is_dir() else path.parent) / f"evaluation-{features}.json"
-    name = re.sub(r"[:{},*?\[\]]", "-", path.name)  # of patterns and splits
-    return path.with_name(f"{name}.evaluation.json")
+        return (path if path.is_dir() else path.parent) / f"evaluation-{features}{against}.json"
+    return path.with_name(f"{_plain(path.name)}.evaluation-{features}{against}.json")
+
+
+def _key(reference: str, split: str | None) -> str:
+    """The name of a reference in that of a file; of one on a disk with the beginning of a sum of its place."""
+    from shortflow.data import names
+    from shortflow.data.stored import parted
+
+    name, named = parted(reference)
+    path, which = Path(name).expanduser(), split or named
+    end = "" if which is None else f"-{which}"
+    if name in names() or not path.exists():
+        return _plain(f"{name}{end}")
+    return _plain(f"{path.stem}{end}-{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}")
+
+
+def _plain(name: str) -> str:
+    """Without what stands in patterns, splits and paths."""
+    return re.sub(r"[:{},*?\[\]/\\]", "-", name)
 
 
 def _score(
@@ -389,20 +308,3 @@ def _show(record: dict[str, Any], path: Path) -> None:
     for line in runs.remarks(record):
         say(f"Note: {line}.")
     say(f"→ {path}")
-
-
-@contextmanager
-def _going_on(path: Path) -> Iterator[Callable[[str], Any]]:
-    """What shows how far each set of images is; and a word on Ctrl-C: finished chunks are kept."""
-    shown = ExitStack()
-
-    def reports(what: str) -> Any:
-        shown.close()  # the bar of the set before
-        return shown.enter_context(progress("images", title=what))
-
-    try:
-        with shown:
-            yield reports
-    except KeyboardInterrupt:
-        say(f"\nStopped before {path} was done; the same command goes on from the last finished chunk")
-        raise typer.Exit(130) from None

@@ -37,7 +37,9 @@ def train(
             "digits, or what the run file says."
         ),
     ] = None,
-    resolution: Annotated[int | None, typer.Option(help="Crop and resize images to this side, in pixels.")] = None,
+    resolution: Annotated[
+        int | None, typer.Option(help="Make squares of this side of images, in pixels, as --set data.crop=NAME says.")
+    ] = None,
     teacher: Annotated[
         str | None, typer.Option(metavar="RUN", help="The model that a recipe distils, or that makes its pairs.")
     ] = None,

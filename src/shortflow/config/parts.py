@@ -27,6 +27,7 @@ from shortflow import (
     times,
     velocity,
 )
+from shortflow.data.images import Crop
 from shortflow.data.latentspec import LatentSpec
 from shortflow.errors import ConfigError, ShortflowError
 from shortflow.nn import configs as networks
@@ -47,6 +48,8 @@ class DataConfig:
     Args:
         source: a built-in name, images in any form (see docs/data.md), or a folder of latents.
         resolution: the side to crop and resize images to; None: as they are.
+        crop: how images become squares of that side: "centre", the central square (as in ADM); "resize", stretched; or
+            "pad", whole on white. Of latents: how their images did; others are refused.
         image, label: of shards and tables: the field or column that is the image, and the label; null: found by its
             type. The label "none" leaves the labels of any data out, for an unconditional model of all images, however
             deep in folders they lie; "folder" is the first sub-folder.
@@ -62,6 +65,7 @@ class DataConfig:
 
     source: str = "digits"
     resolution: int | None = None
+    crop: Crop = "centre"
     image: str | None = None
     label: str | None = None
     corrupt: Literal["refuse", "skip"] = "refuse"

@@ -21,6 +21,7 @@ from shortflow.data import cifar10, idx, images, latents, toys
 from shortflow.data.dataset import Dataset
 from shortflow.data.decoded import Corrupt, decoded
 from shortflow.data.formats import WITHOUT, found_at, open_path
+from shortflow.data.images import Crop
 from shortflow.errors import DataError
 from shortflow.typing import Report
 
@@ -48,6 +49,7 @@ def load(
     split: str = "train",
     *,
     resolution: int | None = None,
+    crop: Crop | None = None,
     image: str | None = None,
     label: str | None = None,
     corrupt: Corrupt = "refuse",
@@ -62,7 +64,9 @@ def load(
         source: a name, a path, a pattern or hf:NAME; a name wins over a folder of the same name (write `./mnist` for
             the folder).
         split: "train", "test" or "all" (train, then test); folders may have others.
-        resolution: side of the images in pixels, by `center_crop`; None: as stored.
+        resolution: side of the images in pixels; None: as stored.
+        crop: how images become squares of that side, see `shortflow.data.images.square`, and how those of a store of
+            latents did; None: "centre", and any.
         image, label: fields or columns of shards and tables; None: found by their type. The label "none" leaves labels
             out, of all data.
         corrupt: refuse images that cannot be read, naming them, or skip them (`Dataset.skipped`).
@@ -73,12 +77,13 @@ def load(
         DataError: if there is no such data; says where was looked and what to do.
     """
     if source not in names():
-        found = _load_path(source, split, resolution, image, label, corrupt, report)
+        found = _load_path(source, split, resolution, crop, image, label, corrupt, report)
         return replace(found, labels=None, classes=()) if label == WITHOUT else found
     if image is not None or label not in (None, WITHOUT):
         raise DataError(f"{source} has no columns to choose from; leave out data.image and data.label")
     if split not in ("train", "test", "all"):
         raise DataError(f"{source}: no split {split!r}; there are 'train', 'test' and 'all'")
+    images.check_square(resolution, crop or "centre")
     if source in toys.names():
         if resolution is not None:
             raise DataError(f"{source}: points have no resolution, got {resolution}; leave it out")
@@ -94,7 +99,7 @@ def load(
         )
     return Dataset(
         name=source,
-        samples=samples if resolution is None else images.resize(samples, resolution),
+        samples=samples if resolution is None else images.resize(samples, resolution, crop or "centre"),
         labels=None if label == WITHOUT else labels.astype(np.int64),
         classes=() if label == WITHOUT else classes,
         split=split,
@@ -120,6 +125,7 @@ def _load_path(
     source: str,
     split: str,
     resolution: int | None,
+    crop: Crop | None,
     image: str | None,
     label: str | None,
     corrupt: Corrupt,
@@ -131,8 +137,8 @@ def _load_path(
     if folder.is_dir() and latents.holds_latents(folder):
         if image is not None or label not in (None, WITHOUT):
             raise DataError(f"{source}: latents have no columns to choose from; leave out data.image and data.label")
-        return latents.load_latents(folder, split, resolution)
-    found = open_path(source, split, resolution=resolution, image=image, label=label)
+        return latents.load_latents(folder, split, resolution, crop)
+    found = open_path(source, split, resolution=resolution, crop=crop or "centre", image=image, label=label)
     return decoded(found, corrupt=corrupt, report=report)
 
 

@@ -24,16 +24,19 @@ from jaxtyping import Int64, UInt8
 from shortflow.arrays import npy_header, open_array
 from shortflow.data.dataset import Dataset
 from shortflow.data.formats import Arrays, Skipped, Source, open_folder, setting
-from shortflow.data.images import Pixels, cache_folder, some, stacked, why
+from shortflow.data.images import Pixels, cache_folder, check_square, some, stacked, why
 from shortflow.errors import DataError
 from shortflow.files import alone, atomic_path, write_atomic
 from shortflow.typing import Report
 
 __all__ = [
+    "PATIENCE",
     "Corrupt",
     "check_failures",
     "decoded",
     "each",
+    "forget_older",
+    "kept_at",
     "listed",
     "load_folder",
     "lost_classes",
@@ -47,9 +50,10 @@ T = TypeVar("T")
 _Found = tuple[UInt8[np.ndarray, "n c h w"], Sequence[Skipped]]  # the images, and what was left out
 
 _IN_MEMORY = 2**26  # bytes of pixels
-_PATIENCE = 2.0  # seconds of decoding, above which its result is kept
+PATIENCE = 2.0
+"""Seconds of decoding, above which its result is kept."""
 _AT_ONCE = 512  # images that are decoded before the first of them is handed on
-_FORMAT = 3  # of the decoded pixels: a number that changes with the meaning of what is above
+_FORMAT = 4  # of the decoded pixels: a number that changes with the meaning of what is above
 
 
 def load_folder(
@@ -65,8 +69,7 @@ def load_folder(
     Raises:
         DataError: names the folder or up to five files at fault, and the remedy.
     """
-    if resolution is not None and resolution < 1:
-        raise DataError(f"resolution must be at least 1 pixel, got {resolution}")
+    check_square(resolution)
     return decoded(open_folder(folder, split, resolution), corrupt=corrupt, report=report)
 
 
@@ -142,16 +145,14 @@ def _titled(source: Source, k: int) -> str:
 
 def _pixels(source: Source, corrupt: Corrupt, report: Report | None) -> _Found:
     """The images, in memory or memory-mapped, and what was left out."""
-    asked = f"{source.where} {source.split} {source.resolution} {_FORMAT}"
-    place = hashlib.sha256(asked.encode()).hexdigest()[:16]
-    key = hashlib.sha256(f"{asked}\n{source.identity()}".encode()).hexdigest()[:16]
-    kept = cache_folder() / "folders" / f"{place}-{key}.npy"
+    asked = f"{source.where} {source.split} {source.resolution} {source.crop} {_FORMAT}"
+    kept = kept_at("folders", asked, source.identity(), ".npy")
     found = _kept(kept, source)
     if found is None:
         check_failures(source, source.unreadable(), corrupt)
         with alone(kept.with_suffix(".lock"), waiting=partial(_waiting, source, report)) as waited:
             found = _kept(kept, source)
-            if found is None and not 0 < waited < _PATIENCE:
+            if found is None and not 0 < waited < PATIENCE:
                 found = _made(kept, source, corrupt, report)
         if found is None:  # it took so little that nothing was kept: no need to do it one after the other
             found = _made(kept, source, corrupt, report)
@@ -177,7 +178,7 @@ def _made(kept: Path, source: Source, corrupt: Corrupt, report: Report | None) -
     if size <= _IN_MEMORY:
         samples = stacked(list(images()))
         skipped = listed(source, failures)
-        if time.monotonic() - began > _PATIENCE:
+        if time.monotonic() - began > PATIENCE:
             with suppress(OSError):  # no space, or no permission: it is in memory
                 _keep(kept, map(_as_image, samples), len(samples), source.resolution, lambda: skipped)
         return samples, skipped
@@ -196,9 +197,21 @@ def _keep(kept: Path, images: Iterable[Pixels], n: int, side: int, skipped: Call
     _write(kept, images, n, side)
     if skipped():
         write_atomic(_beside(kept), json.dumps({"skipped": skipped()}, ensure_ascii=False))
+    forget_older(kept)
+
+
+def kept_at(folder: str, asked: str, identity: str, ending: str) -> Path:
+    """Where in a folder of the cache it is kept what was asked for, of images of that identity."""
+    place = hashlib.sha256(asked.encode()).hexdigest()[:16]
+    key = hashlib.sha256(f"{asked}\n{identity}".encode()).hexdigest()[:16]
+    return cache_folder() / folder / f"{place}-{key}{ending}"
+
+
+def forget_older(kept: Path) -> None:
+    """Remove what was kept of the same when its images were others."""
     place, _, _ = kept.name.partition("-")
     for old in kept.parent.glob(f"{place}-*"):
-        if old.suffix != ".lock" and old not in (kept, _beside(kept)):
+        if old.suffix != ".lock" and not old.name.startswith(f"{kept.stem}."):
             old.unlink(missing_ok=True)
 
 

@@ -16,14 +16,23 @@ __all__ = ["deep_image", "is_deep"]
 _OTHER = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}  # the order of bytes that N is not
 _WHITE = 65535
 _PLANAR, _BITS = 284, 258  # tags of TIFF
+_SIZE = b"\xff\x4f\xff\x51"  # with which the codestream of JPEG 2000 begins: its size, and the bits of its channels
+_HEAD = 2**20  # bytes of a file in which it does
 
 
 def is_deep(image: Image.Image) -> bool:
     """Whether the opened, not yet loaded image has 16 bits in each of several channels.
 
     Raises:
-        ValueError: if they lie in separate planes, which Pillow cuts without a way around it.
+        ValueError: if Pillow spoils them without a way around it: it cuts those in separate planes, and of JPEG 2000 in
+            colour makes (u + 128) >> 8 in 8 bits, in which white is 0.
     """
+    depth = _jpeg2000_depth(image)
+    if depth > 8:
+        raise ValueError(
+            f"{depth}-bit colours of JPEG 2000 are not read, because their white would become black; save the file as "
+            "PNG or TIFF"
+        )
     tags: Any = getattr(image, "tag_v2", {})
     bits = tags.get(_BITS, 8)
     if tags.get(_PLANAR) == 2 and isinstance(bits, tuple) and len(bits) > 1 and max(bits) > 8:
@@ -31,6 +40,19 @@ def is_deep(image: Image.Image) -> bool:
             f"{max(bits)}-bit channels in separate planes are not read; save the file with them side by side"
         )
     return isinstance(image, ImageFile) and bool(image.tile) and ";16" in _rawmode(image)[1:] and image.mode[0] != "I"
+
+
+def _jpeg2000_depth(image: Image.Image) -> int:
+    """The bits of the deepest channel of a JPEG 2000 file in colour; 0 of other files."""
+    file: Any = getattr(image, "fp", None)
+    if image.format != "JPEG2000" or image.mode[0] == "I" or file is None:
+        return 0
+    place = file.tell()
+    file.seek(0)
+    _, _, size = file.read(_HEAD).partition(_SIZE)
+    file.seek(place)
+    channels = int.from_bytes(size[36:38], "big")
+    return max(((bits & 127) + 1 for bits in size[38 : 38 + 3 * channels : 3]), default=0)
 
 
 def deep_image(image: Image.Image, again: Image.Image) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Image files as pixels: upright (EXIF), on white where transparent, in 8 bits, grey or RGB, cropped to a square."""
+"""Image files as pixels: upright (EXIF), on white where transparent, in 8 bits, grey or RGB, and as squares."""
 
 import importlib.util
 import os
@@ -8,7 +8,7 @@ from contextlib import contextmanager, nullcontext
 from functools import cache
 from io import BufferedIOBase
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, Literal, cast
 
 import numpy as np
 from jaxtyping import UInt8
@@ -18,21 +18,32 @@ from shortflow.data.deep import deep_image, is_deep
 from shortflow.errors import DataError
 
 __all__ = [
+    "CROPS",
     "EXTENSIONS",
     "NEEDS_HEIF",
+    "Crop",
     "Pixels",
     "cache_folder",
-    "center_crop",
+    "check_square",
     "image_size",
     "read_image",
     "reads_heif",
     "resize",
     "some",
+    "square",
     "stacked",
     "why",
 ]
 
 Pixels = UInt8[np.ndarray, "h w"] | UInt8[np.ndarray, "h w 3"]
+Crop = Literal["centre", "resize", "pad"]
+
+CROPS: dict[Crop, str] = {
+    "centre": "ADM: halved by boxes, bicubic, centre",
+    "resize": "halved by boxes, bicubic, stretched",
+    "pad": "halved by boxes, bicubic, whole on white",
+}
+"""How an image becomes a square (see `square`), in the words that stores of latents have it in."""
 
 EXTENSIONS = frozenset(
     {
@@ -55,38 +66,62 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shortflow"
 
 
-def center_crop(image: Image.Image, resolution: int) -> Image.Image:
-    """The central square of `image`, scaled to `resolution` pixels.
+def check_square(resolution: int | None, crop: str = "centre") -> None:
+    """Raise `DataError` unless images can be brought to that side in that way; None: they stay as they are."""
+    if crop not in CROPS:
+        raise DataError(f"there is no crop {crop!r}; there are {', '.join(CROPS)}")
+    if resolution is None and crop != "centre":
+        raise DataError(f"crop {crop} says how images become squares; give their side as well (--resolution)")
+    if resolution is not None and resolution < 1:
+        raise DataError(f"resolution must be at least 1 pixel, got {resolution}")
 
-    Halved by box filter while the short side is at least twice the resolution, then bicubic, then cropped: the
-    preprocessing of Dhariwal & Nichol (2021), which published ImageNet results share.
+
+def square(image: Image.Image, resolution: int, crop: Crop = "centre") -> Image.Image:
+    """`image` as a square of `resolution` pixels.
+
+        centre   the short side scaled to the resolution, and the middle of the long one: the preprocessing of Dhariwal
+                 & Nichol (2021), which published ImageNet results share
+        resize   both sides scaled to the resolution: all of the image, stretched
+        pad      the long side scaled to the resolution: all of the image in the middle, on white as what is transparent
+
+    It is halved by box filter while the side that counts (of `resize` the short one) is at least twice the resolution,
+    then scaled bicubically. An image that is square already is the same in all ways.
     """
-    while min(image.size) >= 2 * resolution:
-        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    scale = resolution / min(image.size)
-    size = (round(image.width * scale), round(image.height * scale))
+    counts = max if crop == "pad" else min
+    while counts(image.size) >= 2 * resolution:
+        image = image.resize((max(1, image.width // 2), max(1, image.height // 2)), Image.Resampling.BOX)
+    scale = resolution / counts(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    if crop == "resize":
+        size = (resolution, resolution)
     if size != image.size:
         image = image.resize(size, Image.Resampling.BICUBIC)
+    if crop == "pad":
+        whole = Image.new(image.mode, (resolution, resolution), "white")
+        whole.paste(image, ((resolution - image.width) // 2, (resolution - image.height) // 2))
+        return whole
     left, top = (image.width - resolution) // 2, (image.height - resolution) // 2
     return image.crop((left, top, left + resolution, top + resolution))
 
 
-def resize(samples: UInt8[np.ndarray, "n c h w"], resolution: int) -> UInt8[np.ndarray, "n c r r"]:
-    """`center_crop` of every image of an array with one or three channels.
+def resize(
+    samples: UInt8[np.ndarray, "n c h w"], resolution: int, crop: Crop = "centre"
+) -> UInt8[np.ndarray, "n c r r"]:
+    """`square` of every image of an array with one or three channels.
 
     Raises:
         DataError: if the resolution is below one pixel.
     """
-    if resolution < 1:
-        raise DataError(f"resolution must be at least 1 pixel, got {resolution}")
+    check_square(resolution, crop)
     if samples.shape[2:] == (resolution, resolution):
         return samples
     layers = samples[:, 0] if samples.shape[1] == 1 else samples.transpose(0, 2, 3, 1)
-    return stacked([np.asarray(center_crop(Image.fromarray(layer), resolution)) for layer in layers])
+    return stacked([np.asarray(square(Image.fromarray(layer), resolution, crop)) for layer in layers])
 
 
-def read_image(file: Path | BufferedIOBase, resolution: int | None = None) -> Pixels:
-    """The image in a file, upright, opaque and in 8 bits: grey (h, w) or RGB (h, w, 3), after `center_crop`.
+def read_image(file: Path | BufferedIOBase, resolution: int | None = None, crop: Crop = "centre") -> Pixels:
+    """The image in a file, upright, opaque and in 8 bits: grey (h, w) or RGB (h, w, 3), as `square` where a resolution
+    is given.
 
     Raises almost anything where it is damaged.
     """
@@ -98,7 +133,7 @@ def read_image(file: Path | BufferedIOBase, resolution: int | None = None) -> Pi
                     opened = deep_image(opened, again)
             opened.load()
             image = _flatten(opened)
-            return np.asarray(image if resolution is None else center_crop(image, resolution))
+            return np.asarray(image if resolution is None else square(image, resolution, crop))
 
 
 def image_size(file: Path | BufferedIOBase) -> tuple[int, int]:

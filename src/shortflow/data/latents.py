@@ -30,13 +30,13 @@ from shortflow.arrays import Stacked, open_array
 from shortflow.data.conditions import CONDITIONS, Conditions, open_conditions
 from shortflow.data.dataset import Dataset
 from shortflow.data.formats import Skipped
+from shortflow.data.images import CROPS, Crop
 from shortflow.data.latentspec import LatentSpec
 from shortflow.data.measured import Measured, Moments
 from shortflow.errors import DataError, require
 from shortflow.files import atomic_path, sha256_of, write_atomic
 
 __all__ = [
-    "CROP",
     "META",
     "Measured",
     "Shard",
@@ -55,7 +55,6 @@ __all__ = [
 
 META = "meta.json"
 FORMAT = 1
-CROP = "ADM: halved by boxes, bicubic, centre"
 _LARGEST_META = 2**26  # bytes
 _NAME = re.compile(r"\d{6}\.safetensors")
 
@@ -240,6 +239,7 @@ def _checked(meta: Mapping[str, Any]) -> dict[str, Any]:
         "count": int(meta["count"]),
         "classes": tuple(str(name) for name in meta["classes"]),
         "condition": tuple(int(side) for side in meta["condition"]) if meta.get("condition") else None,
+        "crop": next((crop for crop, words in CROPS.items() if words == meta.get("crop")), None),
         "source": {name: str(meta["source"][name]) for name in ("name", "split", "sha256")}
         | ({"where": str(meta["source"]["where"])} if "where" in meta["source"] else {}),
     }
@@ -255,11 +255,16 @@ def holds_latents(folder: Path) -> bool:
     return bool(entries) and all((path / META).is_file() for path in entries)
 
 
-def load_latents(folder: Path, split: str = "train", resolution: int | None = None) -> Dataset:
+def load_latents(
+    folder: Path, split: str = "train", resolution: int | None = None, crop: Crop | None = None
+) -> Dataset:
     """The store in `folder`, or in its sub-folder `split`.
 
+    Args:
+        resolution, crop: of the images that it was made of; None: any.
+
     Raises:
-        DataError: if there is none for this split, it is not finished, or its images have another resolution.
+        DataError: if there is none for this split, it is not finished, or its images have another resolution or crop.
     """
     if not (folder / META).is_file() and (folder / split / META).is_file():
         folder = folder / split
@@ -279,6 +284,12 @@ def load_latents(folder: Path, split: str = "train", resolution: int | None = No
         raise DataError(
             f"{folder}: these are latents of images of side {side}, not {resolution}; leave out the resolution, or "
             "encode the images again"
+        )
+    made = read_meta(folder)["crop"]
+    if crop not in (None, made) and made is not None:
+        raise DataError(
+            f"{folder}: these are latents of images by crop {made} ({CROPS[made]}), not {crop}; say so with --set "
+            f"data.crop={made}, or encode the images again"
         )
     return found
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from shortflow.data import builtin
 from shortflow.data.decoded import Corrupt, check_failures, squared
 from shortflow.data.formats import Arrays, Source, found_at, open_path
+from shortflow.data.images import Crop, check_square
 from shortflow.errors import DataError
 
 __all__ = ["Source", "open_source"]
@@ -18,6 +19,7 @@ def open_source(
     split: str = "train",
     resolution: int | None = None,
     *,
+    crop: Crop = "centre",
     image: str | None = None,
     label: str | None = None,
     corrupt: Corrupt = "refuse",
@@ -28,6 +30,7 @@ def open_source(
     Args:
         split: of those that have splits.
         resolution: side of the squares in pixels. None: the side that all images share (`squared`).
+        crop: how images become squares, see `shortflow.data.images.square`.
         image, label: fields or columns of shards and tables; the label "none" leaves labels out.
         corrupt: of images that are known to be unreadable, or whose size has to be read and cannot be; `Source.read`
             raises for damaged ones.
@@ -39,11 +42,10 @@ def open_source(
     if source not in builtin.names():
         if not found_at(source):
             raise builtin.unknown(source)
-        found = open_path(source, split, resolution=resolution, image=image, label=label)
+        found = open_path(source, split, resolution=resolution, crop=crop, image=image, label=label)
         check_failures(found, found.unreadable(), corrupt)
         return squared(found, corrupt=corrupt)
-    if resolution is not None and resolution < 1:
-        raise DataError(f"resolution must be at least 1 pixel, got {resolution}")
+    check_square(resolution, crop)
     dataset = builtin.load(source, split, image=image, label=label, root=root)
     if not dataset.is_image:
         raise DataError(f"{source}: points have no latents; give images")
@@ -55,6 +57,7 @@ def open_source(
             labels=dataset.labels,
             classes=dataset.classes,
             resolution=resolution,
+            crop=crop,
             samples=dataset.samples,  # type: ignore[arg-type]
         )
     )

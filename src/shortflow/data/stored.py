@@ -8,9 +8,9 @@
 | anything else that runs are trained on | folders, .zip, shards, tables, hf:NAME (`shortflow.data.formats`) |
 
 The images are those that a run would be trained on: of the train split, unless another is asked for, in words or as
-NAME:test. Files of pictures become RGB; arrays keep their channels. Nothing is resized unless a resolution is given,
-which is reached by `center_crop`. What is wrong with files is said before the first of them is used: headers are read
-of all of them, and where damaged ones are to be left out, all are decoded once to know which.
+NAME:test. Files of pictures become RGB; arrays keep their channels. Nothing is resized unless a resolution is given;
+then images become squares by the crop that is asked for. What is wrong with files is said before the first of them is
+used: all of them are decoded once to know (`shortflow.data.whole`).
 """
 
 import os
@@ -34,7 +34,8 @@ from shortflow.data.dataset import Dataset
 from shortflow.data.decoded import Corrupt, check_failures, each, listed
 from shortflow.data.encoded import Encoded
 from shortflow.data.formats import HUB, SPLITS, WITHOUT, Source, found_at, open_path
-from shortflow.data.images import resize, some, why
+from shortflow.data.images import Crop, check_square, resize, some, why
+from shortflow.data.whole import look_at
 from shortflow.errors import DataError
 from shortflow.typing import Report
 
@@ -56,7 +57,9 @@ class Stored:
         formats: how many there are of each file format, or {"array": n}.
         identity: a text that changes when the images do, as far as names, sizes and times can tell.
         resolution: what they are brought to; None: as they are.
+        crop: how they became squares of it; None: they did not, or nobody knows.
         skipped: what could not be read, and was left out: what it is called, and why.
+        notes: what their user should know of how they were opened, in sentences.
         read: (first, last) → those images, in batches.
     """
 
@@ -67,7 +70,9 @@ class Stored:
     identity: str
     resolution: int | None
     read: Callable[[int, int], Iterator[Images]]
+    crop: Crop | None = None
     skipped: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def parted(given: str) -> tuple[str, str | None]:
@@ -85,12 +90,14 @@ def open_images(
     *,
     split: str | None = None,
     resolution: int | None = None,
+    crop: Crop = "centre",
     corrupt: Corrupt = "refuse",
     report: Report | None = None,
 ) -> Stored:
     """The images at a path, or of a named data set (see the module).
 
     Args:
+        resolution, crop: the side that images are brought to, and how; None: they stay as they are.
         split: of those that have splits; None: what is given as IMAGES:SPLIT, or else "train".
         corrupt: refuse images that cannot be read, naming them, or leave them out (`Stored.skipped`).
         report: called with (files that are looked at, in all).
@@ -99,14 +106,20 @@ def open_images(
         DataError: if there are none, the file is of another kind, or images cannot be read or have several sizes; says
             which, and what to give instead.
     """
-    if resolution is not None and resolution < 1:
-        raise DataError(f"resolution must be at least 1 pixel, got {resolution}")
+    check_square(resolution, crop)
+    found = _opened(given, split, resolution, crop, corrupt, report)
+    return found if resolution is None else replace(found, resolution=resolution, crop=crop)
+
+
+def _opened(
+    given: str | Path, split: str | None, resolution: int | None, crop: Crop, corrupt: Corrupt, report: Report | None
+) -> Stored:
     source, named = parted(str(given))
     if None not in (split, named) and split != named:
         raise DataError(f"{given} is of the split {named}, not {split}; leave out one of them")
     chosen = split or named or "train"
     if source in names():
-        return of_dataset(load(source, chosen, resolution=resolution))
+        return of_dataset(load(source, chosen, resolution=resolution, crop=crop))
     if not found_at(source):
         raise DataError(
             f"{given}: there is no such folder or file, and no data set of that name ({', '.join(names())})"
@@ -116,9 +129,9 @@ def open_images(
         if chosen not in ("train", "all"):
             raise DataError(f"{path}: no split {chosen!r}, because a file of arrays has none; leave it out")
         if path.suffix.lower() == ".npz":
-            return _npz(path, resolution)
-        return _array(str(path), open_array(path), _stamp(path), resolution)
-    return _files(open_path(source, chosen, resolution=resolution, label=WITHOUT), corrupt, report)
+            return _npz(path, resolution, crop)
+        return _array(str(path), open_array(path), _stamp(path), resolution, crop)
+    return _files(open_path(source, chosen, resolution=resolution, crop=crop, label=WITHOUT), corrupt, report)
 
 
 # ------------------------------------------------------------------------------------------------------ files of images
@@ -166,32 +179,30 @@ def _files(source: Source, corrupt: Corrupt, report: Report | None) -> Stored:
         resolution=source.resolution,
         read=read,
         skipped=skipped,
+        notes=source.notes,
     )
 
 
 def _checked(source: Source, corrupt: Corrupt, report: Report | None) -> dict[int, str]:
     """Why images cannot be read, by number, where these are left out.
 
-    Without a resolution all images must have one size. Of headers it is known but for a rotation, which `read` sees.
+    Without a resolution all images must have one size. Headers say it at once, but for a rotation.
 
     Raises:
         DataError: if images cannot be read, and are not left out; or the sizes differ.
     """
-    failures: dict[int, str] = {}
-    first: tuple[int, ...] | None = None
-    whole = corrupt == "skip"
-    for k, size in each(source, lambda k: _size(source, k, whole), failures, report):
-        first = first or size
-        alike = size == first if whole else sorted(size) == sorted(first)
-        if source.resolution is None and not alike:
-            raise _several(source, source.title(k), size, first)
-    check_failures(source, failures, corrupt, "--corrupt skip")
-    return failures
-
-
-def _size(source: Source, k: int, whole: bool) -> tuple[int, ...]:
-    """Width and height of an image, of its header, or after decoding the whole of it."""
-    return source.read(k).shape[1::-1] if whole else source.size(k)
+    if source.resolution is None:
+        first: tuple[int, int] | None = None
+        for k, size in each(source, source.size, {}):
+            first = first or size
+            if sorted(size) != sorted(first):
+                raise _several(source, source.title(k), size, first)
+    found = look_at(source, report)
+    check_failures(source, found.failures, corrupt, "--corrupt skip")
+    if source.resolution is None and len(found.sizes) > 1:
+        usual, other = found.sizes
+        raise _several(source, source.title(other[0]), other[1:], usual[1:])
+    return found.failures
 
 
 def _several(source: Source, name: str, size: Sequence[int], other: Sequence[int]) -> DataError:
@@ -223,17 +234,20 @@ def of_dataset(dataset: Dataset) -> Stored:
     if not dataset.is_image or isinstance(dataset.samples, Encoded):
         raise DataError(f"{dataset.name}: these are {dataset.kind}, not images; give images")
     name = f"{dataset.name}:{dataset.split}"
-    found = _array(name, dataset.samples, f"{name} {dataset.fingerprint()}", None)
-    return replace(found, skipped=tuple((title, reason) for _, title, reason in dataset.skipped))
+    found = _array(name, dataset.samples, f"{name} {dataset.fingerprint()}")
+    skipped = tuple((title, reason) for _, title, reason in dataset.skipped)
+    return replace(found, skipped=skipped, notes=dataset.notes)
 
 
-def _array(source: str, array: np.ndarray | Stacked, identity: str, resolution: int | None) -> Stored:
+def _array(
+    source: str, array: np.ndarray | Stacked, identity: str, resolution: int | None = None, crop: Crop = "centre"
+) -> Stored:
     """Images of a whole (maybe memory-mapped) array."""
     shape, turned = _layout(source, array.dtype, array.shape)
 
     def read(start: int, stop: int) -> Iterator[Images]:
         for at in range(start, stop, _AT_ONCE):
-            yield _arranged(np.array(array[at : min(at + _AT_ONCE, stop)]), turned, resolution)
+            yield _arranged(np.array(array[at : min(at + _AT_ONCE, stop)]), turned, resolution, crop)
 
     return _of_array(source, array.shape[0], shape, identity, resolution, read)
 
@@ -271,13 +285,13 @@ def _layout(source: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> tuple[
     raise DataError(f"{source}: expected images (n, h, w, c) or (n, c, h, w) with 1 or 3 channels, got shape {shape}")
 
 
-def _arranged(images: np.ndarray, turned: bool, resolution: int | None) -> Images:
+def _arranged(images: np.ndarray, turned: bool, resolution: int | None, crop: Crop) -> Images:
     images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2) if turned else images
     images = np.ascontiguousarray(images)
-    return images if resolution is None else resize(images, resolution)
+    return images if resolution is None else resize(images, resolution, crop)
 
 
-def _npz(path: Path, resolution: int | None) -> Stored:
+def _npz(path: Path, resolution: int | None, crop: Crop) -> Stored:
     """Images of an array in an archive, compressed or not, that is read from its beginning to its end, once."""
     try:
         with zipfile.ZipFile(path) as archive:
@@ -304,7 +318,7 @@ def _npz(path: Path, resolution: int | None) -> Stored:
                 raise DataError(f"{path}: {key} cannot be read ({error}); write or fetch it again") from error
             if len(content) != n * size:
                 raise DataError(f"{path}: {key} ends before image {at + n}; write or fetch it again")
-            yield _arranged(np.frombuffer(content, np.uint8).reshape(n, *found[1:]), turned, resolution)
+            yield _arranged(np.frombuffer(content, np.uint8).reshape(n, *found[1:]), turned, resolution, crop)
 
     return _of_array(str(path), found[0], shape, _stamp(path), resolution, read)
 

@@ -45,8 +45,11 @@ def distance_name(extractor: Mapping[str, Any] | None, n: int | None) -> str:
     return f"{base}-{n // 1000}k" if n >= 1000 and n % 1000 == 0 else f"{base}-{n}"
 
 
-def check_comparable(reference: Statistics, extractor: Extractor, resolution: tuple[int, int] | None) -> None:
-    """Raise `MetricError` unless images of that resolution in those features may be compared with the reference.
+def check_comparable(
+    reference: Statistics, extractor: Extractor, resolution: tuple[int, int] | None, crop: str | None = None
+) -> None:
+    """Raise `MetricError` unless images of that resolution and crop in those features may be compared with the
+    reference.
 
     Statistics of other projects do not say what made them. They are taken for those of the published Inception weights,
     and so may be compared with nothing else.
@@ -73,6 +76,11 @@ def check_comparable(reference: Statistics, extractor: Extractor, resolution: tu
         raise MetricError(
             f"{where} is of images of {w}×{h} pixels, these have {width}×{height}, and a resize moves every distance; "
             f"if it is meant, say so: --resolution {min(h, w)} crops and scales what has another size, or {anew}"
+        )
+    if None not in (reference.crop, crop) and reference.crop != crop:
+        raise MetricError(
+            f"{where} is of images by crop {reference.crop}, these are by crop {crop}, which moves every distance; "
+            f"bring both to squares in one way (--crop), or {anew}"
         )
 
 

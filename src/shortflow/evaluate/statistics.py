@@ -6,7 +6,7 @@ Files are .npz, with the keys that other projects read and write, and a record o
                                       clean-fid, torch-fidelity's forks); read also as ref_mu, ref_sigma (MeanFlow in
                                       JAX) and as mean, cov
     features, score                   some features, and the images' own Inception score (ours)
-    shortflow                         JSON: images, resolution, extractor, fingerprint, source (ours)
+    shortflow                         JSON: images, resolution, crop, extractor, fingerprint, source (ours)
     arr_0                             uint8 images (n, h, w, c) beside the statistics (ADM); not read here
 
 Nothing is ever unpickled: a file that would need it is refused.
@@ -48,6 +48,7 @@ class Statistics:
         score: the images' Inception score and its deviation between splits; None: unknown.
         count: how many images there were; None: unknown.
         resolution: (height, width) of the images before any resize; None: unknown.
+        crop: how images became squares of a resolution that was asked for; None: they did not, or it is not known.
         extractor: the record of what made the features; None: a file of another project does not say.
         source: where the images are from, in words.
         skipped: what could not be read, and was left out: what it is called, and why.
@@ -60,6 +61,7 @@ class Statistics:
     score: tuple[float, float] | None = None
     count: int | None = None
     resolution: tuple[int, int] | None = None
+    crop: str | None = None
     extractor: Mapping[str, Any] | None = None
     source: str = ""
     sha256: str = ""
@@ -67,7 +69,12 @@ class Statistics:
 
     @classmethod
     def of(
-        cls, tally: Tally, extractor: Extractor, source: str, skipped: Sequence[tuple[str, str]] = ()
+        cls,
+        tally: Tally,
+        extractor: Extractor,
+        source: str,
+        skipped: Sequence[tuple[str, str]] = (),
+        crop: str | None = None,
     ) -> "Statistics":
         """Those of images that were seen one by one."""
         return cls(
@@ -77,6 +84,7 @@ class Statistics:
             score=None if tally.scores is None else tally.scores.value(),
             count=tally.features.count,
             resolution=tally.shape[1:],
+            crop=crop,
             extractor=extractor.record(),
             source=source,
             sha256=tally.fingerprint,
@@ -90,6 +98,7 @@ class Statistics:
             "sha256": self.sha256,
             "n": self.count,
             "resolution": None if self.resolution is None else list(self.resolution),
+            "crop": self.crop,
             "extractor": None if self.extractor is None else dict(self.extractor),
             "inception_score": None if self.score is None else self.score[0],
             "skipped": [list(each) for each in self.skipped],
@@ -166,6 +175,7 @@ def read_statistics(path: str | Path) -> Statistics:
         score=None if score is None else (float(score[0]), float(score[1])),
         count=described.get("n"),
         resolution=_pair(described.get("resolution")),
+        crop=described.get("crop"),
         extractor=described.get("extractor"),
         source=str(path),
         sha256=sha256_of(path),

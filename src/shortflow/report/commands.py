@@ -103,7 +103,11 @@ def _features(record: Mapping[str, Any]) -> list[str] | None:
         return None
     if not isinstance(reference, Mapping) or not reference.get("source"):
         return None
-    words += ["--reference", str(reference["source"])]
+    if reference.get("own"):  # what the run was trained on, which it knows itself
+        split = str(reference["source"]).rpartition(":")[2]
+        words += [] if split == "train" else ["--split", split]
+    else:
+        words += ["--reference", str(reference["source"])]
     sides = record.get("resolution")
     return words + (["--resolution", str(sides[0])] if record.get("resize") and isinstance(sides, Sequence) else [])
 

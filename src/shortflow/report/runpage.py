@@ -232,7 +232,7 @@ def _quality(run: Run, name: str) -> Section:
         keys = [metric for metric in METRICS if any(measured(row.get(metric.key)) is not None for row in rows.values())]
         labels = [main.label if main and metric.key == main.key else label_of(metric, rows) for metric in keys]
         table = Table(
-            caption="Scores by number of steps" + (f", {_features(record)}" if several else ""),
+            caption="Scores by number of steps" + (f", {_features(record, run)}" if several else ""),
             head=["", *labels, "N"],
             rows=[
                 [label, *(number(measured(row.get(metric.key))) for metric in keys), number(row.get("n"))]
@@ -252,10 +252,20 @@ def _quality(run: Run, name: str) -> Section:
     return Section(title="Quality", blocks=blocks)
 
 
-def _features(record: Mapping[str, Any]) -> str:
-    """What the features of a record are of, for the caption of its table."""
+def _features(record: Mapping[str, Any], run: Run) -> str:
+    """What the features of a record are of, for the caption of its table; and what it compares with, where other
+    records of the run have these features too."""
+    name = _name_of(record)
+    if sum(_name_of(each) == name for each in run.evaluations.values()) == 1:
+        return f"features of {name}"
+    reference = record.get("reference")
+    source = reference.get("source") if isinstance(reference, Mapping) else "unknown images"
+    return f"features of {name}, against {source}"
+
+
+def _name_of(record: Mapping[str, Any]) -> str:
     features = record.get("features")
-    return f"features of {features.get('name') if isinstance(features, Mapping) else 'the shipped classifier'}"
+    return str(features.get("name")) if isinstance(features, Mapping) else "the shipped classifier"
 
 
 _BESIDE = ("recall", "coverage", "conditional_accuracy", "kid", "sliced_w2", "spatial_distance")

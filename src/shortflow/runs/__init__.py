@@ -4,10 +4,8 @@ from shortflow.data.stored import open_images
 from shortflow.runs.comparing import (
     Compared,
     compare,
-    compared_table,
     drawn_images,
     extractor_named,
-    remarks,
     statistics_of,
     training_images,
 )
@@ -38,6 +36,7 @@ from shortflow.runs.sampling import (
 from shortflow.runs.scoring import score, score_table, verdict
 from shortflow.runs.storing import Encoded, EncodeSettings
 from shortflow.runs.streaming import save_array, save_folder
+from shortflow.runs.wording import compared_table, remarks
 
 __all__ = [
     "Compared",

@@ -11,7 +11,7 @@ import torch
 from shortflow import evaluate
 from shortflow.data import images as data_images
 from shortflow.data.decoded import Corrupt
-from shortflow.data.images import some
+from shortflow.data.images import Crop
 from shortflow.data.latents import holds_latents
 from shortflow.data.stored import Stored, of_dataset, open_images
 from shortflow.errors import MetricError
@@ -30,10 +30,8 @@ from shortflow.typing import Report
 __all__ = [
     "Compared",
     "compare",
-    "compared_table",
     "drawn_images",
     "extractor_named",
-    "remarks",
     "statistics_of",
     "training_images",
 ]
@@ -131,13 +129,13 @@ def drawn_images(
 
 
 def _drawn(model: Model, n: int, settings: Mapping[str, Any], identity: str, resolution: int | None) -> Stored:
-    spec = model.spec
+    spec, data = model.spec, model.run.data
     c, h, w = spec.shape if spec.latent is None else spec.latent.pixels
 
     def read(first: int, last: int) -> Any:
         for part in draw(model.flow, spec, last, first=first, batch_size=BATCH, **settings):
             pixels = np.asarray(part.pixels)
-            yield pixels if resolution is None else data_images.resize(pixels, resolution)
+            yield pixels if resolution is None else data_images.resize(pixels, resolution)  # squares: by any crop
 
     return Stored(
         source=str(model.path),
@@ -146,6 +144,7 @@ def _drawn(model: Model, n: int, settings: Mapping[str, Any], identity: str, res
         formats={"drawn": n},
         identity=identity,
         resolution=resolution,
+        crop=data.crop if spec.kind == "latents" or data.resolution is not None else None,
         read=read,
     )
 
@@ -165,7 +164,8 @@ def training_images(model: Model, resolution: int | None = None, split: str = "t
             f"{model.path}: this model was trained on latents, which are no images to compare with; give a reference "
             "(--reference STATS|IMAGES)"
         )
-    return of_dataset(load_data(data, split, resolution=resolution))
+    found = of_dataset(load_data(data, split, resolution=resolution))
+    return replace(found, crop=None if resolution is None and data.resolution is None else data.crop)
 
 
 def statistics_of(
@@ -186,7 +186,7 @@ def statistics_of(
         tally = gather(images, extractor, plan, beside=out, world=world, report=report)
         if tally is None:
             return None
-        found = Statistics.of(tally, extractor, images.source, images.skipped)
+        found = Statistics.of(tally, extractor, images.source, images.skipped, images.crop)
         if out is not None:
             found.save(out)
             done_with(out, images, extractor, plan)
@@ -199,6 +199,7 @@ def compare(
     extractor: Extractor,
     *,
     resolution: int | None = None,
+    crop: Crop = "centre",
     neighbours: int | Literal["adm"] | None = None,
     ordered: bool = False,
     k: int = 3,
@@ -207,12 +208,15 @@ def compare(
     reports: Reports = lambda what: None,
     split: str | None = None,
     corrupt: Corrupt = "refuse",
+    say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any] | None:
     """The record of every set of images against the reference; None in processes other than the first.
 
     Args:
-        reference: statistics (.npz with mu and sigma), or images as for `open_images`, which are then seen first.
+        reference: statistics (.npz with mu and sigma), or images as for `open_images`, which are then seen first; or
+            what the run was trained on (`training_images`).
         resolution: what both sides are brought to; it must have been given for `compared` too.
+        crop: how images of the reference become squares of it.
         neighbours: features of each side that KID, precision and recall are taken of, at most; "adm": those of all
             samples beside 10,000 of the reference; None: the latter where the reference is a file of ADM's, with
             statistics and images, and otherwise 10,000.
@@ -220,6 +224,7 @@ def compare(
         k: which neighbour they are of.
         out: the file that the record is for; the parts of the work are kept beside it until all is done.
         split, corrupt: as for `open_images`, of the reference where it is images.
+        say: told the notes on images of both sides, before any is seen.
 
     Raises:
         MetricError: if reference and images cannot be compared, before any image is seen.
@@ -227,12 +232,14 @@ def compare(
     """
     world = world or World()
     sets = list(compared.images.values())
-    known, images = _opened(reference, resolution, split, corrupt, reports)
+    known, images = _opened(reference, resolution, crop, split, corrupt, reports)
     said = known or _expected(images, extractor)
     for each in sets:
         if each.count < 2:
             raise MetricError(f"{each.source}: {each.count} image is too few; a covariance needs 2, a figure thousands")
-        evaluate.check_comparable(said, extractor, (each.shape[1], each.shape[2]))
+        evaluate.check_comparable(said, extractor, (each.shape[1], each.shape[2]), each.crop)
+    for note in dict.fromkeys(note for each in (images, *sets) if each is not None for note in each.notes):
+        say(f"note: {note}")
     spatial = said.spatial is not None or known is None
     adm = neighbours == "adm" or (neighbours is None and known is not None and images is not None)
     most = neighbours if isinstance(neighbours, int) else FEATURES
@@ -247,7 +254,7 @@ def compare(
 
     def statistics(what: str, part: Part) -> Statistics | None:
         tally = gather(*part, beside=out, world=world, report=reports(what))
-        return None if tally is None else Statistics.of(tally, extractor, part[0].source, part[0].skipped)
+        return None if tally is None else Statistics.of(tally, extractor, part[0].source, part[0].skipped, part[0].crop)
 
     parts = [*([] if real is None else [real]), *made.values()]
     with chunks_beside(out, parts, world):
@@ -268,10 +275,12 @@ def compare(
     return {
         "made": dict(compared.made) or _stored(sets[0]),
         "resolution": [sets[0].shape[1], sets[0].shape[2]],
-        "resize": None if resolution is None else f"center_crop to {resolution}",
+        "resize": None if resolution is None else f"to {resolution}",
+        "crop": sets[0].crop,
         "rounding": "uint8: nearest level, clamped to 0…255" if compared.made else "uint8, as stored",
         "features": extractor.record() | {"origin": dict(extractor.origin)},
-        "reference": base.record() | {"formats": {} if images is None else images.formats},
+        "reference": base.record()
+        | {"formats": {} if images is None else images.formats, "own": isinstance(reference, Stored)},
         "neighbours": f"{'all samples' if adm else f'{most:,} samples'} and {most:,} of the reference, at most",
         "inception_score_splits": f"{ADM_SIZE:,} images each, in order" if ordered else f"{SPLITS}, in a random order",
         "torch": torch.__version__,
@@ -289,7 +298,12 @@ def _stored(images: Stored) -> dict[str, Any]:
 
 
 def _opened(
-    reference: str | Path | Stored, resolution: int | None, split: str | None, corrupt: Corrupt, reports: Reports
+    reference: str | Path | Stored,
+    resolution: int | None,
+    crop: Crop,
+    split: str | None,
+    corrupt: Corrupt,
+    reports: Reports,
 ) -> tuple[Statistics | None, Stored | None]:
     """The statistics in a file, if it is one; and the images of the reference, if there are any."""
     if isinstance(reference, Stored):
@@ -298,7 +312,8 @@ def _opened(
     pickled = path.suffix in (".pkl", ".pickle")  # which the reader refuses, in words
     if not pickled and not (path.suffix == ".npz" and evaluate.holds_statistics(path)):
         looking = reports("looking at the reference")
-        return None, open_images(reference, split=split, resolution=resolution, corrupt=corrupt, report=looking)
+        options: dict[str, Any] = {"split": split, "resolution": resolution, "corrupt": corrupt}
+        return None, open_images(reference, **options, crop="centre" if resolution is None else crop, report=looking)
     if split is not None:
         raise MetricError(f"{path}: statistics have no splits; leave out the split {split}")
     known = evaluate.read_statistics(path)
@@ -315,6 +330,7 @@ def _expected(images: Stored | None, extractor: Extractor) -> Statistics:
     return Statistics(
         features=evaluate.Gaussian(mean=empty, cov=torch.diag(empty)),
         resolution=(images.shape[1], images.shape[2]),
+        crop=images.crop,
         extractor=extractor.record(),
         source=images.source,
     )
@@ -324,65 +340,3 @@ def _joined(known: Statistics | None, side: Statistics | None) -> Statistics | N
     if known is None or side is None:
         return known or side
     return replace(known, rows=side.rows)
-
-
-def compared_table(record: Mapping[str, Any]) -> str:
-    """The rows of a record as a plain text table, and below it what they were computed with."""
-    features, reference, made = record["features"], record["reference"], record["made"]
-    count = "an unknown number of" if reference["n"] is None else f"{reference['n']:,}"
-    published = "published weights" if features["published"] else "weights"
-    size = "as they are" if features["resize"] == "none" else f"{features['resize']} to {features['size']}"
-    return "\n".join(
-        [
-            evaluate.statistics_table(record["rows"]),
-            f"features:  {features['name']}, {published} {features['weights'][:12]}, images {size}",
-            f"reference: {reference['source']}, {count} images, sha256 {reference['sha256'][:12]}",
-            f"images:    {_made(made)}; {record['rounding']}",
-        ]
-    )
-
-
-def _made(made: Mapping[str, Any]) -> str:
-    if "formats" in made:
-        kinds = ", ".join(f"{count:,} of {kind}" for kind, count in made["formats"].items())
-        return f"{made['source']} ({kinds})"
-    grid = made["grid"] if made["middle"] is None else f"{made['grid']}, middle {made['middle']:g}"
-    guidance = f"guidance {made['guidance']:g}" + ("" if made["window"] is None else f" within {made['window']}")
-    decoder = made.get("autoencoder")
-    unsure = " (not verified)" if decoder is not None and decoder.get("verified") == "not verified" else ""
-    decoded = "" if decoder is None else f", decoded by {decoder['name']} {decoder['sha256'][:12]}{unsure}"
-    return f"seed {made['seed']}, {guidance}, {made['sampler']['kind']}, grid {grid}, {made['precision']}{decoded}"
-
-
-def remarks(record: Mapping[str, Any]) -> list[str]:
-    """What a reader of the figures must know, in words; empty if nothing."""
-    found = []
-    dimension, rows = record["features"]["dimension"], record["rows"]
-    for side, skipped in (("images", record["made"].get("skipped")), ("reference", record["reference"]["skipped"])):
-        if skipped:
-            names = some([f"{title} ({reason})" for title, reason in skipped])
-            found.append(f"{len(skipped):,} of the {side} cannot be read and are left out: {names}")
-    few = {row["n"] for row in rows.values() if row["n"] is not None and row["n"] <= dimension}
-    if few:
-        found.append(
-            f"{min(few):,} images are no more than the {dimension:,} features: their covariance is singular, and the "
-            "distance is mostly bias; compare at equal N only"
-        )
-    lossy = {
-        side: sorted(set(formats) & {"jpeg", "webp", "jp2"})
-        for side, formats in (
-            ("images", record["made"].get("formats", {})),
-            ("reference", record["reference"]["formats"]),
-        )
-    }
-    found += [
-        f"the {side} are {'/'.join(kinds)} files: lossy compression moves distances"
-        for side, kinds in lossy.items()
-        if kinds
-    ]
-    if not record["features"]["published"] and record["features"]["name"].startswith("inception"):
-        found.append("these are not the published Inception weights: nothing here is FID")
-    ordered = record["inception_score_splits"].endswith("in order")
-    if ordered and "formats" in record["made"] and any(row["inception_score"] is not None for row in rows.values()):
-        found.append("the Inception score is of images in their order: it is low for a set that is sorted by class")
-    return found

@@ -13,8 +13,8 @@ from jaxtyping import Float, Int64, UInt8
 from shortflow.data.conditions import Conditions
 from shortflow.data.decoded import lost_classes, squared
 from shortflow.data.encoders import Autoencoder
-from shortflow.data.images import why
-from shortflow.data.latents import CROP, Skipped
+from shortflow.data.images import CROPS, why
+from shortflow.data.latents import Skipped
 from shortflow.data.lmdblatents import LmdbLatents
 from shortflow.data.sources import Source
 from shortflow.errors import DataError
@@ -86,7 +86,7 @@ class Images(Feed):
         self.name, self.split, self.classes, self.where = source.name, source.split, source.classes, source.where
         self.labelled, self.conditions = source.labels is not None, source.conditions
         self.side = source.resolution // autoencoder.factor
-        self.made = {"resolution": source.resolution, "crop": CROP}
+        self.made = {"resolution": source.resolution, "crop": CROPS[source.crop]}
         self._pool = ThreadPoolExecutor(min(16, os.cpu_count() or 1))
 
     def __len__(self) -> int:

@@ -181,6 +181,7 @@ def _choices(images: Stored, extractor: Extractor, plan: Plan) -> dict[str, Any]
         "identity": images.identity,
         "shape": list(images.shape),
         "resolution": images.resolution,
+        "crop": images.crop,
         "extractor": extractor.record(),
         "device": extractor.device.split(":")[0],
         "n": plan.n,

@@ -29,6 +29,7 @@ def load_data(
         config.source,
         split,
         resolution=config.resolution if resolution is None else resolution,
+        crop=config.crop,
         image=config.image,
         label=config.label,
         corrupt=config.corrupt,

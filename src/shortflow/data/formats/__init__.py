@@ -34,7 +34,7 @@ from shortflow.data.formats.tables import (
     open_parquet,
     open_saved,
 )
-from shortflow.data.images import some
+from shortflow.data.images import Crop, check_square, some
 from shortflow.errors import DataError
 
 __all__ = [
@@ -87,6 +87,7 @@ def open_path(
     split: str = "train",
     *,
     resolution: int | None = None,
+    crop: Crop = "centre",
     image: str | None = None,
     label: str | None = None,
 ) -> Source:
@@ -95,6 +96,7 @@ def open_path(
     Args:
         split: which of its splits.
         resolution: side of the squares in pixels. None: as they are.
+        crop: how images become squares, see `shortflow.data.images.square`.
         image, label: of shards and tables, the field or column with the image, and that with the label; None: found.
             The label "none" leaves labels out, of every source; of folders and zip files it takes all images, however
             deep they lie. The label "folder" takes first sub-folders as classes, however deep images lie in them.
@@ -102,9 +104,8 @@ def open_path(
     Raises:
         DataError: names what is wrong, and the remedy.
     """
-    if resolution is not None and resolution < 1:
-        raise DataError(f"resolution must be at least 1 pixel, got {resolution}")
-    source = _opened(given, split, resolution, image, label)
+    check_square(resolution, crop)
+    source = replace(_opened(given, split, resolution, image, label), crop=crop)
     return replace(source, labels=None, classes=()) if label == WITHOUT else source
 
 

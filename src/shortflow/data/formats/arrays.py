@@ -22,7 +22,7 @@ from PIL import Image
 
 from shortflow.arrays import open_array
 from shortflow.data.formats.base import Labels, Source, by_number
-from shortflow.data.images import center_crop
+from shortflow.data.images import square
 from shortflow.errors import DataError
 
 __all__ = ["Arrays", "open_arrays"]
@@ -53,7 +53,7 @@ class Arrays(Source):
         layers = np.ascontiguousarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0))
         if self.resolution is None or layers.shape[:2] == (self.resolution, self.resolution):
             return layers
-        return np.asarray(center_crop(Image.fromarray(layers), self.resolution))
+        return np.asarray(square(Image.fromarray(layers), self.resolution, self.crop))
 
     def size(self, k: int) -> tuple[int, int]:
         return self.samples.shape[3], self.samples.shape[2]

@@ -12,7 +12,7 @@ from jaxtyping import Int64, Integer, UInt8
 
 from shortflow.data.conditions import Conditions
 from shortflow.data.formats.members import unreadable
-from shortflow.data.images import image_size, read_image, some
+from shortflow.data.images import Crop, image_size, read_image, some
 from shortflow.errors import DataError
 
 __all__ = [
@@ -61,6 +61,7 @@ class Source(ABC):
         resolution: the side of the squares that `read` gives; None: images as they are.
         conditions: what images are told by in place of classes; None: nothing.
         notes: what its user should know of how it was opened, in sentences.
+        crop: how images become squares, see `shortflow.data.images.square`.
     """
 
     where: str
@@ -71,6 +72,7 @@ class Source(ABC):
     resolution: int | None
     conditions: Conditions | None = None
     notes: tuple[str, ...] = ()
+    crop: Crop = "centre"
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -110,7 +112,7 @@ class Files(Source):
         """The file of image k."""
 
     def read(self, k: int) -> UInt8[np.ndarray, "..."]:
-        return read_image(self._readable(k), self.resolution)
+        return read_image(self._readable(k), self.resolution, self.crop)
 
     def size(self, k: int) -> tuple[int, int]:
         return image_size(self._readable(k))
