@@ -10,10 +10,13 @@ import pytest
 import torch
 
 from shortflow.config import recipe_named
-from shortflow.data import Dataset
+from shortflow.data import Dataset, DataSpec
 from shortflow.data.toys import GAUSSIAN_COVARIANCE, toy
 from shortflow.diagnose import Diagnosis, Looking, diagnose_data, report_table
+from shortflow.diagnose.known import known
+from shortflow.diagnose.ofdata import _times
 from shortflow.errors import ConfigError
+from shortflow.theory import FiniteData
 from shortflow.theory.estimates import Estimate
 
 FEW, FEWER = Looking(rows=64, flow_rows=16), Looking(rows=64, flow_rows=3)
@@ -101,6 +104,35 @@ def test_targets_of_a_gaussian(of_gaussian: Diagnosis) -> None:
     assert of_gaussian.number("order/variance").value == pytest.approx(2, abs=0.5)
 
 
+@pytest.mark.parametrize(("name", "share"), [("", 1 / 2), ("/eighth", 1 / 8)])
+def test_discrete_targets_of_a_gaussian(name: str, share: float, of_gaussian: Diagnosis) -> None:
+    """With φ = atan2(t, (1 − t) c): variance δ² c² S_r²/(S_s² S_t²), squared bias S_r² (1 − cos(φ_t − φ_s))², in every
+    cell (t, s, r), over the two widths."""
+    c = np.sqrt(np.linalg.eigvalsh(np.array(GAUSSIAN_COVARIANCE)))
+
+    def size(t: float) -> Any:
+        return np.hypot((1 - t) * c, t)
+
+    def angle(t: float) -> Any:
+        return np.arctan2(t, (1 - t) * c)
+
+    variances, biases = (of_gaussian.maps[f"discrete_{each}{name}"] for each in ("variance", "bias"))
+    seen = 0
+    for i, t in enumerate(variances["t"]):
+        for j, r in enumerate(variances["r"]):
+            if r >= t:
+                continue
+            step = share * (t - r)
+            variance = float(np.mean((c * size(r) / size(t - step) / size(t)) ** 2))
+            assert variances["values"][i][j] == pytest.approx(variance, rel=0.4)
+            bias = float(np.mean((size(r) * (1 - np.cos(angle(t) - angle(t - step)))) ** 2)) / step**2
+            found = biases["values"][i][j]
+            if found is not None:
+                assert abs(found - bias) < 0.2 * variance + 0.5 * (bias * variance) ** 0.5
+            seen += found is not None and bias > 0.05 * variance
+    assert seen >= (5 if share == 1 / 2 else 0)
+
+
 def test_a_whole_data_set_as_a_batch_removes_all_variance(of_clusters: Diagnosis) -> None:
     curve = of_clusters.curves["removed_by_images/free"]
     share = dict(zip(curve["x"], curve["y"], strict=True))
@@ -108,6 +140,22 @@ def test_a_whole_data_set_as_a_batch_removes_all_variance(of_clusters: Diagnosis
     full = diagnose_data(clusters(), recipe_named("esc"), batch=240, looking=FEWER)
     assert full.number("removed/free").value == pytest.approx(1, abs=5 * full.number("removed/free").error)
     assert max(full.curves["left"]["y"]) < 1e-6
+
+
+def test_the_effective_number_of_images_is_that_of_the_posterior() -> None:
+    """Of the whole set as a batch the weights are the posterior's: E 1/Σγ² over the recipe's times and points."""
+    data, recipe = clusters(), recipe_named("esc")
+    d = diagnose_data(data, recipe, batch=240, looking=FEWER)
+    curve = d.curves["sample_size_by_images/free"]
+    assert curve["x"] == [16, 32, 64, 128, 240]
+    assert curve["y"] == sorted(curve["y"])
+    k = known(data, DataSpec.fit(data, recipe.sigma_data), recipe.path)
+    assert isinstance(k.law, FiniteData)
+    t = _times(recipe)
+    gamma = k.law.responsibilities(k.noisy(t, torch.Generator().manual_seed(5))[0], t)
+    want = float((1 / gamma.square().sum(1)).mean())
+    assert abs(curve["y"][-1] - want) < 5 * curve["error"][-1]
+    assert curve["error"][-1] < 0.2 * want
 
 
 def test_classes_are_told_apart(of_clusters: Diagnosis) -> None:
