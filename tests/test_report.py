@@ -121,10 +121,13 @@ def test_curves_have_the_numbers_of_the_record(run: Path, page: Reader) -> None:
         assert [value(cell) for _, cell in body] == pytest.approx([row[key] for row in record], rel=6e-4)
 
 
-def test_the_map_of_the_derivative_is_the_mean_of_the_last_quarter(run: Path, page: Reader) -> None:
+@pytest.mark.parametrize(
+    ("quantity", "title"), [("tangent_mean", "Size of du/dt by (t, r)"), ("error_by_cell", "Error by (t, r)")]
+)
+def test_maps_of_cells_are_the_mean_of_the_last_quarter(quantity: str, title: str, run: Path, page: Reader) -> None:
     record = [json.loads(text) for text in (run / "stats.jsonl").read_text().splitlines()]
-    last = [row["tangent_mean"] for row in record[-3:]]  # of 12
-    head, *body = page.tables["Size of du/dt by (t, r): the numbers"]
+    last = [row[quantity] for row in record[-3:]]  # of 12
+    head, *body = page.tables[f"{title}: the numbers"]
     assert head[1:] == ["0 to 0.25", "0.25 to 0.5", "0.5 to 0.75", "0.75 to 1"]  # t
     for j, (_, *row) in enumerate(body):  # r
         for i, cell in enumerate(row):
@@ -504,8 +507,9 @@ def test_a_line_of_the_record_is_what_the_log_writes() -> None:
     """The made lines have no quantity that training does not have."""
     import random
 
-    known = {"step", "images", "loss", "grad_norm", "velocity_error", "lr", "error_by_time", "tangent_mean"}
-    assert set(line(1, random.Random(0))) == known | {"images_per_second"}
+    known = {"step", "images", "loss", "grad_norm", "velocity_error", "lr", "images_per_second"}
+    maps = {"error_by_time", "error_by_cell", "tangent_mean"}
+    assert set(line(1, random.Random(0))) == known | maps
 
 
 def test_an_error_that_is_none_has_no_bar() -> None:
