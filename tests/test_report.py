@@ -486,6 +486,15 @@ def test_what_is_no_run_is_refused(name: str, says: str, tmp_path: Path, shortfl
     assert not (tmp_path / "page.html").exists()
 
 
+@pytest.mark.usefixtures("few", "undrawn")
+def test_what_is_named_wrongly_is_said_before_anything_is_drawn(tmp_path: Path, shortflow: Shortflow) -> None:
+    run = made_run(tmp_path / "run", "esc", "checkerboard")
+    (tmp_path / "folder").mkdir()
+    for arguments in ((run, "--out", tmp_path / "folder"), (run, tmp_path / "nothing", "--out", tmp_path / "a.html")):
+        assert shortflow("report", *arguments).code == 2
+        assert not (run / "pictures").exists()
+
+
 def test_a_folder_is_no_page(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ShortflowError, match=r"is a folder; give the name of a file, such as .*page\.html"):
         write_report([run], tmp_path)

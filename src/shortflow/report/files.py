@@ -43,6 +43,7 @@ __all__ = [
     "Study",
     "lacks_pictures",
     "opened",
+    "place_of",
     "run_directories",
 ]
 
@@ -160,21 +161,31 @@ def opened(path: str | Path) -> Run | Study | Diagnosis:
         CheckpointError: if it is none of these.
         ConfigError: if the one file that makes it a study or a diagnosis cannot be read.
     """
+    path = place_of(path)
+    if path.is_file():
+        return _diagnosis(path, path.stem)
+    return _study(path) if (path / STUDY).is_file() else _run(path)
+
+
+def place_of(path: str | Path) -> Path:
+    """The directory of the run or study at `path`, or the file of a diagnosis. Nothing is read.
+
+    Raises:
+        CheckpointError: if there is none of these.
+    """
     path = Path(path).expanduser()
     if path.is_file():
         if path.name in (*_OF_A_RUN, STUDY) or path in evaluation_files(path.parent):
             path = path.parent
         elif path.suffix == ".json":
-            return _diagnosis(path, path.stem)
+            return path
         else:
             raise CheckpointError(
                 f"{path} is no run, study or diagnosis; give a run directory, a directory of a study, or the JSON file "
                 "of a diagnosis"
             )
-    if (path / STUDY).is_file():
-        return _study(path)
-    if any((path / name).is_file() for name in ("run.yaml", "model.safetensors")):
-        return _run(path)
+    if any((path / name).is_file() for name in (STUDY, "run.yaml", "model.safetensors")):
+        return path
     if not path.exists():
         raise CheckpointError(f"there is no {path}; give a run directory, or the directory of a study")
     raise CheckpointError(
