@@ -7,63 +7,35 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from autoencoders import saved
 from commands import Shortflow
+from photolatents import SIDE, TINY, photographs
 from shortflow import runs
 from shortflow.config import recipe_named
 from shortflow.data import DataSpec, load
-from shortflow.data.encoders import load_autoencoder
-from shortflow.data.sources import open_source
 from shortflow.diagnose import Looking, diagnose_data, diagnose_run
 from shortflow.errors import ConfigError
 from test_conditions_runs import WIDTH, N, conditions, folder, trained
 from test_diagnose_data import check_record
 
 FEW = Looking(rows=16, flow_rows=4)
-SIDE = 16
-TINY = (
-    "network={kind: SiTConfig, size: tiny, depth: 1, width: 16, heads: 2}",
-    "train.batch=8",
-    "train.group=4",
-    "train.images=16",
-    "train.preview_every=0",
-    "trackers=[]",
-)
 
 
 # ------------------------------------------------------------------------------------------------------------- latents
 
 
 @pytest.fixture(scope="module")
-def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Photographs in two classes, of which one cannot be read, an autoencoder, and a store of latents of the others."""
-    here, random = tmp_path_factory.mktemp("photographs"), np.random.default_rng(0)
-    for k in range(40):
-        file = here / f"photos/{'ab'[k % 2]}/{k:02d}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(random.integers(256, size=(20, 24, 3), dtype=np.uint8)).save(file)
-    saved(here / "vae")
-    autoencoder = load_autoencoder(str(here / "vae"))
-    source = open_source(str(here / "photos"), resolution=SIDE)
-    runs.encode(
-        runs.Images(source, autoencoder),
-        autoencoder,
-        here / "latents",
-        settings=runs.EncodeSettings(batch=8, shard=40, dtype="float32"),
-    )
-    (here / "photos/a/99.png").write_bytes(b"no picture")
-    return here
+def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return photographs(tmp_path_factory.mktemp("photographs"))
 
 
 def test_a_run_on_latents_that_are_made_on_the_way_is_diagnosed_as_it_was_trained(
-    photographs: Path, tmp_path: Path, shortflow: Shortflow, monkeypatch: pytest.MonkeyPatch
+    here: Path, tmp_path: Path, shortflow: Shortflow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With its autoencoder, and without the images that it left out; the law is that of a store of the same latents."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    settings = [*TINY, f"data.encoder={photographs / 'vae'}", "data.corrupt=skip"]
-    run, data = runs.configure("esc", str(photographs / "photos"), resolution=SIDE, settings=settings)
+    settings = [*TINY, f"data.encoder={here / 'vae'}", "data.corrupt=skip"]
+    run, data = runs.configure("esc", str(here / "photos"), resolution=SIDE, settings=settings)
     assert len(data) == 40
     for _ in runs.training(run, data, tmp_path / "run"):
         pass
@@ -74,7 +46,7 @@ def test_a_run_on_latents_that_are_made_on_the_way_is_diagnosed_as_it_was_traine
     assert record["settings"]["law"] == "the 40 points of photos themselves"
     assert record["scalars"]["holds"]["value"] == 1
     assert any("means of their Gaussians" in note for note in record["notes"])
-    stored = ("--data", photographs / "latents", "--out", tmp_path / "b")
+    stored = ("--data", here / "latents", "--out", tmp_path / "b")
     said = shortflow("diagnose", tmp_path / "run", "--rows", 16, *stored)
     assert said.code == 0, said.err
     other = json.loads((tmp_path / "b").read_text())
@@ -82,8 +54,8 @@ def test_a_run_on_latents_that_are_made_on_the_way_is_diagnosed_as_it_was_traine
         assert other["scalars"][name]["value"] == pytest.approx(record["scalars"][name]["value"], rel=1e-3), name
 
 
-def test_stored_latents_have_a_diagnosis(photographs: Path) -> None:
-    data = load(str(photographs / "latents"))
+def test_stored_latents_have_a_diagnosis(here: Path) -> None:
+    data = load(str(here / "latents"))
     d = diagnose_data(data, recipe_named("esc"), batch=8, looking=FEW)
     check_record(d.to_dict())
     spec = DataSpec.fit(data, recipe_named("esc").sigma_data)
