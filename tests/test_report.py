@@ -18,6 +18,7 @@ from markupsafe import Markup
 from commands import Shortflow
 from reports import Reader, line, made_diagnosis, made_run, value
 from shortflow.config import RunConfig, difference, from_plain, load_run, recipe_named
+from shortflow.diagnose import Diagnosis
 from shortflow.errors import ShortflowError
 from shortflow.lock import RunLock
 from shortflow.report import report_page, write_report
@@ -236,6 +237,20 @@ def test_texts_of_figures_stay_texts() -> None:
 
 
 # ------------------------------------------------------------------------------------------------ what a page must have
+
+
+def test_figures_without_a_unit_are_called_by_their_names(tmp_path: Path) -> None:
+    """At the axis of a curve, and in the words on a map."""
+    d = Diagnosis(kind="run", settings={})
+    d.curve("largest_weight", [0.1, 0.5, 0.9], [0.9, 0.5, 0.1], "largest posterior weight of one data point")
+    d.curve("velocity_variance/told", [0.1, 0.5], [0.9, 0.5], "variance", "per dimension")
+    d.map("noise_to_signal", [0.5, 0.9], [0.0], {(0, 0): 2.0, (1, 0): 3.0}, "variance of the target, over the signal")
+    d.write(tmp_path / "d.json")
+    html = report_page([tmp_path / "d.json"])
+    written = re.findall(r"<text[^>]*>([^<]+)</text>", html)
+    assert {"largest weight", "per dimension"} <= set(written)
+    assert "value" not in written
+    assert "noise to signal over t and r, from 2 to 3." in html
 
 
 def in_order(page: Reader) -> None:
