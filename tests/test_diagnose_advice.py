@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from shortflow.diagnose import Diagnosis
-from shortflow.diagnose.advice import advise_on_data, advise_on_run, shares_of
+from shortflow.diagnose.advice import _on_the_adaptive_weight, advise_on_data, advise_on_run, shares_of
+from shortflow.diagnose.velocities import NONE
 from shortflow.theory.estimates import Estimate
 
 PATHS = ("linear", "cosine")
@@ -39,7 +40,8 @@ def of_data(
         values = {place: cell[at] for place, cell in places.items() if cell[at] is not None}
         d.map(name, [0.9], [0.1 * j for j in range(len(cells))], values, name)  # type: ignore[arg-type]
     d.maps["discrete_variance/eighth"] = d.maps["discrete_variance"]
-    d.map("discrete_bias/eighth", [0.9], [0.0] * len(cells), {} if short is None else dict.fromkeys(places, short), "b")
+    if short is not None:
+        d.map("discrete_bias/eighth", [0.9], [0.0] * len(cells), dict.fromkeys(places, short), "bias")
     for name, (one, four) in zip(PATHS, few_steps, strict=True):
         d.curve(f"few_steps/{name}", [1, 4], [Estimate(one, 0.005), Estimate(four, 0.001)], name)
     for name, value in zip(("two_neighbours", "neighbours"), dimensions, strict=False):
@@ -125,7 +127,7 @@ def test_more_images_are_advised_where_they_would_help(by_images: tuple[float, f
     ],
 )
 def test_targets_are_compared_over_all_cells(cells: Any, says: str) -> None:
-    d = of_data(removed={"all": 0.5}, cells=cells, short=0.02)
+    d = of_data(removed={"all": 0.5}, cells=cells, short=None if cells[1][2] is None else 0.02)
     assert says in texts(d)
     said = next(each["evidence"] for each in d.advice if "cells (t, r)" in each["evidence"])
     assert said.startswith("over 2 cells (t, r)")
@@ -168,6 +170,13 @@ def test_the_adaptive_weight_is_doubted_where_velocities_are_skewed() -> None:
     assert "compare with power 0" in texts(of_data(removed={"all": 0.5}, adaptive=(0.3, 0.02)))
     for harmless in ((0.3, 0.2), (0.004, 0.001)):
         assert "power 0" not in texts(of_data(removed={"all": 0.5}, adaptive=harmless))
+    # Below the collapse nothing is said, nor where variance is next to nothing.
+    assert "power 0" not in texts(of_data(removed={"all": 0.5}, adaptive=(0.3, 0.02), collapse=0.6))
+    d = Diagnosis(kind="data", settings={})
+    d.scalar("collapse_time", 0.2, "collapse")
+    d.curve("adaptive_bias", [0.1, 0.3, 0.5, 0.9], [NONE, Estimate(0.1, 0.01), Estimate(0.4, 0.3), NONE], "bias")
+    _on_the_adaptive_weight(d)
+    assert d.advice[0]["evidence"] == "squared bias of 10 ± 1 % of the velocity's variance at t = 0.3"
 
 
 def test_below_the_collapse_nothing_is_read() -> None:

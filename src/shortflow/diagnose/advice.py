@@ -52,6 +52,7 @@ def advise_on_data(d: Diagnosis) -> None:
     _on_targets(d)
     _on_paths(d)
     _on_dimension(d)
+    _on_the_adaptive_weight(d)
     _on_memory(d)
 
 
@@ -141,9 +142,14 @@ def _on_targets(d: Diagnosis) -> None:
 def _cells_of(d: Diagnosis, variance: str, bias: str) -> list[tuple[float, float, float]]:
     """(floor of continuous time, variance, squared bias) of the cells that were measured; a bias that cannot be told
     from 0 is 0."""
-    maps = (d.maps[name]["values"] for name in ("continuous_variance", variance, bias))
-    rows = ([value for row in values for value in row] for values in maps)
-    return [(floor, size, off or 0.0) for floor, size, off in zip(*rows, strict=True) if floor and size and size > 0]
+    floors, sizes = (_flat(d.maps[name]["values"]) for name in ("continuous_variance", variance))
+    biases = _flat(d.maps[bias]["values"]) if bias in d.maps else [None] * len(floors)
+    cells = zip(floors, sizes, biases, strict=True)
+    return [(floor, size, off or 0.0) for floor, size, off in cells if floor and size and size > 0]
+
+
+def _flat(rows: Sequence[Sequence[float | None]]) -> list[float | None]:
+    return [value for row in rows for value in row]
 
 
 def _on_paths(d: Diagnosis) -> None:
@@ -174,13 +180,19 @@ def _on_dimension(d: Diagnosis) -> None:
     if spread > 1.5:
         text += " The estimates disagree: take none of them for more than an order of magnitude."
     d.advise(text, evidence)
-    if "adaptive_bias" in d.curves:
-        t, worst = max(_curve(d, "adaptive_bias"), key=lambda point: point[1].value)
-        if worst.value > 2 * worst.error and worst.value > LITTLE:
-            d.advise(
-                "The adaptive weight with power 1 pulls targets to where velocities are dense: compare with power 0.",
-                f"squared bias of {_percent(worst)} of the velocity's variance at t = {t:.3g}",
-            )
+
+
+def _on_the_adaptive_weight(d: Diagnosis) -> None:
+    """By the largest bias that can be told from 0, above the collapse: below it few points make the posterior."""
+    low = d.number("collapse_time").value
+    points = _curve(d, "adaptive_bias") if "adaptive_bias" in d.curves else []
+    clear = [(t, each) for t, each in points if t >= low and each.value > max(LITTLE, 2 * each.error)]
+    if clear:
+        t, worst = max(clear, key=lambda point: point[1].value)
+        d.advise(
+            "The adaptive weight with power 1 pulls targets to where velocities are dense: compare with power 0.",
+            f"squared bias of {_percent(worst)} of the velocity's variance at t = {t:.3g}",
+        )
 
 
 def _on_memory(d: Diagnosis) -> None:

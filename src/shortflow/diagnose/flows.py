@@ -75,7 +75,11 @@ def targets(d: Diagnosis, k: Known, share: float, rows: int, generator: torch.Ge
     for end, length in SPLITS.items():
         words = f"of the target with a first step δ of {'half' if length == 1 / 2 else 'an eighth of'} the gap, over δ²"
         d.map(f"discrete_variance{end}", starts, ends, values[f"variance{end}"], f"variance {words}", unit)
-        d.map(f"discrete_bias{end}", starts, ends, values[f"bias{end}"], f"squared bias {words}", unit)
+        biases = {place: value for place, value in values[f"bias{end}"].items() if not math.isnan(value)}
+        if biases:
+            d.map(f"discrete_bias{end}", starts, ends, biases, f"squared bias {words}", unit)
+        else:
+            d.notes.append(f"No squared bias {words.partition(',')[0]} can be told from 0 in any cell (t, r).")
     t, r = starts[-2 if len(starts) > 1 else -1], ends[len(ends) // 2 - 1]
     _scan(d, k, n, t, r, generator, lambda done: report(len(places) + done, len(places) + len(FIRST)))
 

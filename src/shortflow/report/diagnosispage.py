@@ -150,7 +150,7 @@ def _curves(stem: str, members: Sequence[_Curve], name: str) -> Chart:
         series,
         x=members[0].x_label,
         y=members[0].unit or _words(stem),
-        log_x=members[0].x_label != "t" and min(x) > 0 and max(x) > 20 * min(x),
+        log_x=members[0].x_label == "steps" or (members[0].x_label != "t" and min(x) > 0 and max(x) > 20 * min(x)),
         marked=len(series[0].x) <= 40,
         caption="Bars: one standard error." if any(error for one in series for error in one.error or ()) else "",
     )
