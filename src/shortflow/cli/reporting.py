@@ -53,7 +53,7 @@ def report(
 
 def _to_draw(what: list[Path], draw: bool | None) -> list[Path]:
     """The runs whose pictures are to be drawn."""
-    from shortflow.report.files import lacks_pictures, run_directories
+    from shortflow.report.drawable import lacks_pictures, run_directories
 
     if draw is False:
         return []

@@ -1,6 +1,6 @@
 """Pages: runs, studies and diagnoses as one self-contained HTML file, made of nothing but their files.
 
-files, reading                                      what is read, and what cannot be
+files, reading, drawable                            what is read, what cannot be, and what is to be drawn before
 metrics, seen                                       what figures are called, and which of them decides
 runpage, studypage, diagnosispage, sidebyside       what a page says of a run, a study, a diagnosis, several
 training, samples, recipes, runcost                 sections of theirs
