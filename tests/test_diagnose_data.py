@@ -16,7 +16,7 @@ from shortflow.diagnose import Diagnosis, Looking, diagnose_data, report_table
 from shortflow.diagnose.flows import targets
 from shortflow.diagnose.known import known
 from shortflow.diagnose.ofdata import _times
-from shortflow.errors import ConfigError
+from shortflow.errors import ConfigError, DataError
 from shortflow.paths import Linear
 from shortflow.theory import FiniteData
 from shortflow.theory.estimates import Estimate
@@ -214,6 +214,41 @@ def test_progress_grows_to_the_end() -> None:
 def test_an_impossible_batch_is_refused(batch: int) -> None:
     with pytest.raises(ConfigError, match="from 2 to the 240 images"):
         diagnose_data(clusters(), recipe_named("esc"), batch=batch)
+
+
+@pytest.mark.parametrize("recipe", ["esc", "ect"])
+@pytest.mark.parametrize(
+    ("samples", "labels", "batch"),
+    [
+        (np.eye(3)[:2], None, 2),  # two points
+        (np.random.default_rng(0).standard_normal((12, 1)), None, 8),  # one coordinate
+        (np.random.default_rng(0).standard_normal((12, 3)), np.arange(12), 8),  # a point a class
+        (np.random.default_rng(0).standard_normal((40, 3)), np.arange(40) // 39, 16),  # one with a class of its own
+        (1e4 * np.random.default_rng(0).standard_normal((60, 3)), None, 16),  # far more spread than the noise
+        (1e-4 * np.random.default_rng(0).standard_normal((60, 3)), None, 16),
+        (np.repeat(np.random.default_rng(0).standard_normal((5, 3)), 8, 0), None, 8),  # copies
+    ],
+)
+def test_odd_data_have_a_diagnosis(samples: Any, labels: Any, batch: int, recipe: str) -> None:
+    """What cannot be measured is left out and said; the record is whole."""
+    classes = () if labels is None else tuple(map(str, range(labels.max() + 1)))
+    data = Dataset(name="odd", samples=samples.astype(np.float32), labels=labels, classes=classes)
+    d = diagnose_data(data, recipe_named(recipe), batch=batch, looking=Looking(rows=8, flow_rows=2))
+    check_record(d.to_dict())
+    assert d.advice
+    for name in ("few_steps/variance-exploding", "energy/variance-exploding"):
+        said = any(note.startswith("variance-exploding: one data point explains") for note in d.notes)
+        assert said != (name in d.curves or name in d.scalars)
+
+
+@pytest.mark.parametrize(
+    ("samples", "says"),
+    [(np.ones((20, 3)), "all 20 samples are the same"), (np.full((20, 3), np.nan), "sample 0 is not finite")],
+)
+def test_data_without_a_law_are_refused(samples: Any, says: str) -> None:
+    data = Dataset(name="odd", samples=samples.astype(np.float32))
+    with pytest.raises(DataError, match=says):
+        diagnose_data(data, recipe_named("esc"), batch=8)
 
 
 def test_looking_needs_numbers() -> None:

@@ -31,6 +31,7 @@ SPLITS = {"": 1 / 2, "/eighth": 1 / 8}  # the same in every cell, by what the na
 DRAWS = 4  # of the posterior
 NODES = 16
 STEPS = (1, 2, 4, 8)
+LATEST = 0.999  # time of the collapse up to which there is a flow to speak of
 FULL = 12  # Runge–Kutta steps from noise to data
 TOGETHER = 2**22  # numbers of points that are worked on together
 
@@ -256,6 +257,9 @@ def _path(
 ) -> None:
     law, n = k.flows.on(steps=4), k.rows(rows, flows=True)
     low = 0.0 if share == 0 else float(times_of(law.path, torch.tensor([share / (1 - share)], dtype=torch.float64)))
+    if low > LATEST:
+        d.notes.append(f"{name}: one data point explains x_t up to the noisiest end, so nothing is said of the flow.")
+        return
     times, weights = noise_nodes(law.path, low, 1.0, NODES)
     shown = [each for each in CURVES if each >= share and each / (1 - each) < _highest(law.path)]
     levels = k.times(torch.tensor(shown, dtype=torch.float64))
