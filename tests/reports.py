@@ -66,6 +66,7 @@ def line(k: int, draw: random.Random) -> dict[str, Any]:
         "velocity_error": 2 / k + draw.uniform(0, 0.1),
         "lr": 1e-3,
         "error_by_time": [draw.uniform(1, 90) for _ in range(8)],
+        "error_by_cell": [[draw.uniform(0.1, 9) for _ in range(i + 1)] for i in range(4)],
         "tangent_mean": [[draw.uniform(0, 3) for _ in range(i + 1)] for i in range(4)],
         "images_per_second": draw.uniform(100, 900),
     }

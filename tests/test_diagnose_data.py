@@ -10,10 +10,15 @@ import pytest
 import torch
 
 from shortflow.config import recipe_named
-from shortflow.data import Dataset
+from shortflow.data import Dataset, DataSpec
 from shortflow.data.toys import GAUSSIAN_COVARIANCE, toy
 from shortflow.diagnose import Diagnosis, Looking, diagnose_data, report_table
-from shortflow.errors import ConfigError
+from shortflow.diagnose.flows import targets
+from shortflow.diagnose.known import known
+from shortflow.diagnose.ofdata import _times
+from shortflow.errors import ConfigError, DataError
+from shortflow.paths import Linear
+from shortflow.theory import FiniteData
 from shortflow.theory.estimates import Estimate
 
 FEW, FEWER = Looking(rows=64, flow_rows=16), Looking(rows=64, flow_rows=3)
@@ -101,6 +106,38 @@ def test_targets_of_a_gaussian(of_gaussian: Diagnosis) -> None:
     assert of_gaussian.number("order/variance").value == pytest.approx(2, abs=0.5)
 
 
+@pytest.mark.parametrize(("name", "share"), [("", 1 / 2), ("/eighth", 1 / 8)])
+def test_discrete_targets_of_a_gaussian(name: str, share: float, generator: torch.Generator) -> None:
+    """With φ = atan2(t, (1 − t) c): variance δ² c² S_r²/(S_s² S_t²), squared bias S_r² (1 − cos(φ_t − φ_s))², in every
+    cell (t, s, r), over the two widths; a bias that cannot be told from 0 is left out."""
+    c = np.sqrt(np.linalg.eigvalsh(np.array(GAUSSIAN_COVARIANCE)))
+    data, d = toy("gaussian", "train", 4000), Diagnosis(kind="data", settings={})
+    k = known(data, DataSpec.fit(data), Linear())
+    targets(d, k, 0.0, 4000, generator, lambda done, total: None)
+
+    def size(t: float) -> Any:
+        return np.hypot((1 - t) * c, t)
+
+    def angle(t: float) -> Any:
+        return np.arctan2(t, (1 - t) * c)
+
+    variances, biases = (d.maps[f"discrete_{each}{name}"] for each in ("variance", "bias"))
+    seen = []
+    for i, t in enumerate(variances["t"]):
+        for j, r in enumerate(variances["r"]):
+            if r >= t:
+                continue
+            step = share * (t - r)
+            variance = float(np.mean((c * size(r) / size(t - step) / size(t)) ** 2))
+            assert variances["values"][i][j] == pytest.approx(variance, rel=0.1)
+            bias = float(np.mean((size(r) * (1 - np.cos(angle(t) - angle(t - step)))) ** 2)) / step**2
+            found = biases["values"][i][j]
+            if found is not None:
+                assert abs(found - bias) < 0.03 * variance + 0.1 * (bias * variance) ** 0.5
+                seen.append(bias / variance)
+    assert sum(ratio > 0.02 * (2 * share) ** 2 for ratio in seen) >= (8 if share == 1 / 2 else 2), seen
+
+
 def test_a_whole_data_set_as_a_batch_removes_all_variance(of_clusters: Diagnosis) -> None:
     curve = of_clusters.curves["removed_by_images/free"]
     share = dict(zip(curve["x"], curve["y"], strict=True))
@@ -108,6 +145,22 @@ def test_a_whole_data_set_as_a_batch_removes_all_variance(of_clusters: Diagnosis
     full = diagnose_data(clusters(), recipe_named("esc"), batch=240, looking=FEWER)
     assert full.number("removed/free").value == pytest.approx(1, abs=5 * full.number("removed/free").error)
     assert max(full.curves["left"]["y"]) < 1e-6
+
+
+def test_the_effective_number_of_images_is_that_of_the_posterior() -> None:
+    """Of the whole set as a batch the weights are the posterior's: E 1/Σγ² over the recipe's times and points."""
+    data, recipe = clusters(), recipe_named("esc")
+    d = diagnose_data(data, recipe, batch=240, looking=FEWER)
+    curve = d.curves["sample_size_by_images/free"]
+    assert curve["x"] == [16, 32, 64, 128, 240]
+    assert curve["y"] == sorted(curve["y"])
+    k = known(data, DataSpec.fit(data, recipe.sigma_data), recipe.path)
+    assert isinstance(k.law, FiniteData)
+    t = _times(recipe)
+    gamma = k.law.responsibilities(k.noisy(t, torch.Generator().manual_seed(5))[0], t)
+    want = float((1 / gamma.square().sum(1)).mean())
+    assert abs(curve["y"][-1] - want) < 5 * curve["error"][-1]
+    assert curve["error"][-1] < 0.2 * want
 
 
 def test_classes_are_told_apart(of_clusters: Diagnosis) -> None:
@@ -161,6 +214,41 @@ def test_progress_grows_to_the_end() -> None:
 def test_an_impossible_batch_is_refused(batch: int) -> None:
     with pytest.raises(ConfigError, match="from 2 to the 240 images"):
         diagnose_data(clusters(), recipe_named("esc"), batch=batch)
+
+
+@pytest.mark.parametrize("recipe", ["esc", "ect"])
+@pytest.mark.parametrize(
+    ("samples", "labels", "batch"),
+    [
+        (np.eye(3)[:2], None, 2),  # two points
+        (np.random.default_rng(0).standard_normal((12, 1)), None, 8),  # one coordinate
+        (np.random.default_rng(0).standard_normal((12, 3)), np.arange(12), 8),  # a point a class
+        (np.random.default_rng(0).standard_normal((40, 3)), np.arange(40) // 39, 16),  # one with a class of its own
+        (1e4 * np.random.default_rng(0).standard_normal((60, 3)), None, 16),  # far more spread than the noise
+        (1e-4 * np.random.default_rng(0).standard_normal((60, 3)), None, 16),
+        (np.repeat(np.random.default_rng(0).standard_normal((5, 3)), 8, 0), None, 8),  # copies
+    ],
+)
+def test_odd_data_have_a_diagnosis(samples: Any, labels: Any, batch: int, recipe: str) -> None:
+    """What cannot be measured is left out and said; the record is whole."""
+    classes = () if labels is None else tuple(map(str, range(labels.max() + 1)))
+    data = Dataset(name="odd", samples=samples.astype(np.float32), labels=labels, classes=classes)
+    d = diagnose_data(data, recipe_named(recipe), batch=batch, looking=Looking(rows=8, flow_rows=2))
+    check_record(d.to_dict())
+    assert d.advice
+    for name in ("few_steps/variance-exploding", "energy/variance-exploding"):
+        said = any(note.startswith("variance-exploding: one data point explains") for note in d.notes)
+        assert said != (name in d.curves or name in d.scalars)
+
+
+@pytest.mark.parametrize(
+    ("samples", "says"),
+    [(np.ones((20, 3)), "all 20 samples are the same"), (np.full((20, 3), np.nan), "sample 0 is not finite")],
+)
+def test_data_without_a_law_are_refused(samples: Any, says: str) -> None:
+    data = Dataset(name="odd", samples=samples.astype(np.float32))
+    with pytest.raises(DataError, match=says):
+        diagnose_data(data, recipe_named("esc"), batch=8)
 
 
 def test_looking_needs_numbers() -> None:

@@ -23,10 +23,11 @@ from shortflow.diagnose.known import known
 from shortflow.diagnose.maps import as_map, bound_of, dyadic_times, starting_points
 from shortflow.diagnose.subject import Subject
 from shortflow.errors import ConfigError
-from shortflow.flowmap import AverageVelocity, FlowMap
+from shortflow.flowmap import AverageVelocity, FlowMap, StartOnly
 from shortflow.hub import Model
 from shortflow.paths import Linear
 from shortflow.recipes import RECIPES
+from shortflow.recipes.shortcut import shortcut
 from shortflow.theory import ExactNetwork, FiniteData, Law, exact_flow
 from test_diagnose_data import check_record
 
@@ -124,6 +125,28 @@ def test_a_model_that_copies_is_found_out() -> None:
     assert d.number("copies/held_out").value < 0.1
     assert d.number("nearer_to_training").value == 1
     assert any("has memorised" in each["text"] for each in d.advice)
+
+
+def test_copies_of_a_network_for_velocities_are_found_in_many_steps() -> None:
+    """The exact velocity of the training set, which one step turns into the mean of the data."""
+    points = np.random.default_rng(0).standard_normal((2, 300, 6)).astype(np.float32)
+    data, held_out = (Dataset(name="points", samples=each) for each in points)
+    law = FiniteData(path=Linear(), points=torch.from_numpy(points[0]).double())
+    flow = FlowMap(ExactNetwork(law, "velocity"), law.path, AverageVelocity(), StartOnly(), ends="diagonal")
+    d = diagnose_run(model_of(flow, data, "flow-matching"), data, held_out, looking=FEW)
+    assert d.settings["sample_steps"] == 32
+    assert d.number("copies/samples").value == 1
+    assert any("has memorised" in each["text"] for each in d.advice)
+
+
+def test_steps_that_a_network_does_not_know_are_no_part_of_the_self_distance() -> None:
+    """A shortcut model that knows 8 steps at most is asked for 1, 2 and 4 beside these."""
+    recipe = shortcut(levels=3).unconditional()
+    data = Dataset(name="clusters", samples=tiny.POINTS)
+    d = diagnose_run(model_of(tiny.flow_map(recipe), data, "shortcut"), data, looking=FEW)
+    assert d.curves["self_distance"]["x"] == [1, 2, 4]
+    assert d.settings["most_steps"] == 8
+    assert "to 8 from the same noise" in d.curves["self_distance"]["label"]
 
 
 def test_other_data_are_refused() -> None:

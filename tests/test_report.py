@@ -18,6 +18,7 @@ from markupsafe import Markup
 from commands import Shortflow
 from reports import Reader, line, made_diagnosis, made_run, value
 from shortflow.config import RunConfig, difference, from_plain, load_run, recipe_named
+from shortflow.diagnose import Diagnosis
 from shortflow.errors import ShortflowError
 from shortflow.lock import RunLock
 from shortflow.report import report_page, write_report
@@ -121,10 +122,13 @@ def test_curves_have_the_numbers_of_the_record(run: Path, page: Reader) -> None:
         assert [value(cell) for _, cell in body] == pytest.approx([row[key] for row in record], rel=6e-4)
 
 
-def test_the_map_of_the_derivative_is_the_mean_of_the_last_quarter(run: Path, page: Reader) -> None:
+@pytest.mark.parametrize(
+    ("quantity", "title"), [("tangent_mean", "Size of du/dt by (t, r)"), ("error_by_cell", "Error by (t, r)")]
+)
+def test_maps_of_cells_are_the_mean_of_the_last_quarter(quantity: str, title: str, run: Path, page: Reader) -> None:
     record = [json.loads(text) for text in (run / "stats.jsonl").read_text().splitlines()]
-    last = [row["tangent_mean"] for row in record[-3:]]  # of 12
-    head, *body = page.tables["Size of du/dt by (t, r): the numbers"]
+    last = [row[quantity] for row in record[-3:]]  # of 12
+    head, *body = page.tables[f"{title}: the numbers"]
     assert head[1:] == ["0 to 0.25", "0.25 to 0.5", "0.5 to 0.75", "0.75 to 1"]  # t
     for j, (_, *row) in enumerate(body):  # r
         for i, cell in enumerate(row):
@@ -233,6 +237,20 @@ def test_texts_of_figures_stay_texts() -> None:
 
 
 # ------------------------------------------------------------------------------------------------ what a page must have
+
+
+def test_figures_without_a_unit_are_called_by_their_names(tmp_path: Path) -> None:
+    """At the axis of a curve, and in the words on a map."""
+    d = Diagnosis(kind="run", settings={})
+    d.curve("largest_weight", [0.1, 0.5, 0.9], [0.9, 0.5, 0.1], "largest posterior weight of one data point")
+    d.curve("velocity_variance/told", [0.1, 0.5], [0.9, 0.5], "variance", "per dimension")
+    d.map("noise_to_signal", [0.5, 0.9], [0.0], {(0, 0): 2.0, (1, 0): 3.0}, "variance of the target, over the signal")
+    d.write(tmp_path / "d.json")
+    html = report_page([tmp_path / "d.json"])
+    written = re.findall(r"<text[^>]*>([^<]+)</text>", html)
+    assert {"largest weight", "per dimension"} <= set(written)
+    assert "value" not in written
+    assert "noise to signal over t and r, from 2 to 3." in html
 
 
 def in_order(page: Reader) -> None:
@@ -483,6 +501,15 @@ def test_what_is_no_run_is_refused(name: str, says: str, tmp_path: Path, shortfl
     assert not (tmp_path / "page.html").exists()
 
 
+@pytest.mark.usefixtures("few", "undrawn")
+def test_what_is_named_wrongly_is_said_before_anything_is_drawn(tmp_path: Path, shortflow: Shortflow) -> None:
+    run = made_run(tmp_path / "run", "esc", "checkerboard")
+    (tmp_path / "folder").mkdir()
+    for arguments in ((run, "--out", tmp_path / "folder"), (run, tmp_path / "nothing", "--out", tmp_path / "a.html")):
+        assert shortflow("report", *arguments).code == 2
+        assert not (run / "pictures").exists()
+
+
 def test_a_folder_is_no_page(run: Path, tmp_path: Path) -> None:
     with pytest.raises(ShortflowError, match=r"is a folder; give the name of a file, such as .*page\.html"):
         write_report([run], tmp_path)
@@ -504,8 +531,9 @@ def test_a_line_of_the_record_is_what_the_log_writes() -> None:
     """The made lines have no quantity that training does not have."""
     import random
 
-    known = {"step", "images", "loss", "grad_norm", "velocity_error", "lr", "error_by_time", "tangent_mean"}
-    assert set(line(1, random.Random(0))) == known | {"images_per_second"}
+    known = {"step", "images", "loss", "grad_norm", "velocity_error", "lr", "images_per_second"}
+    maps = {"error_by_time", "error_by_cell", "tangent_mean"}
+    assert set(line(1, random.Random(0))) == known | maps
 
 
 def test_an_error_that_is_none_has_no_bar() -> None:

@@ -12,11 +12,18 @@ from typing import Any
 import pytest
 
 from reports import made_diagnosis, made_run, made_study
+from shortflow.config import recipe_named
+from shortflow.data.toys import toy
+from shortflow.diagnose import Looking, diagnose_data, diagnose_run
 from shortflow.report import write_report
+from shortflow.theory import exact_flow
+from test_diagnose_data import clusters
+from test_diagnose_run import exact, model_of
 from test_report_files import drawn
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
+PAGES = ("run", "study", "several", "data", "exact")
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "microsoft-edge")
 CHROMIUM = os.environ.get("SHORTFLOW_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=f"no browser on the path ({', '.join(NAMES)})")
@@ -55,12 +62,19 @@ CONTRAST = """() => {
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A run with everything, a study with many variants, and both side by side with another run."""
+    """A run with everything, a study with many variants, two runs side by side, and diagnoses as they are made."""
     folder = tmp_path_factory.mktemp("pages")
     run, other = drawn(made_run(folder / "run", lines=4)), made_run(folder / "other", "imm", lines=4)
     made_diagnosis(run / "diagnosis.json", "run")
     study = made_study(folder / "study", variants=12)
+    looking = Looking(rows=32, flow_rows=3)
+    diagnose_data(clusters(), recipe_named("esc"), batch=32, looking=looking).write(folder / "data.json")
+    gauss = toy("gaussian", "train", 500)
+    model = model_of(exact_flow(exact(gauss)), gauss)
+    diagnose_run(model, gauss, toy("gaussian", "test", 500), looking=looking).write(folder / "exact.json")
     return {
+        "data": write_report([folder / "data.json"], folder / "data.html"),
+        "exact": write_report([folder / "exact.json"], folder / "exact.html"),
         "run": write_report([run], folder / "run.html"),
         "study": write_report([study], folder / "study.html"),
         "several": write_report([run, other], folder / "several.html"),
@@ -89,14 +103,14 @@ def opened(browser: Any, path: Path, **settings: Any) -> tuple[Any, list[str]]:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("name", ["run", "study", "several"])
+@pytest.mark.parametrize("name", PAGES)
 def test_a_page_renders_and_can_be_read(name: str, scheme: str, pages: dict[str, Path], browser: Any) -> None:
     page, odd = opened(browser, pages[name], color_scheme=scheme, viewport={"width": 1200, "height": 900})
     assert odd == []
     assert page.title()
     widths = page.evaluate("[...document.images].map(image => image.naturalWidth)")
     assert all(width > 0 for width in widths)
-    assert len(widths) == {"run": 7, "study": 0, "several": 7 + 3 + 2}[name]
+    assert len(widths) == {"run": 7, "several": 7 + 3 + 2}.get(name, 0)
     sizes = page.evaluate("[...document.querySelectorAll('figure > svg')].map(e => e.getBoundingClientRect().height)")
     assert len(sizes) >= 4
     assert min(sizes) > 50
@@ -109,7 +123,7 @@ def test_a_page_renders_and_can_be_read(name: str, scheme: str, pages: dict[str,
     page.close()
 
 
-@pytest.mark.parametrize("name", ["run", "study", "several"])
+@pytest.mark.parametrize("name", PAGES)
 def test_a_page_fits_a_phone(name: str, pages: dict[str, Path], browser: Any) -> None:
     page, odd = opened(browser, pages[name], viewport={"width": 360, "height": 740}, is_mobile=True, has_touch=True)
     assert odd == []
@@ -119,9 +133,13 @@ def test_a_page_fits_a_phone(name: str, pages: dict[str, Path], browser: Any) ->
     page.close()
 
 
-def test_links_lead_to_what_they_name(pages: dict[str, Path], browser: Any) -> None:
-    page, _ = opened(browser, pages["run"])
-    for link in page.query_selector_all("nav a"):
+@pytest.mark.parametrize("name", PAGES)
+def test_links_lead_to_what_they_name(name: str, pages: dict[str, Path], browser: Any) -> None:
+    page, _ = opened(browser, pages[name])
+    links = page.query_selector_all("nav a")
+    assert len(links) > 2
+    assert page.evaluate("[...document.links].every(link => link.hash && document.querySelector(link.hash))")
+    for link in links:
         link.click()
         target = page.evaluate("document.querySelector(':target').textContent")
         assert target == link.text_content()
@@ -147,7 +165,7 @@ def test_motion_moves_stops_and_is_left_out_where_it_is_unwelcome(pages: dict[st
     page.close()
 
 
-@pytest.mark.parametrize("name", ["run", "study"])
+@pytest.mark.parametrize("name", ["run", "study", "data"])
 def test_a_page_prints(name: str, pages: dict[str, Path], browser: Any) -> None:
     """Dark mode stays on the screen; what is folded up is either a file that is printed or left out."""
     page, _ = opened(browser, pages[name], color_scheme="dark", viewport={"width": 720, "height": 900})

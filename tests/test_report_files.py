@@ -17,7 +17,8 @@ from reports import Reader, made_diagnosis, made_run, made_study
 from shortflow.errors import ConfigError
 from shortflow.pictures import save_png
 from shortflow.report import report_page
-from shortflow.report.files import Run, opened, run_directories
+from shortflow.report.drawable import run_directories
+from shortflow.report.files import Run, opened
 
 
 @pytest.fixture(autouse=True)

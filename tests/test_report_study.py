@@ -2,17 +2,19 @@
 
 import itertools
 import json
+import random
 import re
 from pathlib import Path
 
 import pytest
 
 from commands import Shortflow
-from reports import Reader, made_diagnosis, made_run, made_study, value
+from reports import Reader, line, made_diagnosis, made_run, made_study, value
 from shortflow.report import report_page
 from shortflow.report.blocks import Chart
 from shortflow.report.charts import Series, lines
-from shortflow.report.files import Study, opened, run_directories
+from shortflow.report.drawable import run_directories
+from shortflow.report.files import Study, opened
 from shortflow.report.reading import read_header
 from shortflow.report.seen import Seen
 from test_report import in_order, marks, undrawn
@@ -130,6 +132,30 @@ def test_a_study_has_methods_run_files_and_sums(tmp_path: Path) -> None:
     total = read_header(study / "cells/0/seed-0/model.safetensors")
     assert total is not None
     assert page.tables["Every run"][1][6] == str(total.total)[:12]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_curves_of_a_study_are_means_over_its_cells(tmp_path: Path) -> None:
+    """A seed that has come less far is part of the mean as far as it has."""
+    study = made_study(tmp_path / "study", variants=2, seeds=2)
+    errors: dict[tuple[int, int], list[float]] = {}
+    for k in range(2):
+        for seed in range(2):
+            draw = random.Random(10 * k + seed)
+            rows = [line(step, draw) for step in range(1, 9 if seed else 5)]
+            place = study / f"cells/{k}/seed-{seed}"
+            place.mkdir(parents=True)
+            (place / "stats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+            for row in rows:
+                errors.setdefault((k, row["images"]), []).append(row["velocity_error"])
+    page = Reader.of(report_page([study]))
+    head, *body = page.tables["Velocity error over images seen: the numbers"]
+    assert [value(row[0]) for row in body] == [64 * step for step in range(1, 9)]
+    for row in body:
+        for name, cell in zip(head[1:], row[1:], strict=True):
+            found = errors[int(name.split()[-1]), int(value(row[0]))]
+            assert value(cell) == pytest.approx(sum(found) / len(found), rel=6e-4)
+    assert "Loss over images seen: the numbers" in page.tables
 
 
 @pytest.mark.usefixtures("undrawn")

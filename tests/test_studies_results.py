@@ -40,7 +40,7 @@ def made(out: Path, figures: dict[str, list[float]] = FIGURES, **values: Any) ->
         for seed, value in enumerate(figures[variant.name]):
 
             def row(fd: float) -> dict[str, float]:
-                return {"fd_percent": fd, "recall": 1 / fd, "n": 9}
+                return {"fd_percent": fd, "recall": 1 / fd, "density": 2 / fd, "n": 9}
 
             record = {
                 "rows": {"1 step": row(value), "4 steps": row(value / 2), "real (held out)": row(0.1)},
@@ -61,11 +61,12 @@ def test_rows_are_means_with_their_errors(tmp_path: Path) -> None:
     found = results(made(tmp_path), tmp_path)
     for row in found["rows"]:
         values = [{1: x, 4: x / 2}[row["steps"]] for x in FIGURES[row["variant"]]]
-        values = [1 / x for x in values] if row["metric"] == "recall" else values
+        factor = {"recall": 1, "density": 2}.get(row["metric"])
+        values = values if factor is None else [factor / x for x in values]
         assert row["mean"] == pytest.approx(sum(values) / 3)
         assert row["standard_error"] == pytest.approx(stats.sem(values))
         assert row["values"] == pytest.approx({str(i): x for i, x in enumerate(values)})
-    assert len(found["rows"]) == 3 * 2 * 2
+    assert len(found["rows"]) == 3 * 2 * 3
 
 
 def test_comparisons_are_paired_and_adjusted(tmp_path: Path) -> None:
@@ -273,6 +274,12 @@ def test_the_table_marks_the_best_and_what_differs_from_it(tmp_path: Path) -> No
     assert "| *real (held out)* | 0.100 |  |" in text
     assert "## fd_percent in 1 step over training" in text
     assert "3.300 ± 0.173 (640; 2.56k F)" in text
+    _, other = text.split("## Other figures in 1 step")
+    head, _, first = [line for line in other.splitlines() if line.startswith("|")][:3]
+    assert head == "|  | recall | density |"
+    recall, density = first.split(" | ")[1:]
+    assert recall.startswith("**0.9")  # the larger the better
+    assert density.startswith("1.8")  # around 1 is best, so none is marked
 
 
 def test_the_table_says_what_differs_aspect_by_aspect(tmp_path: Path) -> None:

@@ -339,6 +339,30 @@ def test_derivatives_are_kept_by_cell() -> None:
     assert line["tangent_mean"][1][0] == 16 / 3
 
 
+def test_errors_are_kept_by_cell() -> None:
+    """Of all rows, also those with r = t; records of earlier versions, which have none, go on."""
+    logs = {"error": torch.tensor([1.0, 3.0, 5.0, 8.0])}
+    t, r = torch.tensor([0.3, 0.49, 0.3, 1.0]), torch.tensor([0.1, 0.24, 0.3, 0.0])
+    one = Measured.of(1, torch.tensor(1.0), torch.tensor(1.0), logs, t, r).numbers
+    assert {k: cell for k, cell in enumerate(one.errors) if cell is not None} == {
+        4: (2.0, 3.0, 2),
+        5: (5.0, 5.0, 1),
+        12: (8.0, 8.0, 1),
+    }
+    assert one.cells == ()
+    many = Numbers.merged([one, measured([1.0], [0.26], [0.0])])
+    assert many.errors[4] == (5 / 3, 3.0, 3)
+    record = StepRecord(step=3, images=3, batch=1, lr=1.0, seconds=1.0, measured=many)
+    plain = json.loads(json.dumps(record.as_json()))
+    assert StepRecord.from_json(plain) == record
+    assert summary([record])["error_by_cell"] == [[None], [5 / 3, 5.0], [None] * 3, [8.0, None, None, None]]
+    del plain["errors"]
+    earlier = StepRecord.from_json(plain)
+    assert earlier.numbers.errors == ()
+    assert "error_by_cell" not in summary([earlier])
+    assert summary([earlier, record])["error_by_cell"] == summary([record])["error_by_cell"]
+
+
 def test_a_spike_is_ten_times_the_median_of_the_lines_before() -> None:
     def line(value: float | None) -> dict[str, Any]:
         return {"tangent_max": [[None], [value, None], [None] * 3, [1.0, None, None, None]]}
@@ -361,3 +385,7 @@ def test_a_run_with_derivatives_logs_them_and_others_do_not(tmp_path: Path) -> N
         assert min(values) > 0
         assert max(values) >= line["tangent"]
     assert all("tangent_max" not in line for line in log(tmp_path / "b"))
+    for name in "ab":
+        for line in log(tmp_path / name):
+            errors = [value for row in line["error_by_cell"] for value in row if value is not None]
+            assert min(errors) <= line["error"] <= max(errors)

@@ -1,5 +1,6 @@
 """`shortflow diagnose`."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,7 @@ from shortflow.errors import ConfigError
 
 __all__ = ["diagnose"]
 
+RECIPE, BATCH = "esc", 128  # of data, where nothing else is said
 CHIEF = (
     *("velocity_variance", "removed", "removed_by_images", "dimension", "few_steps", "discrete_variance"),
     *(
@@ -44,12 +46,23 @@ def diagnose(
         ),
     ] = None,
     recipe: Annotated[
-        str, typer.Option(metavar="RECIPE", help="Whose path, times and units are used; of --data only.")
-    ] = "esc",
+        str | None,
+        typer.Option(
+            metavar="RECIPE",
+            help="Whose path, times and units are used, by default those of esc; a run has its own.",
+            show_default=False,
+        ),
+    ] = None,
     resolution: Annotated[
         int | None, typer.Option(metavar="PIXELS", help="Crop and scale images to this.", show_default=False)
     ] = None,
-    batch: Annotated[int, typer.Option(help="Images of a batch, for the plug-in velocity; of --data only.")] = 128,
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            help="Images of a batch, for the plug-in velocity, by default 128; of --data without RUN.",
+            show_default=False,
+        ),
+    ] = None,
     points: Annotated[
         int, typer.Option(metavar="N", help="Data points that are looked at, at most: a random part of larger data.")
     ] = 50_000,
@@ -89,10 +102,11 @@ def diagnose(
 
     if run is None and data is None:
         raise ConfigError("say what to diagnose: shortflow diagnose RUN, or shortflow diagnose --data NAME|FOLDER")
+    _check(run, {"--recipe": recipe, "--batch": batch}, out)
     looking = Looking(points=points, flow_points=flow_points, rows=rows, flow_rows=max(2, rows * 3 // 16), seed=seed)
     if run is None:
         assert data is not None
-        found, path = _of_data(data, recipe, resolution, batch, looking)
+        found, path = _of_data(data, recipe or RECIPE, resolution, BATCH if batch is None else batch, looking)
     else:
         found, path = _of_run(run, data, resolution, looking)
     record = found.to_dict()
@@ -107,6 +121,19 @@ def diagnose(
     for note in record["notes"]:
         say(f"Note: {note}")
     say(f"→ {place}")
+
+
+def _check(run: Path | None, of_data: dict[str, Any], out: Path | None) -> None:
+    """Raise `ConfigError` for options that would say nothing, or a record that could not be written, before the
+    minutes that a diagnosis takes."""
+    given = [name for name, value in of_data.items() if value is not None]
+    if run is not None and given:
+        raise ConfigError(
+            f"{' and '.join(given)}: what is measured of a run knows no such choice; leave it out, or diagnose the "
+            "data alone: shortflow diagnose --data NAME|FOLDER"
+        )
+    if out is not None and out.is_dir():
+        raise ConfigError(f"--out {out} is a folder; give the name of a file, such as {out / 'diagnosis.json'}")
 
 
 def _of_data(source: str, recipe: str, resolution: int | None, batch: int, looking: Any) -> tuple[Any, Path]:
@@ -126,17 +153,20 @@ def _of_data(source: str, recipe: str, resolution: int | None, batch: int, looki
 
 def _of_run(run: Path, source: str | None, resolution: int | None, looking: Any) -> tuple[Any, Path]:
     from shortflow.cli.sampling import loaded
-    from shortflow.data import load
     from shortflow.diagnose import diagnose_run
     from shortflow.errors import DataError
+    from shortflow.runs import training_data
 
     model = loaded(run, False, None)
-    own = model.run.data
-    name, size, crop = (own.source, own.resolution, own.crop) if source is None else (source, resolution, None)
+    data = model.run.data
+    if source is not None:  # whose fields are called otherwise
+        data = replace(data, source=source, resolution=resolution, crop="centre", image=None, label=None)
+    elif resolution is not None:
+        data = replace(data, resolution=resolution)
     with progress("images", title="decoding") as shown:
-        training = load(name, "train", resolution=size, crop=crop, report=shown)
+        training = training_data(data, report=shown, say=say)
     try:
-        held_out = load(name, "test", resolution=size, crop=crop)
+        held_out = training_data(data, "test", say=say)
     except DataError:
         held_out = None  # folders need not be divided
     say(f"{model.run.recipe.name} on {training.name}, {model.images:,} images seen")

@@ -38,9 +38,10 @@ def report(
     It has the summary, figures with their errors, samples, curves of training, cost, every setting, the difference to
     the published recipe, hashes, and the commands that make it again. A run that is still going on can be reported.
     """
-    from shortflow.report import check_installed, write_report
+    from shortflow.report import check_installed, check_places, write_report
 
     check_installed()
+    check_places(what, out)
     for directory in _to_draw(what, draw):
         from shortflow import runs
 
@@ -52,7 +53,7 @@ def report(
 
 def _to_draw(what: list[Path], draw: bool | None) -> list[Path]:
     """The runs whose pictures are to be drawn."""
-    from shortflow.report.files import lacks_pictures, run_directories
+    from shortflow.report.drawable import lacks_pictures, run_directories
 
     if draw is False:
         return []

@@ -52,6 +52,7 @@ def advise_on_data(d: Diagnosis) -> None:
     _on_targets(d)
     _on_paths(d)
     _on_dimension(d)
+    _on_the_adaptive_weight(d)
     _on_memory(d)
 
 
@@ -111,16 +112,17 @@ def _on_targets(d: Diagnosis) -> None:
             f"collapse at t = {d.number('collapse_time').value:.3g}",
         )
         return
-    names = ("continuous_variance", "discrete_variance", "discrete_bias")
-    rows = [[value for row in d.maps[name]["values"] for value in row] for name in names]
-    cells = [cell for cell in zip(*rows, strict=True) if cell[0] is not None and cell[0] > 0 and cell[1] > 0]
-    if not cells:
+    half = _cells_of(d, "discrete_variance", "discrete_bias")
+    if not half:
         return
-    logs = [math.log(variance / floor) for floor, variance, _ in cells]
+    logs = [math.log(variance / floor) for floor, variance, _ in half]
     mean = sum(logs) / len(logs)
     error = math.sqrt(sum((each - mean) ** 2 for each in logs) / max(1, len(logs) - 1) / len(logs))
     ratio, clear = math.exp(mean), abs(mean) > 2 * error
-    bias = sum(bias / variance for _, variance, bias in cells) / len(cells)
+    bias, short = (
+        sum(bias / variance for _, variance, bias in cells) / max(1, len(cells))
+        for cells in (half, _cells_of(d, "discrete_variance/eighth", "discrete_bias/eighth"))
+    )
     if bias > MUCH:
         text = "Discrete targets with long first steps are biased: prefer continuous time, or first steps that shrink."
     elif clear and ratio < 0.8:
@@ -131,9 +133,23 @@ def _on_targets(d: Diagnosis) -> None:
         text = "Discrete and continuous targets are equally noisy here; choose by cost and stability."
     d.advise(
         text,
-        f"over {len(cells)} cells (t, r) a first step of half the gap has {ratio:.2g} times the variance of the target "
-        f"in continuous time (geometric mean, ± {100 * error:.0f} %), and a squared bias of {100 * bias:.2g} % of it",
+        f"over {len(half)} cells (t, r) a first step of half the gap has {ratio:.2g} times the variance of the target "
+        f"in continuous time (geometric mean, ± {100 * error:.0f} %), and a squared bias of {100 * bias:.2g} % of it; "
+        f"of an eighth {100 * short:.2g} %",
     )
+
+
+def _cells_of(d: Diagnosis, variance: str, bias: str) -> list[tuple[float, float, float]]:
+    """(floor of continuous time, variance, squared bias) of the cells that were measured; a bias that cannot be told
+    from 0 is 0."""
+    floors, sizes = (_flat(d.maps[name]["values"]) for name in ("continuous_variance", variance))
+    biases = _flat(d.maps[bias]["values"]) if bias in d.maps else [None] * len(floors)
+    cells = zip(floors, sizes, biases, strict=True)
+    return [(floor, size, off or 0.0) for floor, size, off in cells if floor and size and size > 0]
+
+
+def _flat(rows: Sequence[Sequence[float | None]]) -> list[float | None]:
+    return [value for row in rows for value in row]
 
 
 def _on_paths(d: Diagnosis) -> None:
@@ -164,13 +180,19 @@ def _on_dimension(d: Diagnosis) -> None:
     if spread > 1.5:
         text += " The estimates disagree: take none of them for more than an order of magnitude."
     d.advise(text, evidence)
-    if "adaptive_bias" in d.curves:
-        t, worst = max(_curve(d, "adaptive_bias"), key=lambda point: point[1].value)
-        if worst.value > 2 * worst.error and worst.value > LITTLE:
-            d.advise(
-                "The adaptive weight with power 1 pulls targets to where velocities are dense: compare with power 0.",
-                f"squared bias of {_percent(worst)} of the velocity's variance at t = {t:.3g}",
-            )
+
+
+def _on_the_adaptive_weight(d: Diagnosis) -> None:
+    """By the largest bias that can be told from 0, above the collapse: below it few points make the posterior."""
+    low = d.number("collapse_time").value
+    points = _curve(d, "adaptive_bias") if "adaptive_bias" in d.curves else []
+    clear = [(t, each) for t, each in points if t >= low and each.value > max(LITTLE, 2 * each.error)]
+    if clear:
+        t, worst = max(clear, key=lambda point: point[1].value)
+        d.advise(
+            "The adaptive weight with power 1 pulls targets to where velocities are dense: compare with power 0.",
+            f"squared bias of {_percent(worst)} of the velocity's variance at t = {t:.3g}",
+        )
 
 
 def _on_memory(d: Diagnosis) -> None:

@@ -22,9 +22,8 @@ def bound(d: Diagnosis, s: Subject, held_out: Dataset | None, report: Report) ->
     k, n = s.k, s.k.rows(s.looking.rows, flows=True)
     x, _, _, label = k.noisy(s.full(n, s.high), s.generator, flows=True)
     law = k.flows if k.label is not None else without_classes(k.flows)
-    if s.flow.num_classes and label is None:  # the network is told that there is no class
-        label = s.told(None, n)
-    found, kind = bound_of(s.flow, law, x, label=label, report=report)
+    told = s.told(None, n) if label is None else label  # the network is told that there is no class
+    found, kind = bound_of(s.flow, law, x, label=told, report=report)
     order = sorted(range(len(found.times)), key=lambda i: found.times[i])
     times = [found.times[i] for i in order]
     words = "of each halving of t" if kind == "discrete" else "(E‖D_t X_{t,r}‖²)^½"

@@ -1,6 +1,7 @@
 """What exact flows of a data set say about targets and paths: floors, biases, curvature, the error of few steps."""
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -26,9 +27,11 @@ CELLS = (0.1, 0.3, 0.5, 0.7, 0.85, 0.95)
 CURVES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
 """The same, where curvatures are shown."""
 FIRST = (1 / 2, 1 / 4, 1 / 8, 1 / 16)  # its length as a share of the gap
+SPLITS = {"": 1 / 2, "/eighth": 1 / 8}  # the same in every cell, by what the names of the maps end in
 DRAWS = 4  # of the posterior
 NODES = 16
 STEPS = (1, 2, 4, 8)
+LATEST = 0.999  # time of the collapse up to which there is a flow to speak of
 FULL = 12  # Runge–Kutta steps from noise to data
 TOGETHER = 2**22  # numbers of points that are worked on together
 
@@ -46,8 +49,8 @@ def cells(share: float) -> tuple[float, ...]:
 
 
 def targets(d: Diagnosis, k: Known, share: float, rows: int, generator: torch.Generator, report: Report) -> None:
-    """Maps over (t, r) of the floor of continuous time, and of variance and bias of a discrete target with its first
-    step of half the gap, both over its square; and how variance and bias fall with the first step.
+    """Maps over (t, r) of the floor of continuous time, and of variance and bias of discrete targets whose first step
+    is half of the gap, or an eighth, both over its square; and how variance and bias fall with the first step.
 
     Args:
         share: σ/(α + σ) of the earliest end: where a finite set collapses to its points, below which trajectories leap
@@ -59,7 +62,7 @@ def targets(d: Diagnosis, k: Known, share: float, rows: int, generator: torch.Ge
         return
     low = float(k.times(torch.tensor([share], dtype=torch.float64))) if share > 0 else 0.0
     ends, n, unit = [low, *starts], k.rows(rows, flows=True), "per dimension"
-    values: dict[str, dict[tuple[int, int], float]] = {name: {} for name in ("floor", "ratio", "variance", "bias")}
+    values: dict[str, dict[tuple[int, int], float]] = defaultdict(dict)
     places = [(i, j) for i, t in enumerate(starts) for j, r in enumerate(ends) if r < t]
     size = max(1, TOGETHER // (n * k.dimension * (DRAWS + 3)))
     for done in range(0, len(places), size):
@@ -67,12 +70,17 @@ def targets(d: Diagnosis, k: Known, share: float, rows: int, generator: torch.Ge
         for (i, j), found in _cells(k, n, starts, ends, places[done : done + size], generator).items():
             for name, value in found.items():
                 values[name][i, j] = value
-    words = "of the target with a first step δ of half the gap, over δ²"
     head = "variance of the target in continuous time"
     d.map("continuous_variance", starts, ends, values["floor"], f"{head}, E tr(J Cov Jᵀ)", unit)
     d.map("noise_to_signal", starts, ends, values["ratio"], f"{head}, over that of the exact average velocity")
-    d.map("discrete_variance", starts, ends, values["variance"], f"variance {words}", unit)
-    d.map("discrete_bias", starts, ends, values["bias"], f"squared bias {words}", unit)
+    for end, length in SPLITS.items():
+        words = f"of the target with a first step δ of {'half' if length == 1 / 2 else 'an eighth of'} the gap, over δ²"
+        d.map(f"discrete_variance{end}", starts, ends, values[f"variance{end}"], f"variance {words}", unit)
+        biases = {place: value for place, value in values[f"bias{end}"].items() if not math.isnan(value)}
+        if biases:
+            d.map(f"discrete_bias{end}", starts, ends, biases, f"squared bias {words}", unit)
+        else:
+            d.notes.append(f"No squared bias {words.partition(',')[0]} can be told from 0 in any cell (t, r).")
     t, r = starts[-2 if len(starts) > 1 else -1], ends[len(ends) // 2 - 1]
     _scan(d, k, n, t, r, generator, lambda done: report(len(places) + done, len(places) + len(FIRST)))
 
@@ -130,33 +138,29 @@ def _figures(k: Known, n: int, steps: int, rows: _Rows) -> dict[str, list[float]
     """The figures of cells of n rows each."""
     flow, t, r, label = exact_flow(k.flows.on(steps=steps)), rows.t, rows.r, rows.label
     landed, moved = carried(flow, k.flows, rows.x, rows.eps, t, r, label, label)
-    spread = discrete_spread(
-        flow,
-        k.flows,
-        rows.x_t,
-        t,
-        (t + r) / 2,
-        r,
-        draws=DRAWS,
-        label=label,
-        told=label,
-        landed=landed,
-        data=rows.draws,
-        sharp=False,
-    )
     average = (landed - rows.x_t).flatten(1) / (r - t)[:, None]
-    scale = k.dimension * ((t - r) / 2).square()
 
-    def means(values: Tensor) -> Tensor:
-        return values.reshape(-1, n).mean(1)
+    def by_cell(values: Tensor) -> Tensor:
+        return values.reshape(-1, n)
 
-    floor = means(moved.square().flatten(1).sum(1)) / k.dimension
-    return {
+    floor = by_cell(moved.square().flatten(1).sum(1)).mean(1) / k.dimension
+    found = {
         "floor": floor.tolist(),
         "ratio": (floor / average.reshape(len(floor), n, -1).var(1).mean(1)).tolist(),
-        "variance": means(spread.variance / scale).tolist(),
-        "bias": means(spread.bias / scale).clamp(min=0).tolist(),
     }
+    for end, length in SPLITS.items():
+        step = length * (t - r)
+        given = {"label": label, "told": label, "landed": landed, "data": rows.draws}
+        spread = discrete_spread(flow, k.flows, rows.x_t, t, t - step, r, draws=DRAWS, sharp=False, **given)
+        scale = k.dimension * step.square()
+        found[f"variance{end}"] = by_cell(spread.variance / scale).mean(1).tolist()
+        found[f"bias{end}"] = [_seen(mean_of(each)) for each in by_cell(spread.bias / scale)]
+    return found
+
+
+def _seen(bias: Estimate) -> float:
+    """A squared bias that can be told from 0; its estimate may be below, and is NaN where nothing can be said."""
+    return bias.value if bias.value > 2 * bias.error else math.nan
 
 
 def _scan(
@@ -253,6 +257,9 @@ def _path(
 ) -> None:
     law, n = k.flows.on(steps=4), k.rows(rows, flows=True)
     low = 0.0 if share == 0 else float(times_of(law.path, torch.tensor([share / (1 - share)], dtype=torch.float64)))
+    if low > LATEST:
+        d.notes.append(f"{name}: one data point explains x_t up to the noisiest end, so nothing is said of the flow.")
+        return
     times, weights = noise_nodes(law.path, low, 1.0, NODES)
     shown = [each for each in CURVES if each >= share and each / (1 - each) < _highest(law.path)]
     levels = k.times(torch.tensor(shown, dtype=torch.float64))

@@ -6,6 +6,8 @@ from torch import Tensor
 from shortflow.diagnose.maps import dyadic_times
 from shortflow.diagnose.record import Diagnosis
 from shortflow.diagnose.subject import CELLS, Subject
+from shortflow.errors import SamplerError
+from shortflow.flowmap import FlowMap
 from shortflow.sample import PushForward, default_sampler, grid_times
 from shortflow.theory.estimates import mean_of
 from shortflow.theory.residuals import lipschitz
@@ -24,31 +26,42 @@ def self_distance(d: Diagnosis, s: Subject, report: Report) -> None:
             "The sampler of this network adds noise between jumps: there is no distance of one step to many."
         )
         return
+    counts = [count for count in COUNTS if _can(s.flow, count)]
     n = s.k.rows(s.looking.rows, flows=True)
     eps = torch.randn(1, n, *s.model.spec.shape, generator=s.generator, dtype=s.k.x.dtype).to(s.k.x.device)
     _, label = s.k.draw(n, s.generator, flows=True)
     told, ends = s.told(label, n), {}
     with torch.no_grad():
-        for i, count in enumerate(COUNTS):
-            report(i, len(COUNTS))
+        for i, count in enumerate(counts):
+            report(i, len(counts))
             ends[count] = PushForward().run(s.flow, eps, grid_times(s.flow, count), told)
-    last = ends[COUNTS[-1]]
-    found = [mean_of((ends[count] - last).square().flatten(1).mean(1)) for count in COUNTS[:-1]]
-    d.settings["most_steps"] = COUNTS[-1]
+    *fewer, most = counts
+    last = ends[most]
+    found = [mean_of((ends[count] - last).square().flatten(1).mean(1)) for count in fewer]
+    d.settings["most_steps"] = most
     d.curve(
         "self_distance",
-        COUNTS[:-1],
+        fewer,
         found,
-        f"squared distance of N steps to {COUNTS[-1]} from the same noise",
+        f"squared distance of N steps to {most} from the same noise",
         "per dimension",
         x_label="steps",
     )
     d.scalar(
         "sample_spread",
         float((last - last.mean(0)).square().mean()),
-        f"variance of samples in {COUNTS[-1]} steps",
+        f"variance of samples in {most} steps",
         "per dimension",
     )
+
+
+def _can(flow: FlowMap, count: int) -> bool:
+    """Whether the network knows the jumps of so many steps: shortcut models have a smallest one."""
+    try:
+        PushForward().check(flow, grid_times(flow, count))
+    except SamplerError:
+        return False
+    return True
 
 
 def stretch(d: Diagnosis, s: Subject, report: Report) -> None:

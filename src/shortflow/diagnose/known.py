@@ -14,6 +14,7 @@ from torch import Tensor
 
 from shortflow.data import Dataset, DataSpec
 from shortflow.data.toys import GAUSSIAN_COVARIANCE, components
+from shortflow.errors import DataError
 from shortflow.paths import Path
 from shortflow.theory import FiniteData, Gaussian, GaussianMixture, Law, Rotated
 from shortflow.theory.nodes import times_of
@@ -109,6 +110,9 @@ def known(
         points: of a finite set, how many are looked at at most, a random part; None: all.
         flow_points: the same where flows are solved; None: as many as 4 million numbers are.
         classes: keep the classes.
+
+    Raises:
+        DataError: if a sample is not finite, or all are the same.
     """
     rng = np.random.Generator(np.random.Philox(seed))
     n, size = len(dataset), math.prod(dataset.shape)
@@ -118,6 +122,7 @@ def known(
     if dataset.labels is not None:  # in the order of the classes, whose points are then views of one array
         rows = rows[np.argsort(dataset.labels[rows], kind="stable")]
     x = spec.encode(dataset.take(rows)).to(device)
+    _check(dataset.name, x, rows)
     x = x.double() if kept * size <= DOUBLE or law is not None else x
     label = None
     if classes and dataset.labels is not None:
@@ -140,6 +145,15 @@ def known(
     if part < kept:
         words += f"; of {part:,} of them where flows are solved"
     return Known(law=finite, flows=flows, x=x, label=label, closed=False, words=words)
+
+
+def _check(name: str, x: Float[Tensor, "n ..."], rows: np.ndarray) -> None:
+    """Raise `DataError` for data that no law can be made of."""
+    bad = (~x.flatten(1).isfinite().all(1)).nonzero()[:, 0]
+    if len(bad):
+        raise DataError(f"{name}: sample {int(rows[int(bad[0])])} is not finite; mend it, or leave it out")
+    if bool((x == x[:1]).all()):
+        raise DataError(f"{name}: all {len(x):,} samples are the same; there is nothing to say of one point")
 
 
 def _closed(name: str, spec: DataSpec, path: Path, classes: bool) -> Law | None:

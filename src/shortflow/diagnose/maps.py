@@ -3,19 +3,19 @@
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from shortflow.flowmap import FlowMap, LogStep, Transfer
 from shortflow.theory import Law
 from shortflow.theory.bounds import Bound, continuous_bound, discrete_bound
-from shortflow.typing import Report
+from shortflow.typing import Condition, Report
 
 __all__ = ["StraightMap", "as_map", "bound_of", "dyadic_times", "starting_points"]
 
 State = Float[Tensor, "b ..."]
 Time = Float[Tensor, "b"]
-Label = Int[Tensor, "b"] | None
+Label = Condition | None
 
 
 class StraightMap(FlowMap):

@@ -24,6 +24,7 @@ __all__ = ["Mixed", "batches_of", "mixtures", "plug_in"]
 
 BATCHES, ROWS = 8, 32  # batches that are drawn for a figure, and rows of each at most
 REMOVED, ACTIVE_ROWS = "share of the variance that the plug-in velocity removes", "rows whose own weight is below .99"
+TAKING = "effective number of images"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +142,7 @@ def _note_times(d: Diagnosis, v: Variances, kind: Mixed, batch: int, at: Sequenc
     d.curve(f"removed/{kind.name}", v.times, shares, f"{REMOVED} {head}")
     d.curve(f"active/{kind.name}", v.times, [mean_of(each.active) for each in at], f"{ACTIVE_ROWS} {head}")
     sizes = [mean_of(each.size) for each in at]
-    d.curve(f"sample_size/{kind.name}", v.times, sizes, f"effective number of images {head}", "images")
+    d.curve(f"sample_size/{kind.name}", v.times, sizes, f"{TAKING} {head}", "images")
 
 
 def _note_sizes(d: Diagnosis, kind: Mixed, batch: int, shown: Sequence[int], found: Sequence[_Taken]) -> None:
@@ -150,6 +151,8 @@ def _note_sizes(d: Diagnosis, kind: Mixed, batch: int, shown: Sequence[int], fou
     removed, active = [_share(each) for each in found], [mean_of(each.active) for each in found]
     d.curve(f"removed_by_images/{kind.name}", shown, removed, f"{REMOVED} {head}", x_label=axis)
     d.curve(f"active_by_images/{kind.name}", shown, active, f"{ACTIVE_ROWS} {head}", x_label=axis)
+    taking = [mean_of(each.size) for each in found]
+    d.curve(f"sample_size_by_images/{kind.name}", shown, taking, f"{TAKING} {head}", "images", x_label=axis)
     if batch in shown:
         place, words = list(shown).index(batch), f"at {batch} images over the recipe's times, {kind.words}"
         d.scalar(f"removed/{kind.name}", removed[place], f"share of the variance removed {words}")

@@ -121,6 +121,10 @@ def diagnose_data(
     _measure(d, k, _times(recipe), batch, looking, generator, Stages([3, 2, 2, 5, 4], report))
     if spec.image:
         d.notes.append("Distances and dimensions are those of pixels, as the network sees them.")
+    if spec.kind == "latents":
+        d.notes.append("Latents are the means of their Gaussians, of images that are not mirrored.")
+    if dataset.conditions is not None:
+        d.notes.append("Exact velocities are those of all samples: of what they are told by nothing is used.")
     if not k.closed:
         d.notes.append(
             "The law is the data set itself: exact velocities are those of a network that has memorised it. Above the "

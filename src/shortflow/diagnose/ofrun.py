@@ -58,6 +58,15 @@ def _notes(d: Diagnosis, s: Subject, held_out: Dataset | None) -> None:
     d.scalar("collapse_time", s.collapse, COLLAPSE)
     if s.model.spec.image:
         d.notes.append("Distances are those of pixels, as the network sees them.")
+    if s.flow.condition_shape is not None:
+        d.notes.append(
+            "The exact law is that of all samples, and the network is told that there is no condition; only the "
+            "samples whose neighbours are looked for have those of held-out data."
+        )
+    if s.model.spec.kind == "latents":
+        d.notes.append("Latents are the means of their Gaussians, of images that are not mirrored.")
+    elif s.model.run.data.flip:
+        d.notes.append("The run mirrors half of its images, and the exact law has them as they are.")
     if s.flow.guided is not None:
         d.notes.append(
             f"The model carries {s.flow.guided}: its target is not the law of the data; distances contain that."

@@ -1,6 +1,7 @@
 """A trained model with the exact law of its data: what all measurements of a run share."""
 
 import copy
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -13,10 +14,12 @@ from shortflow.data import Dataset
 from shortflow.diagnose.known import Known
 from shortflow.diagnose.maps import as_map
 from shortflow.diagnose.ofdata import Looking
+from shortflow.errors import ConfigError
 from shortflow.flowmap import FlowMap
 from shortflow.hub import Model
 from shortflow.theory import FiniteData
 from shortflow.theory.nodes import level_of
+from shortflow.typing import Condition, condition_words
 
 __all__ = ["CELLS", "Subject", "without_classes"]
 
@@ -38,6 +41,7 @@ class Subject:
 
     def __init__(self, model: Model, training: Dataset, looking: Looking) -> None:
         self.model, self.training, self.looking = model, training, looking
+        _check_told(model.flow)
         size = sum(weight.numel() for weight in model.flow.parameters())
         classes = training.labels is not None and model.flow.num_classes > 0
         k = looking.known(training, model.spec, model.flow.path, classes)
@@ -73,8 +77,10 @@ class Subject:
             "precision": str(k.x.dtype).removeprefix("torch."),
         }
 
-    def told(self, label: Int[Tensor, "n"] | None, n: int) -> Int[Tensor, "n"] | None:
-        """What the network is told: the class, or that there is none."""
+    def told(self, label: Int[Tensor, "n"] | None, n: int) -> Condition | None:
+        """What the network is told: the class, or that there is none, nor another condition."""
+        if self.flow.condition_shape is not None:
+            return torch.full((n, *self.flow.condition_shape), math.nan, device=self.k.x.device)
         if self.flow.num_classes == 0:
             return None
         if label is None and self.flow.null_label is not None:
@@ -102,6 +108,17 @@ class Subject:
             weight = float(law.responsibilities(x_t, self.full(n, middle), label).max(1).values.mean())
             low, high = (middle, high) if weight > 0.5 else (low, middle)
         return high
+
+
+def _check_told(flow: FlowMap) -> None:
+    """Raise `ConfigError` if the network can only be asked for samples with a vector or a sequence: the exact law of
+    those that share one is known for classes only."""
+    if flow.condition_shape is not None and flow.null_label is None:
+        raise ConfigError(
+            f"this model is told {condition_words(flow.condition_shape)} for each sample and was trained without label "
+            "dropout: it has no law of all data that an exact one could be compared with. Train it with "
+            "--set objective.label_dropout=0.1, for instance"
+        )
 
 
 def without_classes(law: Any) -> Any:

@@ -1,6 +1,6 @@
 """Pages: runs, studies and diagnoses as one self-contained HTML file, made of nothing but their files.
 
-files, reading                                      what is read, and what cannot be
+files, reading, drawable                            what is read, what cannot be, and what is to be drawn before
 metrics, seen                                       what figures are called, and which of them decides
 runpage, studypage, diagnosispage, sidebyside       what a page says of a run, a study, a diagnosis, several
 training, samples, recipes, runcost                 sections of theirs
@@ -17,7 +17,7 @@ from typing import Any
 
 from shortflow.errors import ConfigError
 
-__all__ = ["check_installed", "report_page", "write_report"]
+__all__ = ["check_installed", "check_places", "report_page", "write_report"]
 
 
 def report_page(paths: list[Path], title: str | None = None) -> str:
@@ -44,11 +44,20 @@ def check_installed() -> None:
         raise ConfigError(f"pages need {' and '.join(missing)}; install them with: pip install 'shortflow[report]'")
 
 
+def check_places(paths: list[Path], out: Path) -> None:
+    """Raise what `write_report` would for what is named wrongly, before anything is drawn or read."""
+    from shortflow.report.files import place_of
+
+    for path in paths:
+        place_of(path)
+    if out.is_dir():
+        raise ConfigError(f"--out {out} is a folder; give the name of a file, such as {out / 'page.html'}")
+
+
 def write_report(paths: list[Path], out: Path, title: str | None = None) -> Path:
     """Write the page to `out`, atomically; returns it. Errors are those of `report_page`."""
     from shortflow.files import write_atomic
 
-    if out.is_dir():
-        raise ConfigError(f"--out {out} is a folder; give the name of a file, such as {out / 'page.html'}")
+    check_places(paths, out)
     write_atomic(out, report_page(paths, title))
     return out

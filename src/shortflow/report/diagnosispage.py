@@ -149,8 +149,8 @@ def _curves(stem: str, members: Sequence[_Curve], name: str) -> Chart:
         _capital(title),
         series,
         x=members[0].x_label,
-        y=members[0].unit or "value",
-        log_x=members[0].x_label != "t" and min(x) > 0 and max(x) > 20 * min(x),
+        y=members[0].unit or _words(stem),
+        log_x=members[0].x_label == "steps" or (members[0].x_label != "t" and min(x) > 0 and max(x) > 20 * min(x)),
         marked=len(series[0].x) <= 40,
         caption="Bars: one standard error." if any(error for one in series for error in one.error or ()) else "",
     )
@@ -175,7 +175,7 @@ def _map(key: str, each: Mapping[str, Any], name: str) -> Chart | None:
         y="r",
         edges_x=[value for value in t if value is not None],
         edges_y=[value for value in r if value is not None],
-        unit=str(each.get("unit") or "value"),
+        unit=str(each.get("unit") or _words(key)),
         caption=f"Unit: {each['unit']}." if each.get("unit") else "",
         log=min(known) > 0 and max(known) > 30 * min(known),
         named=True,
@@ -205,7 +205,12 @@ def _settings(found: Diagnosis) -> list[Block]:
 
 
 def _title(key: str) -> str:
-    return _capital(key.replace("_", " "))
+    return _capital(_words(key))
+
+
+def _words(key: str) -> str:
+    """The name of a figure as words: what it is called at an axis, where it has no unit."""
+    return key.rpartition("residual/")[2].replace("_", " ").replace("/", ", ")
 
 
 def _capital(text: str) -> str:

@@ -15,9 +15,7 @@ from typing import Any
 import numpy as np
 
 from shortflow.config import RunConfig, from_plain, load_run
-from shortflow.errors import CheckpointError, ConfigError, ShortflowError
-from shortflow.files import sha256_of
-from shortflow.lock import held_by
+from shortflow.errors import CheckpointError, ConfigError
 from shortflow.report.metrics import is_fid
 from shortflow.report.reading import (
     Faults,
@@ -36,22 +34,22 @@ from shortflow.status import RunStatus, evaluation_files, read_status
 __all__ = [
     "FORMAT",
     "INDEX",
+    "OF_A_RUN",
     "PICTURES",
+    "STUDY",
     "Diagnosis",
     "Pictures",
     "Run",
     "Study",
-    "lacks_pictures",
     "opened",
-    "run_directories",
+    "place_of",
 ]
 
 PICTURES, INDEX = "pictures", "pictures.json"  # the folder of a run's pictures, and the file that says what they are
 FORMAT = 1  # of that file
-FEW = 8  # variants of a study whose samples are drawn unasked
 
 STUDY, PLAN, DIAGNOSIS = "results.json", "study.yaml", "diagnosis.json"
-_OF_A_RUN = ("run.yaml", "model.safetensors", "stats.jsonl")
+OF_A_RUN = ("run.yaml", "model.safetensors", "stats.jsonl")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +131,7 @@ class Study:
         results: the content of results.json.
         pictures: drawn of a cell, by variant, the first one that has any.
         runs: run file and resolved run of a cell, by variant, the first one that has them.
+        lines: the records of training of all cells, by variant.
         asked: the study as a file that begins it anew; None where there is no plan.
         totals: what the models of cells say is the SHA-256 over their weights and description, by the cell's path.
         sums, faults: as of a run.
@@ -143,6 +142,7 @@ class Study:
     results: Mapping[str, Any]
     pictures: Mapping[str, Pictures]
     runs: Mapping[str, tuple[str, RunConfig]]
+    lines: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]
     asked: str | None
     totals: Mapping[str, str]
     sums: tuple[tuple[str, int, str], ...]
@@ -160,21 +160,31 @@ def opened(path: str | Path) -> Run | Study | Diagnosis:
         CheckpointError: if it is none of these.
         ConfigError: if the one file that makes it a study or a diagnosis cannot be read.
     """
+    path = place_of(path)
+    if path.is_file():
+        return _diagnosis(path, path.stem)
+    return _study(path) if (path / STUDY).is_file() else _run(path)
+
+
+def place_of(path: str | Path) -> Path:
+    """The directory of the run or study at `path`, or the file of a diagnosis. Nothing is read.
+
+    Raises:
+        CheckpointError: if there is none of these.
+    """
     path = Path(path).expanduser()
     if path.is_file():
-        if path.name in (*_OF_A_RUN, STUDY) or path in evaluation_files(path.parent):
+        if path.name in (*OF_A_RUN, STUDY) or path in evaluation_files(path.parent):
             path = path.parent
         elif path.suffix == ".json":
-            return _diagnosis(path, path.stem)
+            return path
         else:
             raise CheckpointError(
                 f"{path} is no run, study or diagnosis; give a run directory, a directory of a study, or the JSON file "
                 "of a diagnosis"
             )
-    if (path / STUDY).is_file():
-        return _study(path)
-    if any((path / name).is_file() for name in ("run.yaml", "model.safetensors")):
-        return _run(path)
+    if any((path / name).is_file() for name in (STUDY, "run.yaml", "model.safetensors")):
+        return path
     if not path.exists():
         raise CheckpointError(f"there is no {path}; give a run directory, or the directory of a study")
     raise CheckpointError(
@@ -207,7 +217,7 @@ def _run(directory: Path) -> Run:
     if status is not None:
         faults.found += [remark for remark in status.remarks if "stats.jsonl" not in remark]
     scores = evaluation_files(directory)
-    files = (*_OF_A_RUN, *(path.name for path in scores), DIAGNOSIS)
+    files = (*OF_A_RUN, *(path.name for path in scores), DIAGNOSIS)
     return Run(
         directory=directory,
         name=_name(directory),
@@ -310,6 +320,7 @@ def _study(directory: Path) -> Study:
     faults = Faults()
     pictures: dict[str, Pictures] = {}
     runs: dict[str, tuple[str, RunConfig]] = {}
+    lines: dict[str, list[Sequence[Mapping[str, Any]]]] = {}
     totals = {}
     for cell in listed(results.get("cells")):
         if not is_map(cell) or not isinstance(cell.get("path"), str):
@@ -319,6 +330,8 @@ def _study(directory: Path) -> Study:
             pictures[variant] = drawn
         if variant not in runs and (place / "run.yaml").is_file() and (read := faults.read(_run_file, place)):
             runs[variant] = read
+        if record := read_lines(place / "stats.jsonl")[0]:
+            lines.setdefault(variant, []).append(record)
         header = faults.read(read_header, place / "model.safetensors")
         if header is not None and header.total is not None:
             totals[cell["path"]] = header.total
@@ -328,6 +341,7 @@ def _study(directory: Path) -> Study:
         results=results,
         pictures=pictures,
         runs=runs,
+        lines=lines,
         asked=faults.read(_asked, directory / PLAN) if (directory / PLAN).is_file() else None,
         totals=totals,
         sums=tuple(sums(directory, (STUDY, PLAN), faults)),
@@ -355,52 +369,3 @@ def _diagnosis(path: Path, name: str) -> Diagnosis:
             f"{path} is no diagnosis that this version reads; make it again: shortflow diagnose DATA|RUN --out {path}"
         )
     return Diagnosis(path=path, name=name, record=record)
-
-
-# ------------------------------------------------------------------------------------------------- what is to be drawn
-
-
-def run_directories(path: Path, cells: bool | None) -> list[Path]:
-    """The run at `path`; of a study with `cells` the first one of each variant that is done, with None if nothing is
-    left to make and there are few. Errors come later."""
-    path = path.expanduser()
-    if path.is_file() and (path.name in _OF_A_RUN or path in evaluation_files(path.parent)):
-        path = path.parent
-    if not (path / STUDY).is_file():
-        return [path] if path.is_dir() else []
-    if cells is False:
-        return []
-    found: dict[str, Path] = {}
-    rows, ended = _study_rows(path), True
-    for cell in rows:
-        ended = ended and cell.get("status") in ("done", "failed")
-        # of variants that are scored: the others are only there because these need them
-        if cell.get("status") == "done" and isinstance(cell.get("path"), str) and _scored(cell):
-            found.setdefault(str(cell.get("variant")), path / cell["path"])
-    return list(found.values()) if cells or (ended and len(found) <= FEW) else []
-
-
-def _study_rows(directory: Path) -> list[Mapping[str, Any]]:
-    results = read_json(directory / STUDY)
-    return [cell for cell in listed(results.get("cells") if is_map(results) else None) if is_map(cell)]
-
-
-def _scored(cell: Mapping[str, Any]) -> bool:
-    record = cell.get("record")
-    return not is_map(record) or is_map(record.get("rows"))
-
-
-def lacks_pictures(directory: Path, ended: bool) -> bool:
-    """Whether a run has a model, and no pictures that this model has drawn.
-
-    Args:
-        ended: leave out a run that is still going on: it wants the machine for itself.
-    """
-    model = directory / "model.safetensors"
-    if not model.is_file() or (ended and held_by(directory) is not None):
-        return False
-    try:
-        drawn = read_json(directory / PICTURES / INDEX)
-        return drawn["format"] != FORMAT or drawn["model"]["sha256"] != sha256_of(model)
-    except (ShortflowError, OSError, KeyError, TypeError):
-        return True

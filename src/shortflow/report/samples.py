@@ -175,9 +175,10 @@ def _memorised(near: Mapping[str, Any]) -> str:
     nearer = measured(near.get("nearer"))
     if ours is None or theirs is None or nearer is None:
         return ""
+    unit = "the stored latents" if near.get("of") == "latents" else "the pixel range"
     said = (
-        f"Root mean square distance to the nearest of {number(near.get('train'))} training images, in units of the "
-        f"pixel range: median {number(ours, 3)} for samples, {number(theirs, 3)} for held-out images. "
+        f"Root mean square distance to the nearest of {number(near.get('train'))} training images, in units of "
+        f"{unit}: median {number(ours, 3)} for samples, {number(theirs, 3)} for held-out images. "
         f"{100 * nearer:.0f} % of the samples are nearer than 95 % of the held-out images"
     )
     return f"{said} (5 % would be for samples of the same law; many more suggest copies)."

@@ -1,12 +1,14 @@
-"""Sections of a study: quality over training, by images and by cost; what the variants cost."""
+"""Sections of a study: quality over training, by images and by cost, and curves of training; what variants cost."""
 
+import math
 from collections.abc import Mapping
 
-from shortflow.report.blocks import Block, Row, Section, Sentences, Table, number
+from shortflow.report.blocks import Block, Chart, Row, Section, Sentences, Table, number
 from shortflow.report.charts import Series, lines
 from shortflow.report.metrics import measured
 from shortflow.report.runcost import duration
 from shortflow.report.seen import COLOURED, MANY, Seen, bars, mean, words
+from shortflow.report.training import CURVES
 
 __all__ = ["cost_section", "spent", "training_section"]
 
@@ -37,13 +39,41 @@ def training_section(seen: Seen, name: str) -> Section:
             charts.append(
                 lines(f"{name}-c{k}", title, ordered, x=label, y=seen.metric.label, caption=caption, floor=seen.floor)
             )
+    blocks: list[Block] = [Row(blocks=charts)] if charts else []
     if not charts and seen.values:
         text = (
             "Quality was looked at when training had ended. With `--at 0.25,0.5,1`, said before the cells are made, it "
             "is looked at on the way, too."
         )
-        return Section(title="Quality over training", blocks=[Sentences(texts=[text])])
-    return Section(title="Quality over training", blocks=[Row(blocks=charts)] if charts else [])
+        blocks.append(Sentences(texts=[text]))
+    if curves := [chart for k, key in enumerate(_CURVES) if (chart := _curve(seen, key, f"{name}-t{k}"))]:
+        blocks.append(Row(blocks=curves))
+    return Section(title="Training", blocks=blocks)
+
+
+_CURVES = ("velocity_error", "loss")
+
+
+def _curve(seen: Seen, quantity: str, name: str) -> Chart | None:
+    """A quantity of the records of training over the images seen, the mean over the seeds that have come so far."""
+    label, reading = CURVES[quantity]
+    series = []
+    for place, variant in enumerate(seen.order):
+        found: dict[float, list[float]] = {}
+        for record in seen.study.lines.get(variant, ()):
+            for line in record:
+                if (value := measured(line.get(quantity))) is not None:
+                    found.setdefault(line["images"], []).append(value)
+        if len(found) > 1:
+            coloured = place < COLOURED or len(seen.order) <= MANY
+            means = [math.fsum(found[images]) / len(found[images]) for images in sorted(found)]
+            series.append(Series(name=variant, x=sorted(found), y=means, place=place if coloured else None))
+    if not series:
+        return None
+    title = f"{label[0].upper()}{label[1:]} over images seen"
+    caption = f"{reading[0].upper()}{reading[1:]}. Mean over seeds. Methods that draw their times by other laws have "
+    caption += "other rows in it: no comparison between them."
+    return lines(name, title, series, x="images seen", y=label, caption=caption, marked=False)
 
 
 def spent(seen: Seen, variant: str) -> float | None:

@@ -24,7 +24,7 @@ CURVES = {
     "images_per_second": ("images a second", ""),
 }
 _COLUMNS = 24  # of the map of the error over training
-_LAST = 0.25  # share of the run that the map of the derivative is a mean over
+_LAST = 0.25  # share of the run that maps over (t, r) are means over
 
 
 def curve(run: Run, quantity: str, name: str, main: bool = False) -> Chart | None:
@@ -62,7 +62,15 @@ def training_section(run: Run, name: str) -> Section:
     blocks: list[Block] = [Row(blocks=drawn, narrow=True)] if drawn else []
     if len(run.lines) < 2:
         blocks.append(Sentences(texts=["The record has one line so far; curves begin with the second."]))
-    maps = [chart for chart in (_error_by_time(run.lines, f"{name}-e"), _derivative(run.lines, f"{name}-d")) if chart]
+    maps = [
+        chart
+        for chart in (
+            _error_by_time(run.lines, f"{name}-e"),
+            _error_by_cell(run.lines, f"{name}-c"),
+            _derivative(run.lines, f"{name}-d"),
+        )
+        if chart
+    ]
     if maps:
         blocks.append(Row(blocks=maps))
     notes = list(_odd(run.lines))
@@ -112,9 +120,44 @@ def _error_by_time(record: Sequence[Mapping[str, Any]], name: str) -> Chart | No
     )
 
 
+def _error_by_cell(record: Sequence[Mapping[str, Any]], name: str) -> Chart | None:
+    """Mean error by cell of (t, r), over the last quarter of the run."""
+    return _last_by_cell(
+        record,
+        "error_by_cell",
+        name,
+        "Error by (t, r)",
+        "squared error",
+        "Squared error of the rows, before the weighting, in cells of (t, r), over the last quarter of the run: where "
+        "the loss comes from. Cells on the diagonal have the rows with r = t, too. Empty: no row of that kind.",
+        log=True,
+    )
+
+
 def _derivative(record: Sequence[Mapping[str, Any]], name: str) -> Chart | None:
     """Mean size of du/dt by cell of (t, r), over the last quarter of the run."""
-    kept = [line["tangent_mean"] for line in record if _is_list(line.get("tangent_mean"))]
+    return _last_by_cell(
+        record,
+        "tangent_mean",
+        name,
+        "Size of du/dt by (t, r)",
+        "‖du/dt‖",
+        "Root mean square of du/dt, the derivative along the path that the target takes, in cells of (t, r), over the "
+        "last quarter of the run. Empty: no row of that kind.",
+    )
+
+
+def _last_by_cell(
+    record: Sequence[Mapping[str, Any]],
+    quantity: str,
+    name: str,
+    title: str,
+    unit: str,
+    caption: str,
+    log: bool = False,
+) -> Chart | None:
+    """A quantity by cell of (t, r), the mean over the last quarter of the lines that have it."""
+    kept = [line[quantity] for line in record if _is_list(line.get(quantity))]
     kept = kept[-max(1, round(_LAST * len(kept))) :]
     if not kept or not all(_is_list(row) for grid in kept for row in grid):
         return None
@@ -126,18 +169,7 @@ def _derivative(record: Sequence[Mapping[str, Any]], name: str) -> Chart | None:
     if all(value is None for row in values for value in row):
         return None
     edges = [k / size for k in range(size + 1)]
-    return cells(
-        name,
-        "Size of du/dt by (t, r)",
-        values,
-        x="t",
-        y="r",
-        edges_x=edges,
-        edges_y=edges,
-        unit="‖du/dt‖",
-        caption="Root mean square of du/dt, the derivative along the path that the target takes, in cells of "
-        "(t, r), over the last quarter of the run. Empty: no row of that kind.",
-    )
+    return cells(name, title, values, x="t", y="r", edges_x=edges, edges_y=edges, unit=unit, caption=caption, log=log)
 
 
 def _mean(values: Sequence[Any]) -> float | None:

@@ -16,6 +16,7 @@ from shortflow.runs.encoding import encode, rescaled
 from shortflow.runs.feeds import Images, Stored
 from shortflow.runs.gathering import World, gather, processes
 from shortflow.runs.illustrating import illustrate
+from shortflow.runs.loading import training_data
 from shortflow.runs.pacing import Pace, pace
 from shortflow.runs.planning import Plan, plan
 from shortflow.runs.running import training
@@ -85,6 +86,7 @@ __all__ = [
     "score_table",
     "statistics_of",
     "training",
+    "training_data",
     "training_images",
     "verdict",
 ]

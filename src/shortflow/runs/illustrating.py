@@ -36,6 +36,7 @@ __all__ = ["illustrate", "nearest_images"]
 
 WIDTH, HEIGHT = 880, 440  # pixels that a grid of images takes at most
 SAMPLES, NEAREST = 256, 5  # samples whose neighbours are looked for; neighbours that are shown
+LATENTS = 10_000  # stored latents that neighbours are looked for among, at most
 WAYS, MANY, CLOUD, ARROWS = 96, 32, 2000, 15  # points that go, their steps, points of a cloud, arrows a side
 FIELD_TIMES = (0.9, 0.6, 0.3)
 _BLOCK = 1000  # training images that are compared at once
@@ -101,6 +102,7 @@ class _Work:
         if self.decoding.unverified is not None:
             self.notes.append(self.decoding.unverified)
         self.train, self.held_out = self._data("train"), self._data("test")
+        self.told = self._conditions()
 
     def _data(self, split: str) -> Dataset | None:
         data = self.model.run.data
@@ -109,6 +111,20 @@ class _Work:
         except (DataError, OSError) as error:
             self.notes.append(f"no {split} data: {error}")
             return None
+
+    def _conditions(self) -> Tensor | None:
+        """What samples are told by in place of classes, in turn: the first of the real data, as they are shown."""
+        real = self.held_out or self.train
+        if self.model.flow.condition_shape is None or real is None or real.conditions is None:
+            return None
+        return torch.from_numpy(real.conditions.take(np.arange(min(SAMPLES, len(real)))))
+
+    def _real(self, data: Dataset, places: np.ndarray) -> UInt8[np.ndarray, "n c h w"] | None:
+        """Images of a data set; latents are decoded, and None where nothing decodes them."""
+        if data.kind == "images":
+            return np.asarray(data.samples[places])
+        autoencoder = self.decoding.autoencoder
+        return None if autoencoder is None else autoencoder.decode(data.take(places))
 
     # ------------------------------------------------------------------------------------------------------- samples
 
@@ -126,26 +142,48 @@ class _Work:
             return
         columns, rows = _layout(first.shape[2:], spec.num_classes)
         classes = list(range(columns)) if spec.num_classes else None
+        told = None if self.told is None else self.told[:columns]
+        if told is not None:
+            self.notes.append("Samples are told, column by column, what the real images in the first row are told.")
         self.found["classes"] = [spec.classes[c] for c in classes or ()]
         drawn = []
         for count in steps:
-            pixels, _ = self._drawn(count, rows * columns, classes, asked) or (None, None)
+            pixels, _ = self._drawn(count, rows * columns, classes, asked, told) or (None, None)
             if pixels is not None:
                 name = f"steps-{count}.png"
                 save_png(_sheet(pixels, columns), self.folder / name)
                 drawn.append({"steps": count, "file": name, "columns": columns, "rows": rows})
         self.found["samples"] = drawn
-        if real is not None and spec.kind == "images":
-            chosen = _by_class(real, columns, rows, classes)
+        if real is None:
+            return
+        places = np.arange(min(columns, len(real))) if told is not None else _by_class(real, columns, rows, classes)
+        chosen = self._real(real, places)
+        if chosen is not None:
             save_png(_sheet(chosen, columns), self.folder / "real.png")
             split = "held out" if real is self.held_out else "training data"
+            split += "" if real.kind == "images" else ", decoded from latents"
             self.found["real"] = {"file": "real.png", "of": split, "columns": columns, "rows": len(chosen) // columns}
 
-    def _drawn(self, steps: int, n: int, classes: Sequence[int] | None = None, asked: bool = False) -> Any:
-        """Samples and their classes; None, and a note, where the model cannot take so many steps."""
+    def _drawn(
+        self,
+        steps: int,
+        n: int,
+        classes: Sequence[int] | None = None,
+        asked: bool = False,
+        told: Tensor | None = None,
+        latents: bool = False,
+    ) -> Any:
+        """Samples and their classes; None, and a note, where the model cannot take so many steps.
+
+        Args:
+            told: conditions in place of classes, in turn; by default all that are known.
+            latents: leave them as they are.
+        """
+        told = self.told if told is None else told
         try:
-            settings: dict[str, Any] = {"steps": steps, "seed": self.seed, "classes": classes}
-            return generate(self.model.flow, self.model.spec, n, autoencoder=self.decoding.autoencoder, **settings)
+            settings: dict[str, Any] = {"steps": steps, "seed": self.seed, "classes": classes, "condition": told}
+            settings["autoencoder"] = None if latents else self.decoding.autoencoder
+            return generate(self.model.flow, self.model.spec, n, **settings)
         except SamplerError as error:
             if asked:
                 raise
@@ -224,8 +262,9 @@ class _Work:
             return
         steps = 32 if self.model.flow.ends == "diagonal" else 1
         try:
+            decoder = self.decoding.autoencoder
             pixels, points = interpolation(
-                self.model, rows=4, steps=steps, seed=self.seed, autoencoder=self.decoding.autoencoder
+                self.model, rows=4, steps=steps, seed=self.seed, condition=self.told, autoencoder=decoder
             )
         except SamplerError as error:
             self.notes.append(f"no interpolation: {error}")
@@ -234,31 +273,44 @@ class _Work:
         self.found["interpolation"] = {"file": "interpolation.png", "rows": 4, "points": points, "steps": steps}
 
     def neighbours(self) -> None:
-        """Samples beside their nearest training images, and how near held-out images are to theirs."""
-        if self.model.spec.kind != "images" or self.train is None:
+        """Samples beside their nearest training images, and how near held-out images are to theirs; of stored latents
+        in the units in which they are stored."""
+        train = self.train
+        if self.model.spec.kind == "points" or not self.decoding.decoded or train is None:
             return
+        stored = train.kind == "latents"
         steps = 32 if self.model.flow.ends == "diagonal" else 1
-        pixels, _ = self._drawn(steps, SAMPLES) or (None, None)
-        if pixels is None:
+        drawn, _ = self._drawn(steps, SAMPLES, latents=stored) or (None, None)
+        if drawn is None:
             return
-        distances, places = nearest_images(pixels, self.train.samples, NEAREST)
+        if drawn.shape[1:] != train.shape:
+            self.notes.append(f"no neighbours: samples have the shape {drawn.shape[1:]}, the data {train.shape}")
+            return
+        among = _spread(len(train), LATENTS) if stored else np.arange(len(train))
+        images = train.take(among) if stored else train.samples
+        distances, places = nearest_images(drawn, images, NEAREST)
+        pixels = self.decoding.autoencoder.decode(drawn[:10]) if stored and self.decoding.autoencoder else drawn
         count, _ = _layout(pixels.shape[2:], 10)
-        shown = np.stack([np.concatenate([pixels[k : k + 1], self.train.samples[places[k]]]) for k in range(count)])
+        count = min(count, len(pixels))
+        near = [self._real(train, among[places[k]]) for k in range(count)]
+        shown = np.stack([np.concatenate([pixels[k : k + 1], near[k]]) for k in range(count)])  # type: ignore[list-item]
         grid = shown.swapaxes(0, 1).reshape(-1, *pixels.shape[1:])
         save_png(_sheet(grid, count), self.folder / "neighbours.png")
         found = {
             "file": "neighbours.png",
+            "of": train.kind,
             "steps": steps,
-            "samples": len(pixels),
-            "train": len(self.train),
-            "nearest": NEAREST,
+            "samples": len(drawn),
+            "train": len(among),
+            "nearest": shown.shape[1] - 1,
             "columns": count,
             "median": float(np.median(distances[:, 0])),
             "smallest": float(distances[:, 0].min()),
         }
-        if self.held_out is not None:
-            real = self.held_out.samples[_spread(len(self.held_out), SAMPLES)]
-            other = nearest_images(np.asarray(real), self.train.samples, 1)[0][:, 0]
+        if self.held_out is not None and self.held_out.kind == train.kind:
+            rows = _spread(len(self.held_out), SAMPLES)
+            real = self.held_out.take(rows) if stored else np.asarray(self.held_out.samples[rows])
+            other = nearest_images(real, images, 1)[0][:, 0]
             found |= {
                 "held_out": len(other),
                 "held_out_median": float(np.median(other)),
@@ -276,11 +328,11 @@ class _Work:
 
 
 def nearest_images(
-    images: UInt8[np.ndarray, "n c h w"], among: Any, count: int
+    images: UInt8[np.ndarray, "n c h w"] | Float[np.ndarray, "n c h w"], among: Any, count: int
 ) -> tuple[Float[np.ndarray, "n k"], np.ndarray]:
-    """(distances, places) of the `count` nearest of the images `among`, nearest first.
+    """(distances, places) of the `count` nearest of the images (or latents) `among`, nearest first.
 
-    The distance is the root mean square over pixels and channels, in units of the pixel range.
+    The distance is the root mean square over pixels and channels, in units of the pixel range (of latents as they are).
     """
     a = _flat(images)
     nearest, places = torch.empty(len(a), 0), torch.empty(len(a), 0, dtype=torch.int64)
@@ -302,8 +354,9 @@ def _sheet(images: UInt8[np.ndarray, "n c h w"], columns: int) -> Image.Image:
     return sheet
 
 
-def _flat(images: UInt8[np.ndarray, "n c h w"]) -> Float[Tensor, "n d"]:
-    return torch.from_numpy(images.reshape(len(images), -1)).float() / 255
+def _flat(images: UInt8[np.ndarray, "n c h w"] | Float[np.ndarray, "n c h w"]) -> Float[Tensor, "n d"]:
+    flat = torch.from_numpy(images.reshape(len(images), -1)).float()
+    return flat / 255 if images.dtype == np.uint8 else flat
 
 
 def _layout(shape: Sequence[int], classes: int) -> tuple[int, int]:
@@ -313,14 +366,15 @@ def _layout(shape: Sequence[int], classes: int) -> tuple[int, int]:
     return columns, max(2, min(6, HEIGHT // (h + 4)))
 
 
-def _by_class(data: Dataset, columns: int, rows: int, classes: Sequence[int] | None) -> UInt8[np.ndarray, "n c h w"]:
-    """Images in reading order, the first of each class in its column; spread over the set where it has no classes."""
+def _by_class(data: Dataset, columns: int, rows: int, classes: Sequence[int] | None) -> np.ndarray:
+    """The places of images in reading order, the first of each class in its column; spread over the set where it has
+    no classes."""
     if data.labels is None or classes is None:
-        return np.asarray(data.samples[_spread(len(data), rows * columns)])
+        return _spread(len(data), rows * columns)
     members = [np.flatnonzero(data.labels == c) for c in classes]
     rows = max(1, min(rows, *map(len, members)))
     places = [of[:rows] if len(of) else np.zeros(rows, np.int64) for of in members]
-    return np.asarray(data.samples[np.stack(places, 1).ravel()])
+    return np.stack(places, 1).ravel()
 
 
 def _spread(count: int, n: int) -> np.ndarray:

@@ -38,18 +38,23 @@ def load_data(
 
 
 def training_data(
-    config: DataConfig, *, report: Report | None = None, say: Callable[[str], None] = lambda text: None
+    config: DataConfig,
+    split: str = "train",
+    *,
+    report: Report | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Dataset:
     """What a run is trained on: where an autoencoder is given for images, their latents, made while they are used.
 
     Args:
+        split: "test" for the held-out data of the same kind.
         say: told before an autoencoder is fetched from the hub.
 
     Raises:
         DataError: as `load_data`, or if the autoencoder is not there, or does not encode such images.
         ConfigError: if an autoencoder is given for points.
     """
-    found = load_data(config, report=report)
+    found = load_data(config, split, report=report)
     if config.encoder is None or found.kind == "latents":
         return found
     if found.kind == "points":

@@ -7,11 +7,13 @@ __all__ = ["METRICS", "Metric", "metrics_of"]
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure of a record's rows: whether smaller is better, its name in words, and how it is written."""
+    """A figure of a record's rows: whether smaller is better, its name in words, how it is written; and whether there
+    is a best one at all."""
 
     smaller: bool
     words: str
     form: str = ".3f"
+    ranked: bool = True
 
     @property
     def better(self) -> str:
@@ -29,7 +31,7 @@ METRICS: dict[str, Metric] = {
     "conditional_accuracy": Metric(False, "accuracy of the class asked for"),
     "precision": Metric(False, "precision"),
     "recall": Metric(False, "recall"),
-    "density": Metric(False, "density"),
+    "density": Metric(False, "density", ranked=False),  # around 1 for sets of one law
     "coverage": Metric(False, "coverage"),
     "energy_distance": Metric(True, "energy distance", ".4f"),
     "sliced_w2": Metric(True, "sliced Wasserstein distance", ".4f"),

@@ -56,7 +56,7 @@ def _cells(results: Mapping[str, Any], metric: str) -> dict[tuple[str, int], Map
 
 def _best(rows: Sequence[Mapping[str, Any] | None], metric: str) -> float | None:
     means = [row["mean"] for row in rows if row is not None]
-    if len(means) < 2:
+    if len(means) < 2 or not METRICS[metric].ranked:
         return None
     return min(means) if METRICS[metric].smaller else max(means)
 

@@ -24,12 +24,13 @@ from shortflow.flowmap import FlowMap
 from shortflow.theory.estimates import Estimate, mean_of
 from shortflow.theory.law import Law
 from shortflow.theory.nodes import noise_nodes
-from shortflow.typing import Report
+from shortflow.typing import Condition, Report
 
 __all__ = ["Bound", "continuous_bound", "discrete_bound", "trajectory"]
 
 State = Float[Tensor, "n ..."]
 Label = Int[Tensor, "n"] | None
+Told = Condition | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +95,7 @@ def continuous_bound(
     end: float = 0.0,
     lowest: float | None = None,
     nodes: int = 32,
-    label: Label = None,
+    label: Told = None,
     report: Report | None = None,
 ) -> Bound:
     """The bound for one jump from `start` to `end`, along the exact trajectories of x ~ p_start.
@@ -102,7 +103,8 @@ def continuous_bound(
     Args:
         lowest: the earliest time that the network is asked at; the integral ends there, and the jump from there is a
             term of its own. By default `end`.
-        label: the classes of x, of which law and network are told as many as they know.
+        label: the classes of x, of which law and network are told as many as they know; or what a network that is told
+            vectors or sequences is told.
     """
     lowest = end if lowest is None else max(lowest, end)
     times, weights = noise_nodes(flow.path, lowest, start, nodes)
@@ -135,7 +137,7 @@ def continuous_bound(
     )
 
 
-def discrete_bound(flow: FlowMap, law: Law, x: State, times: Sequence[float], *, label: Label = None) -> Bound:
+def discrete_bound(flow: FlowMap, law: Law, x: State, times: Sequence[float], *, label: Told = None) -> Bound:
     """The bound over decreasing times from x ~ p at the first of them to the last: for networks that know the jumps
     from these times only (shortcut models: 1, ½, ¼, …)."""
     told, known = _told(flow, law, label)
@@ -155,6 +157,6 @@ def discrete_bound(flow: FlowMap, law: Law, x: State, times: Sequence[float], *,
     )
 
 
-def _told(flow: FlowMap, law: Law, label: Label) -> tuple[Label, Label]:
+def _told(flow: FlowMap, law: Law, label: Told) -> tuple[Told, Label]:
     """(the classes that the network is told, those that the law is)."""
-    return (label if flow.num_classes else None), (label if law.num_classes else None)
+    return (label if flow.conditional else None), (label if law.num_classes else None)

@@ -23,6 +23,7 @@ from shortflow.flowmap import FlowMap
 from shortflow.tangent import differentiated
 from shortflow.theory.estimates import Estimate, mean_of
 from shortflow.theory.law import Law
+from shortflow.typing import Condition
 
 __all__ = ["learned_dimension", "neighbour_dimension", "neighbour_distances", "posterior_dimension", "two_neighbours"]
 
@@ -40,7 +41,7 @@ def posterior_dimension(law: Law, x: State, t: Time, label: Label = None) -> Tim
 
 
 def learned_dimension(
-    flow: FlowMap, x: State, t: Time, label: Label = None, generator: torch.Generator | None = None
+    flow: FlowMap, x: State, t: Time, label: Condition | None = None, generator: torch.Generator | None = None
 ) -> Time:
     """d̂ = (α/W)(D σ' − σ div v) of each row for the velocity of a network, the divergence with one random sign vector.
 

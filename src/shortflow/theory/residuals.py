@@ -17,13 +17,14 @@ from torch import Tensor
 from shortflow.errors import require
 from shortflow.flowmap import FlowMap
 from shortflow.tangent import differentiated
-from shortflow.typing import expand
+from shortflow.typing import Condition, expand
 
 __all__ = ["boundary_error", "eulerian", "lagrangian", "lipschitz", "realised_guidance", "semigroup"]
 
 Time = Float[Tensor, "b"]
 State = Float[Tensor, "b ..."]
 Label = Int[Tensor, "b"] | None
+Told = Condition | None
 Field = Callable[[State, Time], State]
 
 
@@ -31,27 +32,27 @@ def _mean_square(x: State) -> Time:
     return x.square().flatten(1).mean(1)
 
 
-def semigroup(flow: FlowMap, x: State, t: Time, s: Time, r: Time, label: Label = None) -> Time:
+def semigroup(flow: FlowMap, x: State, t: Time, s: Time, r: Time, label: Told = None) -> Time:
     """‖X_{s,r}(X_{t,s}(x)) − X_{t,r}(x)‖²/((t − r)² D) of each row, r < s < t."""
     with torch.no_grad():
         gap = flow(flow(x, t, s, label), s, r, label) - flow(x, t, r, label)
     return _mean_square(gap) / (t - r).square()
 
 
-def eulerian(flow: FlowMap, x: State, t: Time, r: Time, v: State, label: Label = None) -> Time:
+def eulerian(flow: FlowMap, x: State, t: Time, r: Time, v: State, label: Told = None) -> Time:
     """‖D_t X_{t,r}(x)‖²/D of each row with the velocity v at (x, t): the exact one, or the network's own."""
     with torch.no_grad():
         return _mean_square(flow.residual(x, t, r, v, label)[1])
 
 
-def lagrangian(flow: FlowMap, x: State, t: Time, r: Time, velocity: Field, label: Label = None) -> Time:
+def lagrangian(flow: FlowMap, x: State, t: Time, r: Time, velocity: Field, label: Told = None) -> Time:
     """‖∂_r X_{t,r}(x) − v_r(X_{t,r}(x))‖²/D of each row for a velocity field: the exact one, or the network's own."""
     with torch.no_grad():
         output, rate = flow.end_rate(x, t, r, label)
         return _mean_square(rate - velocity(flow.move(x, output, t, r), r))
 
 
-def boundary_error(flow: FlowMap, x: State, t: Time, v: State, label: Label = None) -> Time:
+def boundary_error(flow: FlowMap, x: State, t: Time, v: State, label: Told = None) -> Time:
     """‖u_{t,t}(x) − v‖²/D of each row."""
     with torch.no_grad():
         return _mean_square(flow.velocity(x, t, label) - v)

@@ -23,7 +23,7 @@ from shortflow.errors import require
 from shortflow.flowmap import FlowMap
 from shortflow.tangent import differentiated
 from shortflow.theory.law import Law
-from shortflow.typing import expand
+from shortflow.typing import Condition, expand
 
 __all__ = [
     "Spread",
@@ -41,7 +41,7 @@ Label = Int[Tensor, "b"] | None
 
 
 def continuous_floor(
-    flow: FlowMap, law: Law, x: State, eps: State, t: Time, r: Time, label: Label = None, told: Label = None
+    flow: FlowMap, law: Law, x: State, eps: State, t: Time, r: Time, label: Label = None, told: Condition | None = None
 ) -> Time:
     """‖J Z‖² of each row, whose mean is the floor E tr(J Cov[v | x_t] Jᵀ): what a loss in continuous time cannot go
     below.
@@ -49,13 +49,13 @@ def continuous_floor(
     Args:
         flow: whose J = ∇X_{t,r} it is: the exact flow, or a trained network.
         x, eps: data and noise of the rows.
-        label, told: the class that the law and the network are told.
+        label, told: the class that the law is told, and what the network is.
     """
     return carried(flow, law, x, eps, t, r, label, told)[1].square().flatten(1).sum(1)
 
 
 def carried(
-    flow: FlowMap, law: Law, x: State, eps: State, t: Time, r: Time, label: Label = None, told: Label = None
+    flow: FlowMap, law: Law, x: State, eps: State, t: Time, r: Time, label: Label = None, told: Condition | None = None
 ) -> tuple[State, State]:
     """(X_{t,r}(x_t), J Z): where the jump carries the point, and where the noise of its velocity."""
     x_t = law.path.interpolate(x, eps, t)
@@ -96,7 +96,7 @@ def discrete_spread(
     *,
     draws: int = 8,
     label: Label = None,
-    told: Label = None,
+    told: Condition | None = None,
     generator: torch.Generator | None = None,
     landed: State | None = None,
     data: Float[Tensor, "m ..."] | None = None,

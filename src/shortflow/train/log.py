@@ -4,8 +4,9 @@ Beside means a line has, where it applies:
 
     skipped                     how many of the steps were skipped, because loss or gradient was not finite; the means
                                 are those of the others, and null if there are none
-    tangent_mean, tangent_max   root mean square of du/dt by cell of (t, r): entry [i][j], j ≤ i, is that of the rows
-                                with t in the i-th quarter of [0, 1] and r in the j-th; null where there was none
+    error_by_cell               mean error by cell of (t, r): entry [i][j], j ≤ i, is that of the rows with t in the
+                                i-th quarter of [0, 1] and r in the j-th; null where there was none
+    tangent_mean, tangent_max   root mean square of du/dt, by the same cells
     spikes                      the cells whose largest du/dt is SPIKE times what it was in the lines before
 """
 
@@ -21,7 +22,7 @@ from typing import Any
 
 from shortflow.files import set_aside, write_atomic
 from shortflow.train.engine import Engine
-from shortflow.train.record import BINS, CELLS, Numbers, StepRecord, merged_cells
+from shortflow.train.record import BINS, CELLS, Cell, Numbers, StepRecord, merged_cells
 
 __all__ = ["SPIKE", "StatsLog"]
 
@@ -167,15 +168,20 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _by_cell(window: Sequence[StepRecord]) -> dict[str, Any]:
-    """Mean and largest derivative by cell, where there is one."""
-    cells = merged_cells([record.numbers.cells for record in window if record.numbers.cells])
-    if not cells:
-        return {}
-    found = [cells[CELLS * i : CELLS * i + i + 1] for i in range(CELLS)]  # r ≤ t
-    return {
-        "tangent_mean": [[cell and cell[0] for cell in row] for row in found],
-        "tangent_max": [[cell and cell[1] for cell in row] for row in found],
-    }
+    """Mean error by cell; and mean and largest derivative, where there is one."""
+    found: dict[str, Any] = {}
+    if errors := _rows([record.numbers.errors for record in window]):
+        found["error_by_cell"] = [[cell and cell[0] for cell in row] for row in errors]
+    if cells := _rows([record.numbers.cells for record in window]):
+        found["tangent_mean"] = [[cell and cell[0] for cell in row] for row in cells]
+        found["tangent_max"] = [[cell and cell[1] for cell in row] for row in cells]
+    return found
+
+
+def _rows(parts: Sequence[tuple[Cell | None, ...]]) -> list[tuple[Cell | None, ...]]:
+    """The cells of all steps together, those with r ≤ t, a row for each t; [] where no step has any."""
+    cells = merged_cells([part for part in parts if part])
+    return [cells[CELLS * i : CELLS * i + i + 1] for i in range(CELLS)] if cells else []
 
 
 def spikes(line: Mapping[str, Any], before: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -19,10 +19,11 @@ from shortflow.train.typed import listed, mapped, number, or_none, whole
 __all__ = ["BINS", "CELLS", "Cell", "Measured", "Numbers", "StepRecord", "merged_cells"]
 
 BINS = 8  # of the time axis, for the loss by time
-CELLS = 4  # along t and along r, for the derivative
+CELLS = 4  # along t and along r, for the error and the derivative
 
 Cell = tuple[float, float, int]
-"""(mean, largest, rows) of the root mean square of du/dt on the rows whose times lie in one cell of (t, r)."""
+"""(mean, largest, rows) of the error, or of the root mean square of du/dt, on the rows whose times lie in one cell of
+(t, r)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +36,9 @@ class Numbers:
         logs: mean over the rows that have the quantity.
         by_time: mean error per bin of t (BINS equal bins of [0, 1]), None where a bin is empty.
         rows, rows_by_time: how many rows each of these is a mean over.
-        cells: of the derivative, where the step took one: CELLS × CELLS cells of (t, r), row by row; None where a cell
-            is empty. It is () where no row has a derivative.
+        errors: of the error: CELLS × CELLS cells of (t, r), row by row; None where a cell is empty. It is () in records
+            of earlier versions.
+        cells: the same of the derivative, where the step took one. It is () where no row has a derivative.
     """
 
     loss: float
@@ -45,6 +47,7 @@ class Numbers:
     by_time: tuple[float | None, ...]
     rows: Mapping[str, int]
     rows_by_time: tuple[int, ...]
+    errors: tuple[Cell | None, ...] = ()
     cells: tuple[Cell | None, ...] = ()
 
     @property
@@ -65,8 +68,9 @@ class Numbers:
             math.fsum((part.by_time[i] or 0.0) * part.rows_by_time[i] for part in parts) for i in range(len(counts))
         ]
         by_time = tuple(total / count if count else None for total, count in zip(sums, counts, strict=True))
+        errors = merged_cells([part.errors for part in parts if part.errors])
         cells = merged_cells([part.cells for part in parts if part.cells])
-        return replace(parts[0], logs=logs, by_time=by_time, rows=rows, rows_by_time=counts, cells=cells)
+        return replace(parts[0], logs=logs, by_time=by_time, rows=rows, rows_by_time=counts, errors=errors, cells=cells)
 
 
 def merged_cells(parts: Sequence[tuple[Cell | None, ...]]) -> tuple[Cell | None, ...]:
@@ -86,8 +90,8 @@ class Measured:
     Args:
         step: counts from 1.
         values: loss, norm, a mean for each of the `names` (NaN where no row has the quantity), the rows that have each,
-            sums and counts by time; and if there is a derivative among the names, sums, counts and largest values of
-            it by cell.
+            sums and counts by time; sums, counts and largest values of the error by cell, and if there is a derivative
+            among the names, of it.
     """
 
     def __init__(self, step: int, values: Float[Tensor, "n"], names: Sequence[str]) -> None:
@@ -113,7 +117,8 @@ class Measured:
         loss, norm = loss.detach(), norm.detach()
         dtype = torch.promote_types(loss.dtype, norm.dtype)
         heads = torch.stack([value.to(dtype) for value in (loss, norm, *means)])
-        cells = [_by_cell(logs[TANGENT].detach().float(), t, r).flatten()] if TANGENT in logs else []
+        sizes = [error, *([logs[TANGENT].detach().float()] if TANGENT in logs else [])]
+        cells = [_by_cell(size, t, r).flatten() for size in sizes]
         return Measured(step, torch.cat([heads, *(part.to(dtype) for part in (sums, counts, *cells))]), tuple(logs))
 
     @property
@@ -145,8 +150,8 @@ class Measured:
             self._numbers = Numbers(loss=loss, grad_norm=norm, **nothing)
             return
         n = len(self._names)
-        means, rows = rest[:n], rest[n : 2 * n]
-        sums, counts = rest[2 * n : 2 * n + BINS], rest[2 * n + BINS : 2 * n + 2 * BINS]
+        means, rows, rest = rest[:n], rest[n : 2 * n], rest[2 * n :]
+        sums, counts, cells = rest[:BINS], rest[BINS : 2 * BINS], rest[2 * BINS :]
         known = [(name, *each) for name, *each in zip(self._names, means, rows, strict=True) if not math.isnan(each[0])]
         self._numbers = Numbers(
             loss=loss,
@@ -155,7 +160,8 @@ class Measured:
             by_time=tuple(s / c if c else None for s, c in zip(sums, counts, strict=True)),
             rows={name: round(count) for name, _, count in known},
             rows_by_time=tuple(map(round, counts)),
-            cells=_cells(rest[2 * n + 2 * BINS :]),
+            errors=_cells(cells[: 3 * CELLS**2]),
+            cells=_cells(cells[3 * CELLS**2 :]),
         )
 
 
@@ -163,7 +169,7 @@ TANGENT = "tangent"  # what the root mean square of du/dt is called in the logs
 
 
 def _by_cell(size: Float[Tensor, "b"], t: Float[Tensor, "b"], r: Float[Tensor, "b"]) -> Float[Tensor, "3 c"]:
-    """Sums, counts and largest values by cell; rows without a derivative are NaN."""
+    """Sums, counts and largest values by cell; rows without a value are NaN."""
     i, j = ((time * CELLS).long().clamp(0, CELLS - 1) for time in (t, r))
     cell, known = i * CELLS + j, ~size.isnan()
     size = torch.where(known, size, torch.zeros_like(size))
@@ -173,7 +179,7 @@ def _by_cell(size: Float[Tensor, "b"], t: Float[Tensor, "b"], r: Float[Tensor, "
 
 
 def _cells(values: Sequence[float]) -> tuple[Cell | None, ...]:
-    """The cells of what `_by_cell` found; () where no row has a derivative."""
+    """The cells of what `_by_cell` found; () where no row has a value."""
     n = CELLS * CELLS
     found = zip(values[:n], values[n : 2 * n], values[2 * n :], strict=True)
     cells = tuple((s / rows, largest, round(rows)) if rows else None for s, rows, largest in found)
@@ -248,7 +254,7 @@ class StepRecord:
             "seconds": number(record["seconds"]),
         }
         loss, norm = (or_none(number, record[name]) for name in ("loss", "grad_norm"))
-        cells = record.get("cells", ())
+        errors, cells = (record.get(name, ()) for name in ("errors", "cells"))
         numbers = Numbers(
             loss=math.nan if loss is None else loss,
             grad_norm=math.nan if norm is None else norm,
@@ -256,11 +262,16 @@ class StepRecord:
             by_time=tuple(listed(lambda value: or_none(number, value), record["by_time"], BINS)),
             rows=mapped(whole, record["rows"]),
             rows_by_time=tuple(listed(whole, record["rows_by_time"], BINS)),
-            cells=tuple(listed(lambda value: or_none(_cell, value), cells, CELLS * CELLS if cells else 0)),
+            errors=_listed_cells(errors),
+            cells=_listed_cells(cells),
         )
         if not numbers.rows.keys() >= numbers.logs.keys():
             raise ValueError(f"it has not the rows of {', '.join(numbers.logs.keys() - numbers.rows.keys())}")
         return StepRecord(**own, measured=numbers)
+
+
+def _listed_cells(values: Any) -> tuple[Cell | None, ...]:
+    return tuple(listed(lambda value: or_none(_cell, value), values, CELLS * CELLS if values else 0))
 
 
 def _cell(value: Any) -> Cell:
