@@ -395,13 +395,14 @@ def test_every_recipe_trains_without_classes(name: str) -> None:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_conditional_recipe_accepts_data_without_classes(name: str) -> None:
-    """Guidance is the identity there, so the loss is that of the unconditional recipe."""
+    """Guidance is the identity there, so the loss is that of the unconditional recipe, to rounding: without guidance no
+    row knows a velocity for another, so that fewer passes have more rows each."""
     recipe = RECIPES[name]()
     flow, draw = flow_of(recipe, classes=0), drawn(recipe, 32, labels=False)
     got = loss_and_gradient(recipe.objective, flow, draw)
     want = loss_and_gradient(recipe.unconditional().objective, flow, draw)
-    close(got[0], want[0], 0)
-    close(got[1], want[1], 0)
+    close(got[0], want[0], 1e-13)
+    close(got[1], want[1], 1e-12)
 
 
 def test_a_batch_without_a_guided_row_works() -> None:
