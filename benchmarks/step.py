@@ -32,6 +32,7 @@ SETTLING = 64  # calls, among which are those that a compiled network is compare
 
 def measured(size: Size, rounds: int, *, compiled: bool) -> dict[str, Any]:
     """Of each step: {"flops" (in F), "memory", "step_memory", "ratio", "low", "high", "seconds"}."""
+    torch.compiler.reset()  # so that the numbers of this size are known to the compiler, as those of a run are
     subject, apart = Subject(size, (*NAMES, *(COMPILED if compiled else ()))), 0.0
     for seed in range(3):
         subject.draw_again(seed)

@@ -56,6 +56,19 @@ def test_parts_are_assembled_at_their_places(places: Any) -> None:
     assert torch.equal(assembled([x[place] for place in places], places), x)
 
 
+def test_parts_are_assembled_where_a_compiler_does_not_know_their_places() -> None:
+    """As in a second run of a process, of another batch."""
+
+    @torch.compile(fullgraph=True, dynamic=True, backend="eager")
+    def turned(x: torch.Tensor) -> torch.Tensor:
+        n, m = len(x), len(x) // 2
+        return assembled([x[m:], x[:m]], [slice(m, n), slice(0, m)])
+
+    for n in (6, 8, 10):
+        x = torch.arange(float(n))[:, None]
+        assert torch.equal(turned(x), x)
+
+
 @pytest.mark.parametrize("mask", [[True, False, True], [False] * 3, [True] * 3])
 def test_counted_and_masked_rows_get_the_same_values(mask: list[bool]) -> None:
     x, values = torch.randn(3, 2), torch.randn(3, 2)

@@ -54,9 +54,16 @@ def assembled(parts: Sequence[Float[Tensor, "_ ..."]], places: Sequence[Rows]) -
     """One tensor of parts that fill it, each row at its place."""
     if len(parts) == 1:
         return parts[0]
-    ends = [place.start for place in places if isinstance(place, slice)]
-    if len(ends) == len(parts):
-        return torch.cat([parts[i] for i in sorted(range(len(parts)), key=ends.__getitem__)])
+    starts = [place.start for place in places if isinstance(place, slice)]
+    if len(starts) == len(parts):
+        order: list[int] = []
+        for i, start in enumerate(starts):  # by insertion: numbers that a compiler does not know it can only compare
+            place = 0
+            for j in order:
+                if starts[j] < start:
+                    place += 1
+            order.insert(place, i)
+        return torch.cat([parts[i] for i in order])
     device = parts[0].device
     return torch.cat(list(parts))[torch.cat([indices(place, device) for place in places]).argsort()]
 
