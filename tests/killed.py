@@ -52,13 +52,14 @@ def attempt(directory: Path, steps: int) -> int:
     return child
 
 
-def survive(directory: Path, steps: int, kills: int, seed: int) -> None:
-    rng, done, writing = random.Random(seed), 0, 0
+def survive(directory: Path, steps: int, kills: int, seed: int, patience: float = 0.0) -> float:
+    """Train with so many kills, each after `patience` seconds at most; how long it took."""
+    rng, done, writing, began = random.Random(seed), 0, 0, time.monotonic()
     while True:
         before = set(directory.rglob(".writing-*"))
         child = attempt(directory, steps)
         if done < kills:
-            time.sleep(rng.uniform(0.0, 0.25))
+            time.sleep(rng.uniform(0.0, patience))
             os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         if os.WIFSIGNALED(status):
@@ -69,12 +70,13 @@ def survive(directory: Path, steps: int, kills: int, seed: int) -> None:
         else:
             sys.exit(f"an attempt after {done} kills failed")
     print(done, writing, len(list(directory.rglob("*.damaged*"))))
+    return time.monotonic() - began
 
 
 def main(directory: Path, steps: int, kills: int, runs: int) -> None:
-    survive(directory / "whole", steps, 0, 0)
+    whole = survive(directory / "whole", steps, 0, 0)
     for seed in range(runs):
-        survive(directory / str(seed), steps, kills, seed)
+        survive(directory / str(seed), steps, kills, seed, patience=whole / kills)  # so that none ends before its kills
 
 
 if __name__ == "__main__":
