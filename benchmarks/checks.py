@@ -24,7 +24,7 @@ from shortflow.hub import build_flow
 from shortflow.runs.running import batches
 from shortflow.streams import Streams
 from shortflow.train import Average, StepRecord, TrainStep
-from shortflow.train.checks import check_gradients, check_slope, check_weights
+from shortflow.train.checks import check_gradients, check_slopes, check_weights
 from shortflow.train.engine import Engine
 from shortflow.train.log import StatsLog
 from shortflow.train.loop import build_optimizer
@@ -66,8 +66,7 @@ def measured(recipe: str, data: str, rounds: int, settings: list[str]) -> dict[s
 
     def start() -> None:
         check_weights(engine, module)
-        for slope in target.slopes():
-            check_slope(module.flow, slope, draw)
+        check_slopes(module.flow, target.slopes(), draw)
         check_gradients(engine, module)
 
     with tempfile.TemporaryDirectory() as folder:

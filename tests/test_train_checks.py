@@ -20,10 +20,10 @@ from shortflow.optimizer import Optimizer
 from shortflow.recipe import Recipe
 from shortflow.recipes import RECIPES
 from shortflow.streams import Streams
-from shortflow.tangent import CentralDifference, DualPass, ForwardMode, along_path, in_time
+from shortflow.tangent import CentralDifference, DualPass, ForwardMode, Slope, along_path, in_time
 from shortflow.targets import Eulerian, Tangent
 from shortflow.train import TrainStep, train
-from shortflow.train.checks import check_gradients, check_slope, check_weights
+from shortflow.train.checks import check_gradients, check_slopes, check_weights
 from shortflow.train.engine import Engine
 from shortflow.typing import Batch, Progress
 from steps import needed
@@ -43,6 +43,10 @@ class Two(Engine):
 def step_of(name: str = "meanflow") -> TrainStep:
     recipe = recipe_named(name)
     return TrainStep(tiny.flow_map(recipe, dropout=0.2), recipe.objective, tiny.references(recipe)).train()
+
+
+def check_slope(flow: FlowMap, slope: Slope, draw: Draw) -> bool:
+    return check_slopes(flow, (slope,), draw)
 
 
 def altered(name: str) -> Any:

@@ -5,6 +5,7 @@ of one row, once.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from shortflow.train.engine import Engine
 from shortflow.train.shards import gather, whole
 from shortflow.train.step import TrainStep
 
-__all__ = ["Checks", "check_gradients", "check_slope", "check_weights"]
+__all__ = ["Checks", "check_gradients", "check_slopes", "check_weights"]
 
 ROWS = 1  # a wrong rule is wrong on every row
 # The first one is right for most networks; slow ones drown in rounding and want a larger step, fast embeddings of time
@@ -50,8 +51,8 @@ class Checks:
         """Before the first pass of a step."""
         if self.slopes:
             gather(wrapped)
-            known = self.engine.together(lambda: [check_slope(self.module.flow, slope, draw) for slope in self.slopes])
-            if not self.engine.any(not all(known)):
+            known = self.engine.together(lambda: check_slopes(self.module.flow, self.slopes, draw))
+            if not self.engine.any(not known):
                 self.slopes = ()
 
     def after(self) -> None:
@@ -109,8 +110,8 @@ def _equal(a: float | None, b: float | None) -> bool:
     return a == b or (a is not None and b is not None and math.isnan(a) and math.isnan(b))
 
 
-def check_slope(flow: FlowMap, slope: Slope, draw: Draw) -> bool:
-    """Raise `ShortflowError` where a derivative of the network is far from central differences, on one row.
+def check_slopes(flow: FlowMap, slopes: Sequence[Slope], draw: Draw) -> bool:
+    """Raise `ShortflowError` where derivatives of the network are far from central differences, on one row.
 
     Networks start as the zero function, of which every derivative is zero, right or wrong. Here weights that are zero
     are small random numbers instead (the network keeps its own), so that every layer is seen before the first step.
@@ -119,6 +120,12 @@ def check_slope(flow: FlowMap, slope: Slope, draw: Draw) -> bool:
     Returns:
         Whether anything can be said: not where the rows or the prediction are not finite.
     """
+    weights = _without_zeros(flow)
+    return all([_check(flow, weights, slope, draw) for slope in slopes])
+
+
+def _check(flow: FlowMap, weights: dict[str, Tensor], slope: Slope, draw: Draw) -> bool:
+    """The same of one of them, with these weights in place of the network's own."""
     rows = slice(0, min(ROWS, len(draw.x)))
     room = max(STEPS)  # so that no step leaves 0 < r < t < 1
     t = draw.times.t[rows].clamp(3 * room, 1 - 2 * room)
@@ -126,8 +133,7 @@ def check_slope(flow: FlowMap, slope: Slope, draw: Draw) -> bool:
     x, eps = draw.x[rows], draw.eps[rows]
     x_t, v = flow.path.interpolate(x, eps, t), flow.path.velocity(x, eps, t)
     label, guidance = draw.inputs(rows)
-    module, weights = _Prediction(flow), _without_zeros(flow)
-    a, b, c = slope.along
+    module, (a, b, c) = _Prediction(flow), slope.along
 
     def f(x: Tensor, t: Tensor, r: Tensor) -> Tensor:
         return functional_call(module, weights, (x, t, r, label, guidance))
