@@ -121,7 +121,8 @@ def check_slopes(flow: FlowMap, slopes: Sequence[Slope], draw: Draw) -> bool:
         Whether anything can be said: not where the rows or the prediction are not finite.
     """
     weights = _without_zeros(flow)
-    return all([_check(flow, weights, slope, draw) for slope in slopes])
+    told = [_check(flow, weights, slope, draw) for slope in slopes]  # each, also after one that tells nothing
+    return all(told)
 
 
 def _check(flow: FlowMap, weights: dict[str, Tensor], slope: Slope, draw: Draw) -> bool:
