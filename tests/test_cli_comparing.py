@@ -13,6 +13,8 @@ import pytest
 from commands import Shortflow
 from shortflow import studies
 from shortflow.cli import comparing, studying
+from shortflow.config import RunConfig
+from shortflow.data import Dataset
 from shortflow.studies import StudyPlan, forecast, planning, read_plan, ready_studies, scheduling, speed, work
 
 SMALL = ("train.batch=16", "train.group=4", "train.log_every=2", "network.width=16", "network.depth=2")
@@ -223,6 +225,27 @@ def test_a_forecast_is_what_cells_have_taken(
     assert found.seconds["flow-matching"] == pytest.approx(2.0 + sampling)
     assert found.left == pytest.approx(found.seconds["flow-matching"] + found.seconds["meanflow"])
     assert found.forwards == pytest.approx(2 * 96 * 4)
+
+
+def test_a_forecast_measures_each_size_of_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipes = {"recipes": ["flow-matching", "meanflow", "reflow"], "data": "mixture", "budget": {"images": 96}}
+    asked = recipes | {"settings": list(SMALL), "vary": {"network.width": [8, 16]}, "seeds": 1}
+    plan = studies.plan(studies.study_of(asked), threads=1)
+    widths = []
+
+    def speed(run: RunConfig, dataset: Dataset, directory: Path) -> float:
+        widths.append(run.network.width)  # type: ignore[union-attr]
+        return 1000.0 / run.network.width  # type: ignore[union-attr]
+
+    monkeypatch.setattr(forecast, "images_per_second", speed)
+    found = forecast.forecast(plan, tmp_path)
+    assert widths == [8, 16, 8, 16]  # of one time and of two; reflow follows another, and is not measured
+    costs = {variant.name: variant.cost for variant in plan.variants}
+    sampling = plan.sampled(plan.named("meanflow,width=8"))
+    for width in (8, 16):
+        name = f"meanflow,width={width}"
+        rate = width / 1000 / costs[name]
+        assert found.seconds[name] == pytest.approx(rate * (96 * costs[name] + sampling))
 
 
 def _grown(plan: StudyPlan) -> StudyPlan:

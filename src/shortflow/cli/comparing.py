@@ -249,7 +249,7 @@ def _show(study: "Study | None", out: Path, jobs: int, threads: int | None) -> N
         say(line)
     missing = sum(cell.phase != "done" for cell in found.cells)
     several = f", {duration(found.left / jobs)} in {jobs}" if jobs > 1 else ""
-    known = "measured in its cells" if len(found.measured) == len(plan.variants) else "estimated from one measurement"
+    known = "measured in its cells" if len(found.measured) == len(plan.variants) else "estimated from a few steps"
     say(
         f"{count(missing, 'cell')} of {len(found.cells)} missing: {found.forwards:,.3g} F × images, "
         f"{duration(found.left)} in one process{several}, {known}"

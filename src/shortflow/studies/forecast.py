@@ -1,5 +1,7 @@
-"""How long a study will take: from speeds that its cells have had, or one measurement and the cost of the others."""
+"""How long a study will take: from speeds that its cells have had, or one measurement for each size of network and what
+the other variants cost."""
 
+import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,8 +23,8 @@ class Forecast:
     Attributes:
         cells: how they are.
         seconds: of training and sampling of one cell of a variant, in one process.
-        measured: the variants whose speed is known from their cells; the others' is that of one that was measured,
-            divided by what their steps cost.
+        measured: the variants whose speed is known from their cells; the others' is that of one with a network of
+            their size, divided by what their steps cost.
         left: seconds that are missing, in one process.
         forwards: F × images that are missing.
     """
@@ -39,13 +41,13 @@ def forecast(plan: StudyPlan, out: Path) -> Forecast:
     cells = look(plan, out)
     known = _known(plan, out)
     missing = [cell for cell in cells if cell.phase != "done"]
-    rate = _rate(plan, known, needed=any(cell.variant not in known for cell in missing))  # seconds for an F of an image
+    rates = _rates(plan, known, [plan.named(cell.variant) for cell in missing])
     seconds = {}
     for variant in plan.variants:
         speed = known.get(variant.name)
+        rate = _of_size(rates, variant.forward)
         training = variant.images * (variant.cost * rate if speed is None else 1 / speed)
-        per_pass = rate or training / (variant.images * variant.cost)
-        seconds[variant.name] = training + per_pass * plan.sampled(variant)
+        seconds[variant.name] = training + rate * plan.sampled(variant)
     left = forwards = 0.0
     for cell in missing:
         variant = plan.named(cell.variant)
@@ -65,15 +67,34 @@ def _known(plan: StudyPlan, out: Path) -> dict[str, float]:
     return {name: sum(values) / len(values) for name, values in found.items()}
 
 
-def _rate(plan: StudyPlan, known: dict[str, float], needed: bool) -> float:
-    """Seconds for one pass of one image; 0 where nobody needs to know."""
-    if not needed:
+def _rates(plan: StudyPlan, known: dict[str, float], missing: list[Planned]) -> dict[float, float]:
+    """Seconds of a pass over one image, by its operations: the mean of the variants that are known, or one that is
+    measured for each size of network; networks that always follow others are left out where there is any other."""
+    found: dict[float, list[float]] = {}
+    for variant in plan.variants:
+        if variant.name in known:
+            found.setdefault(variant.forward, []).append(1 / (known[variant.name] * variant.cost))
+    rates = {forward: sum(values) / len(values) for forward, values in found.items()}
+    for variant in missing:
+        alone = variant.teacher is None and variant.start is None and variant.weak is None
+        if alone and variant.forward not in rates:  # those that it would need are not there yet
+            rates[variant.forward] = _measured(plan, variant)
+    if not rates and missing:
+        variant = Planned(name="flow-matching", recipe="flow-matching", cost=3.0)
+        rates[missing[0].forward] = _measured(plan, variant)
+    return rates
+
+
+def _of_size(rates: dict[float, float], forward: float) -> float:
+    """That of the network nearest in size, in proportion to the operations; 0 where nobody needs to know."""
+    if not rates:
         return 0.0
-    for name, speed in known.items():
-        return 1 / (speed * plan.named(name).cost)
-    # Something without other models, which are not there yet; flow matching where there is nothing.
-    alone = (each for each in plan.variants if each.teacher is None and each.start is None and each.weak is None)
-    variant = next(alone, Planned(name="flow-matching", recipe="flow-matching", cost=3.0))
+    nearest = min(rates, key=lambda other: abs(math.log(max(other, 1.0) / max(forward, 1.0))))
+    return rates[nearest] * (forward / nearest if nearest > 0 < forward else 1.0)
+
+
+def _measured(plan: StudyPlan, variant: Planned) -> float:
+    """The same by training for a few steps."""
     study = plan.study
     run, dataset = runs.configure(
         variant.recipe,
