@@ -8,7 +8,6 @@ weights of the loss are shared, because they are not what is measured.
 """
 
 import copy
-from contextlib import nullcontext
 
 import torch
 from jaxtyping import Float
@@ -18,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from shortflow.draw import Draw
 from shortflow.flowmap import FlowMap
 from shortflow.objective import Objective
+from shortflow.products import stock_products
 
 __all__ = ["ReferenceStep"]
 
@@ -39,7 +39,9 @@ class ReferenceStep:
         self.target = copy.deepcopy(flow)
 
     def __call__(self, draw: Draw) -> Float[Tensor, ""]:
-        with nullcontext() if self.fused else sdpa_kernel(SDPBackend.MATH):
+        if self.fused:
+            return self._loss(draw)
+        with sdpa_kernel(SDPBackend.MATH), stock_products():
             return self._loss(draw)
 
     def _loss(self, draw: Draw) -> Float[Tensor, ""]:

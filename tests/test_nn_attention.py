@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 from shortflow.errors import ShortflowError
 from shortflow.nn import attention
 from shortflow.nn.attention import Attention, attend, explicit_attention
-from shortflow.nn.transforms import transformed
+from shortflow.transforms import transformed
 
 
 def heads(dtype=torch.float64, seed=0):

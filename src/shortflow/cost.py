@@ -27,12 +27,12 @@ from shortflow.dual import Dual
 from shortflow.flowmap import FlowMap
 from shortflow.hub import build_flow
 from shortflow.nn.configs import NetworkConfig, SiTConfig
-from shortflow.nn.transforms import transformed
 from shortflow.recipe import Recipe
 from shortflow.recipes import flow_matching
 from shortflow.reframe import reframe
 from shortflow.streams import Streams
 from shortflow.train.step import TrainStep
+from shortflow.transforms import transformed
 from shortflow.typing import Batch, Progress
 
 __all__ = ["Cost", "Pass", "known_costs", "peak_memory", "step_cost", "whole_cost"]

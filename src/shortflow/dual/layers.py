@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from shortflow.dual.arithmetic import aten, cast, plus_product, rated
 from shortflow.dual.pairs import Dual, NoRule, rule, values
 from shortflow.dual.reductions import softmax_rate
+from shortflow.products import linear
 
 
 def _constant(name: str, *weights: Any) -> None:
@@ -24,7 +25,7 @@ def _constant(name: str, *weights: Any) -> None:
 @rule("linear")
 def _linear(x: Any, weight: Any, bias: Any = None) -> Any:
     _constant("linear", weight, bias)
-    return F.linear(x.value, weight, bias), lambda: F.linear(x.tangent, cast(weight, x.tangent))
+    return linear(x.value, weight, bias), lambda: linear(x.tangent, cast(weight, x.tangent), None)
 
 
 def _convolution(name: str) -> None:

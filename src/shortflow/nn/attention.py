@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from shortflow.dropout import Dropout
 from shortflow.errors import ShortflowError
 from shortflow.nn.norms import RMSNorm
-from shortflow.nn.transforms import transformed
+from shortflow.products import Linear
+from shortflow.transforms import transformed
 
 __all__ = ["Attention", "CrossAttention", "attend", "explicit_attention"]
 
@@ -59,10 +60,10 @@ class Attention(nn.Module):
         if heads < 1 or width % heads:
             raise ShortflowError(f"heads must divide width, got heads={heads}, width={width}")
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
+        self.qkv = Linear(width, 3 * width)
         self.q_norm = RMSNorm(width // heads) if qk_norm else nn.Identity()
         self.k_norm = RMSNorm(width // heads) if qk_norm else nn.Identity()
-        self.proj = nn.Linear(width, width)
+        self.proj = Linear(width, width)
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "b n width"]) -> Float[Tensor, "b n width"]:
@@ -84,11 +85,11 @@ class CrossAttention(nn.Module):
         if heads < 1 or width % heads:
             raise ShortflowError(f"heads must divide width, got heads={heads}, width={width}")
         self.heads = heads
-        self.q = nn.Linear(width, width)
-        self.kv = nn.Linear(width, 2 * width)
+        self.q = Linear(width, width)
+        self.kv = Linear(width, 2 * width)
         self.q_norm = RMSNorm(width // heads) if qk_norm else nn.Identity()
         self.k_norm = RMSNorm(width // heads) if qk_norm else nn.Identity()
-        self.proj = nn.Linear(width, width)
+        self.proj = Linear(width, width)
         self.dropout = Dropout(dropout)
 
     def forward(

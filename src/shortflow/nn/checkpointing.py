@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from shortflow.dropout import same_dropout
 from shortflow.dual import Dual
 from shortflow.errors import ShortflowError
-from shortflow.nn.transforms import transformed
+from shortflow.transforms import transformed
 
 __all__ = ["checkpoint_blocks", "checkpointed"]
 

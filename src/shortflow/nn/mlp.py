@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from shortflow.dropout import Dropout
 from shortflow.errors import ShortflowError
 from shortflow.nn.conditioning import ConditionedNetwork
+from shortflow.products import Linear
 
 __all__ = ["MLP", "faults"]
 
@@ -31,9 +32,9 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, width: int, dropout: float) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, width)
-        self.condition = nn.Linear(width, width)
-        self.fc2 = nn.Linear(width, width)
+        self.fc1 = Linear(width, width)
+        self.condition = Linear(width, width)
+        self.fc2 = Linear(width, width)
         self.dropout = Dropout(dropout)
 
     def forward(self, h: Float[Tensor, "b d"], c: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
@@ -85,10 +86,10 @@ class MLP(ConditionedNetwork):
             velocity_head=velocity_head,
             condition=condition,
         )
-        self.first = nn.Linear(shape[0], width)
+        self.first = Linear(shape[0], width)
         self.blocks = nn.ModuleList(ResidualBlock(width, dropout) for _ in range(depth))
-        self.last = _zeroed(nn.Linear(width, shape[0]))
-        self.velocity_last = _zeroed(nn.Linear(width, shape[0])) if velocity_head else None
+        self.last = _zeroed(Linear(width, shape[0]))
+        self.velocity_last = _zeroed(Linear(width, shape[0])) if velocity_head else None
 
     def trunk(self, x: Float[Tensor, "b p"], c: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
         h = self.first(x)

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shortflow.nn.transforms import transformed
+from shortflow.transforms import transformed
 
 __all__ = ["GroupNorm", "LayerNorm", "PartNorm", "RMSNorm"]
 

@@ -38,6 +38,7 @@ from shortflow.nn.attention import Attention, CrossAttention
 from shortflow.nn.conditioning import ConditionedNetwork
 from shortflow.nn.embeddings import TimeEmbedding, position_embedding
 from shortflow.nn.norms import LayerNorm, PartNorm
+from shortflow.products import Linear
 
 __all__ = ["SIZES", "Positions", "SiT", "Size", "faults", "unpatchify"]
 
@@ -110,7 +111,7 @@ def _modulate(x: Float[Tensor, "b n d"], shift: Float[Tensor, "b d"], scale: Flo
 
 
 def _modulation(width: int, ways: int, norm: bool) -> nn.Sequential:
-    layers = [nn.SiLU(), nn.Linear(width, ways * width)]
+    layers = [nn.SiLU(), Linear(width, ways * width)]
     return nn.Sequential(*layers, PartNorm(ways)) if norm else nn.Sequential(*layers)
 
 
@@ -130,9 +131,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, width: int, hidden: int, dropout: float) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
+        self.fc1 = Linear(width, hidden)
         self.act = nn.GELU(approximate="tanh")
-        self.fc2 = nn.Linear(hidden, width)
+        self.fc2 = Linear(hidden, width)
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
@@ -178,7 +179,7 @@ class FinalLayer(nn.Module):
     def __init__(self, width: int, pixels: int, modulation_norm: bool) -> None:
         super().__init__()
         self.norm_final = LayerNorm(width)
-        self.linear = nn.Linear(width, pixels)
+        self.linear = Linear(width, pixels)
         self.adaLN_modulation = _modulation(width, 2, modulation_norm)
 
     def forward(self, h: Float[Tensor, "b n d"], c: Float[Tensor, "b d"]) -> Float[Tensor, "b n pixels"]:

@@ -32,6 +32,7 @@ from shortflow.nn.conditioning import ConditionedNetwork
 from shortflow.nn.embeddings import Spectrum, TimeEmbedding
 from shortflow.nn.norms import GroupNorm
 from shortflow.nn.resample import Resample, downsample, filter_faults, upsample
+from shortflow.products import Linear
 
 __all__ = ["SIZES", "UNet", "USize", "faults"]
 
@@ -130,7 +131,7 @@ class ResidualBlock(nn.Module):
         self.resample = resample
         self.norm1 = GroupNorm(inputs)
         self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
-        self.condition = nn.Linear(width, outputs)
+        self.condition = Linear(width, outputs)
         self.norm2 = GroupNorm(outputs)
         self.dropout = Dropout(dropout)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
