@@ -12,6 +12,7 @@ import copy
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from shortflow.draw import Draw
@@ -31,6 +32,11 @@ def pairwise_plug_in(x: Tensor, x_t: Tensor, eps: Tensor, t: Tensor, allowed: Te
     return torch.einsum("ij,ij...->i...", weights, noise - x[None])
 
 
+def _as_it_is(saved: Tensor) -> Tensor:
+    """Everything is kept, and nothing computed again, as in published code."""
+    return saved
+
+
 class ReferenceStep:
     """(draw) → mean loss, for an ESC or MeanFlow objective on the linear path with the average velocity."""
 
@@ -39,10 +45,11 @@ class ReferenceStep:
         self.target = copy.deepcopy(flow)
 
     def __call__(self, draw: Draw) -> Float[Tensor, ""]:
-        if self.fused:
-            return self._loss(draw)
-        with sdpa_kernel(SDPBackend.MATH), stock_products():
-            return self._loss(draw)
+        with saved_tensors_hooks(_as_it_is, _as_it_is):
+            if self.fused:
+                return self._loss(draw)
+            with sdpa_kernel(SDPBackend.MATH), stock_products():
+                return self._loss(draw)
 
     def _loss(self, draw: Draw) -> Float[Tensor, ""]:
         flow, target = self.flow, self.target

@@ -38,6 +38,7 @@ from shortflow.nn.attention import Attention, CrossAttention
 from shortflow.nn.conditioning import ConditionedNetwork
 from shortflow.nn.embeddings import TimeEmbedding, position_embedding
 from shortflow.nn.norms import LayerNorm, PartNorm
+from shortflow.nn.recomputing import recomputed
 from shortflow.products import Linear
 
 __all__ = ["SIZES", "Positions", "SiT", "Size", "faults", "unpatchify"]
@@ -137,7 +138,10 @@ class FeedForward(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
-        return self.dropout(self.fc2(self.act(self.fc1(x))))
+        h, kept = recomputed(self.act, self.fc1(x))
+        with kept:
+            h = self.fc2(h)
+        return self.dropout(h)
 
 
 class Block(nn.Module):
@@ -167,10 +171,14 @@ class Block(nn.Module):
         self, h: Float[Tensor, "b n d"], c: Float[Tensor, "b d"], *tokens: Shaped[Tensor, "b m ..."]
     ) -> Float[Tensor, "b n d"]:
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.adaLN_modulation(c).chunk(6, dim=1)
-        h = h + gate_1[:, None] * self.attn(_modulate(self.norm1(h), shift_1, scale_1))
+        x, kept = recomputed(_modulate, self.norm1(h), shift_1, scale_1)
+        with kept:
+            h = h + gate_1[:, None] * self.attn(x)
         if self.cross is not None and self.norm_cross is not None:
             h = h + self.cross(self.norm_cross(h), *tokens)
-        return h + gate_2[:, None] * self.mlp(_modulate(self.norm2(h), shift_2, scale_2))
+        x, kept = recomputed(_modulate, self.norm2(h), shift_2, scale_2)
+        with kept:
+            return h + gate_2[:, None] * self.mlp(x)
 
 
 class FinalLayer(nn.Module):
