@@ -33,8 +33,8 @@ def pairwise_plug_in(x: Tensor, x_t: Tensor, eps: Tensor, t: Tensor, allowed: Te
 
 
 def _as_it_is(saved: Tensor) -> Tensor:
-    """Everything is kept, and nothing computed again, as in published code."""
-    return saved
+    """Everything is kept, and nothing computed again, as in published code (without its graph, or it would stay)."""
+    return saved.detach()
 
 
 class ReferenceStep:

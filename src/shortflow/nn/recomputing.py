@@ -41,7 +41,8 @@ def _kept_as(again: Callable[[], Tensor], result: Tensor) -> Iterator[None]:
 
     def pack(saved: Tensor) -> Any:
         same = saved.data_ptr() == place and saved.numel() == size and saved.dtype == dtype
-        return saved.shape if same and saved.is_contiguous() else saved
+        # Without its graph, which is put back: what keeps its own result would keep itself alive.
+        return saved.shape if same and saved.is_contiguous() else saved.detach()
 
     def unpack(saved: Any) -> Tensor:
         if isinstance(saved, Tensor):
