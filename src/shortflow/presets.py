@@ -37,10 +37,10 @@ _TINY = {
         "objective.teacher.rate=0.99",
     ),
     "ct": ("objective.times.count.s1=20", "objective.teacher.count.s1=20", "objective.teacher.mu0=0.5"),
-    "ict": ("objective.times.count.s1=80",),
-    # The gradient of an unsquared norm does not shrink near the solution: the step has to.
+    # The gradient of an unsquared norm, or one that nearly is, does not shrink near the solution: the step has to.
+    "ict": ("objective.times.count.s1=80", "optimizer.lr=1e-3"),
     "ect": ("optimizer.lr=5e-4",),
-    "tcm": ("optimizer.lr=5e-4",),
+    "tcm": ("optimizer.lr=2e-4",),
     # Unweighted, neighbours on the grid differ by the square of their step: low noise levels are learned last.
     "cd": ("objective.weighting=ByTime", "objective.weighting.rule=inverse-step"),
     # The difference between the network and its average enters divided by the first step.
