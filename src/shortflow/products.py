@@ -119,7 +119,7 @@ class _Linear(torch.autograd.Function):
         product = torch.matmul if torch.is_grad_enabled() else _by_columns  # for derivatives of derivatives
         return (
             product(rows, weight).reshape(x.shape) if to_x else None,
-            product(rows.t(), wide) if to_weight else None,
+            product(rows.t().contiguous(), wide) if to_weight else None,  # compilers turn it where it is made
             rows.sum(0) if to_bias else None,
         )
 
