@@ -57,8 +57,6 @@ def linear(
     """x Wᵀ + b, as `torch.nn.functional.linear`, by the faster library."""
     if not _wanted(x, weight):
         return F.linear(x, weight, bias)
-    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
-        return _Linear.apply(x, weight, bias)  # type: ignore[no-any-return]
     return _product(x, weight, bias)
 
 
@@ -101,27 +99,23 @@ def _wanted(x: Any, weight: Any) -> bool:
     return large and type(weight) in (Tensor, nn.Parameter) and not transformed()
 
 
-class _Linear(torch.autograd.Function):
-    @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return _product(x, weight, bias)
+def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[0], inputs[1])
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
-        x, weight, _ = inputs
-        ctx.save_for_backward(x, weight)
 
-    @staticmethod
-    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        (slope,), (x, weight) = slopes, ctx.saved_tensors
-        to_x, to_weight, to_bias = ctx.needs_input_grad
-        rows, wide = slope.reshape(-1, slope.shape[-1]), x.reshape(-1, x.shape[-1])
-        product = torch.matmul if torch.is_grad_enabled() else _by_columns  # for derivatives of derivatives
-        return (
-            product(rows, weight).reshape(x.shape) if to_x else None,
-            product(rows.t().contiguous(), wide) if to_weight else None,  # compilers turn it where it is made
-            rows.sum(0) if to_bias else None,
-        )
+def _backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    x, weight = ctx.saved_tensors
+    to_x, to_weight, to_bias = ctx.needs_input_grad
+    rows, wide = slope.reshape(-1, slope.shape[-1]), x.reshape(-1, x.shape[-1])
+    product = torch.matmul if torch.is_grad_enabled() else _by_columns  # for derivatives of derivatives
+    return (
+        product(rows, weight).reshape(x.shape) if to_x else None,
+        product(rows.t().contiguous(), wide) if to_weight else None,  # compilers turn it where it is made
+        rows.sum(0) if to_bias else None,
+    )
+
+
+torch.library.register_autograd("shortflow::linear", _backward, setup_context=_keep, lib=_LIBRARY)
 
 
 def _by_columns(a: Tensor, b: Tensor) -> Tensor:
