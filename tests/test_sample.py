@@ -188,7 +188,10 @@ def test_karras_grids_can_be_asked_for_on_any_path() -> None:
 
 
 @given(
-    n=st.integers(1, 12), first=st.integers(0, 12), draws=st.integers(1, 4), shape=st.sampled_from([(2,), (1, 4, 5)])
+    n=st.integers(1, 12),
+    first=st.integers(0, 12),
+    draws=st.integers(1, 4),
+    shape=st.sampled_from([(2,), (1, 4, 5), (8, 8, 8), (3, 32, 32), (2, 64, 64)]),  # blocks of 2048, 128, 8, 1 and 1
 )
 @settings(max_examples=30, deadline=None)
 def test_the_noise_of_an_image_depends_on_its_index_only(
@@ -198,6 +201,13 @@ def test_the_noise_of_an_image_depends_on_its_index_only(
     assert got.shape == (draws, n, *shape)
     assert torch.equal(got, all_of_them[:draws, first : first + n])
     assert not torch.equal(got, noise(6, first, n, shape, draws))
+
+
+def test_noise_on_both_sides_of_a_blocks_end_is_that_of_its_images() -> None:
+    all_of_them = noise(5, 0, 5000, (2,), 2)
+    for first, n in ((2047, 1), (2047, 2), (2048, 1), (100, 4500), (4095, 900)):
+        assert torch.equal(noise(5, first, n, (2,), 2), all_of_them[:, first : first + n])
+    assert len(all_of_them.unique()) > 0.99 * all_of_them.numel()  # no block repeats another
 
 
 def test_noise_is_standard_normal_and_independent() -> None:

@@ -10,8 +10,9 @@ import pytest
 from shortflow import hub, runs, studies
 from shortflow.errors import ConfigError, ShortflowError
 from shortflow.lock import RunLock
-from shortflow.studies import LocalWorkers, StudyPlan, begin, cells, look, planning, study_of, work
+from shortflow.studies import LocalWorkers, StudyPlan, begin, cells, look, planning, read_plan, study_of, work
 from shortflow.studies.cells import KILLS, claim, fail, forget_failures, record_of
+from shortflow.studies.forecast import forecast
 from shortflow.studies.scheduling import State, Worker, compare
 
 SMALL = {"train.batch": 16, "train.group": 4, "train.log_every": 2, "network.width": 16, "network.depth": 2}
@@ -20,6 +21,10 @@ SMALL = {"train.batch": 16, "train.group": 4, "train.log_every": 2, "network.wid
 def asked(**values: Any) -> dict[str, Any]:
     defaults = {"data": "mixture", "budget": {"images": 96}, "seeds": 2, "steps": [1, 2], "n": 50, "threads": 1}
     return {"recipes": ["flow-matching", "meanflow"], **defaults, "settings": SMALL} | values
+
+
+def of(variants: list[dict[str, Any]], **values: Any) -> dict[str, Any]:
+    return {name: value for name, value in asked(**values).items() if name != "recipes"} | {"variants": variants}
 
 
 @pytest.fixture(autouse=True)
@@ -113,6 +118,82 @@ def test_other_steps_are_scored_without_training(study: Path, counted: list[str]
     record = record_of(studies.cell_directory(study, "meanflow", 0))
     assert record is not None
     assert set(record["rows"]) == {"1 step", "4 steps", "real (train)"}
+
+
+def test_runs_of_another_study_are_copied_and_scored(study: Path, tmp_path: Path, counted: list[str]) -> None:
+    # Another name and place, one number of steps more, and a variant that differs.
+    other = {"recipe": "meanflow", "name": "b", "settings": ["train.log_every=3"]}
+    again, taken = tmp_path / "again", studies.cell_directory(study, "meanflow", 1)
+    begin(study_of(of([{"recipe": "meanflow", "name": "mf"}, other], steps=[1, 4])), again)
+    assert work(again, sources=[study])
+    assert sorted(counted) == ["score b 0", "score b 1", "score mf 0", "score mf 1", "train b 0", "train b 1"]
+    ours = studies.cell_directory(again, "mf", 1)
+    assert {each.name for each in ours.iterdir()} == {
+        *("evaluation.json", "log.txt"),
+        *("model.safetensors", "run.yaml", "state", "stats.jsonl"),
+    }
+    for name in ("model.safetensors", "run.yaml", "stats.jsonl"):
+        assert (ours / name).read_bytes() == (taken / name).read_bytes()
+    record, before = record_of(ours), record_of(taken)
+    assert record is not None
+    assert before is not None
+    assert record["rows"]["1 step"] == before["rows"]["1 step"]
+    assert (record["variant"], record["training_seconds"]) == ("mf", before["training_seconds"])
+    assert f"copying the same run from {taken}" in (ours / "log.txt").read_text()
+    assert not list(ours.parent.glob(".writing-*"))
+
+
+def test_a_run_that_follows_another_is_copied_where_this_one_is_the_same(tmp_path: Path, counted: list[str]) -> None:
+    first = asked(recipes=["flow-matching", "cd-linear"], seeds=1)
+    begin(study_of(first), tmp_path / "first")
+    assert work(tmp_path / "first")
+    begin(study_of(first), tmp_path / "same")
+    counted.clear()
+    assert work(tmp_path / "same", sources=[tmp_path / "first"])
+    assert counted == ["score flow-matching 0", "score cd-linear 0"]
+    other = {"recipe": "flow-matching", "name": "rare", "settings": ["train.batch=32"]}
+    begin(
+        study_of(of([other, {"recipe": "cd-linear", "teacher": "rare"}], seeds=1)),
+        tmp_path / "other",
+    )
+    counted.clear()
+    assert work(tmp_path / "other", sources=[tmp_path / "first"])
+    assert "train cd-linear 0" in counted
+
+
+def test_runs_without_the_shares_that_are_asked_for_are_made_again(
+    study: Path, tmp_path: Path, counted: list[str]
+) -> None:
+    begin(study_of(asked(at=[0.5, 1], seeds=1, recipes=["meanflow"])), tmp_path / "again")
+    assert work(tmp_path / "again", sources=[study])
+    assert counted[0] == "train meanflow 0"
+
+
+def test_what_was_copied_in_part_is_copied_again(study: Path, tmp_path: Path, counted: list[str]) -> None:
+    again = tmp_path / "again"
+    begin(study_of(asked(seeds=1, recipes=["meanflow"])), again)
+    directory = studies.cell_directory(again, "meanflow", 0)
+    (directory / "state" / "00000003").mkdir(parents=True)
+    (directory.parent / ".writing-seed-0").mkdir()
+    (directory.parent / ".writing-seed-0" / "run.yaml").write_text("half")
+    assert work(again, sources=[study])
+    assert counted == ["score meanflow 0"]
+    assert not (directory / "state" / "00000003").exists()
+
+
+def test_a_source_that_is_no_study_is_refused_at_once(study: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="holds no study"):
+        work(study, sources=[tmp_path])
+    with pytest.raises(ConfigError, match="holds no study"):
+        compare(study_of(asked()), tmp_path / "out", sources=[tmp_path])
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_will_be_copied_is_forecast(study: Path, tmp_path: Path) -> None:
+    begin(study_of(asked()), tmp_path / "again")
+    found = forecast(read_plan(tmp_path / "again"), tmp_path / "again", [study])
+    assert sorted(found.copied) == [f"{name} seed {seed}" for name in ("flow-matching", "meanflow") for seed in (0, 1)]
+    assert found.forwards == 0
 
 
 def test_shares_that_were_not_kept_are_missed_by_name(study: Path) -> None:

@@ -101,6 +101,14 @@ def compare(
         ),
     ] = None,
     imports: Imports = None,
+    reuse: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="DIR",
+            help="Another study: runs that it has made with the same settings and seed are copied; repeat for more.",
+            show_default=False,
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything; say what is missing, and how long it takes.")
     ] = False,
@@ -119,7 +127,7 @@ def compare(
         _list()
         return
     if work:
-        _work(out, tied)
+        _work(out, tied, reuse or [])
         return
     given: dict[str, Any] = {
         "data": data,
@@ -142,9 +150,9 @@ def compare(
     chosen = _chosen(what, study, asked, settings or [], out)
     out = out or Path("out") / (chosen.name if chosen is not None else "study")
     if dry_run:
-        _show(chosen, out, jobs, threads)
+        _show(chosen, out, jobs, threads, reuse or [])
         return
-    _make(chosen, out, jobs, threads, slurm, imports or [])
+    _make(chosen, out, jobs, threads, slurm, imports or [], reuse or [])
 
 
 def _chosen(
@@ -197,7 +205,7 @@ def _list() -> None:
     say("\nShow one: shortflow compare --study NAME --dry-run")
 
 
-def _work(out: Path | None, tied: bool) -> None:
+def _work(out: Path | None, tied: bool, sources: list[Path]) -> None:
     from shortflow import studies
     from shortflow.train import Interrupted
 
@@ -206,7 +214,7 @@ def _work(out: Path | None, tied: bool) -> None:
     if tied:
         studies.tied()
     try:
-        good = studies.work(out, say=say)
+        good = studies.work(out, sources=sources, say=say)
     except (Interrupted, KeyboardInterrupt):
         say("Stopped; everything is saved.")
         raise typer.Exit(130) from None
@@ -227,12 +235,12 @@ def _planned(study: "Study | None", out: Path, jobs: int, threads: int | None) -
         return studies.plan(study, threads=threads or max(1, studies.cores() // jobs), before=before, report=shown)
 
 
-def _show(study: "Study | None", out: Path, jobs: int, threads: int | None) -> None:
+def _show(study: "Study | None", out: Path, jobs: int, threads: int | None, sources: list[Path]) -> None:
     """Say what would be made."""
     from shortflow.studies.forecast import forecast
 
     plan = _planned(study, out, jobs, threads)
-    found = forecast(plan, out)
+    found = forecast(plan, out, sources)
     say(introduced(plan, out))
     base = plan.study.against or plan.compared[0].name
     rows = [("variant", "images", "F a step", "minutes", "cells", "needs", f"differs from {base} in")]
@@ -250,6 +258,8 @@ def _show(study: "Study | None", out: Path, jobs: int, threads: int | None) -> N
     missing = sum(cell.phase != "done" for cell in found.cells)
     several = f", {duration(found.left / jobs)} in {jobs}" if jobs > 1 else ""
     known = "measured in its cells" if len(found.measured) == len(plan.variants) else "estimated from a few steps"
+    if found.copied:
+        say(f"{count(len(found.copied), 'cell')} to be copied: {', '.join(found.copied)}")
     say(
         f"{count(missing, 'cell')} of {len(found.cells)} missing: {found.forwards:,.3g} F × images, "
         f"{duration(found.left)} in one process{several}, {known}"
@@ -266,7 +276,13 @@ def _short(text: str, width: int = 70) -> str:
 
 
 def _make(
-    study: "Study | None", out: Path, jobs: int, threads: int | None, slurm: str | None, imports: list[Path]
+    study: "Study | None",
+    out: Path,
+    jobs: int,
+    threads: int | None,
+    slurm: str | None,
+    imports: list[Path],
+    sources: list[Path],
 ) -> None:
     """Make the cells, and say how it goes."""
     from shortflow import studies
@@ -274,10 +290,20 @@ def _make(
     launcher = None
     if slurm is not None:
         planned = threads or (study.threads if study is not None else None) or max(1, studies.cores() // jobs)
-        launcher = studies.SlurmWorkers(out=out, threads=planned, imports=tuple(imports), options=_options(slurm))
+        launcher = studies.SlurmWorkers(
+            out=out, threads=planned, imports=tuple(imports), sources=tuple(sources), options=_options(slurm)
+        )
     with progress("variants", title="planning") as shown:
         states = studies.compare(
-            study, out, jobs=jobs, threads=threads, launcher=launcher, imports=imports, poll=0.0, report=shown
+            study,
+            out,
+            jobs=jobs,
+            threads=threads,
+            launcher=launcher,
+            imports=imports,
+            sources=sources,
+            poll=0.0,
+            report=shown,
         )
     state = None
     try:

@@ -9,7 +9,7 @@ OUT/cells/NAME/seed-K/claim/.lock       held by the process that makes it
 
 import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from shortflow.runs.drawing import Drawing
 from shortflow.runs.sampling import steps_named
 from shortflow.status import read_status
 from shortflow.studies.planning import StudyPlan, cell_directory, configured
+from shortflow.studies.reusing import OTHERS, same_run, take
 from shortflow.studies.variants import Planned
 
 __all__ = ["Cell", "Phase", "claim", "fail", "forget_failures", "look", "make", "record_of"]
@@ -32,7 +33,6 @@ __all__ = ["Cell", "Phase", "claim", "fail", "forget_failures", "look", "make", 
 Phase = Literal["done", "running", "missing", "failed"]
 KILLS = 3  # times that a process may die over a cell
 LARGEST = 2**26  # bytes of a record
-_OTHERS = ("teacher", "weak", "init_from")  # paths, which may move with the study
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,8 +193,14 @@ def forget_failures(plan: StudyPlan, out: Path) -> None:
 # --------------------------------------------------------------------------------------------------------------- making
 
 
-def make(plan: StudyPlan, cell: Cell, out: Path, say: Callable[[str], None] = lambda text: None) -> None:
-    """Train and score a cell, from wherever it was left.
+def make(
+    plan: StudyPlan,
+    cell: Cell,
+    out: Path,
+    say: Callable[[str], None] = lambda text: None,
+    sources: Sequence[Path] = (),
+) -> None:
+    """Train and score a cell, from wherever it was left. A run that a study in `sources` has made already is copied.
 
     Raises:
         ShortflowError: whatever training and scoring raise; or `ConfigError` where the directory holds another run.
@@ -204,7 +210,12 @@ def make(plan: StudyPlan, cell: Cell, out: Path, say: Callable[[str], None] = la
     run, dataset = configured(plan, variant, cell.seed, out)
     _check_run(directory, run)
     asked = asked_of(plan, variant)
-    snapshots = {step for share, step in asked.get("at", {}).items() if float(share) < 1}
+    snapshots = plan.snapshots(variant)
+    if not (directory / "run.yaml").is_file():
+        place = same_run(plan, variant, cell.seed, out, sources)
+        if place is not None:
+            say(f"copying the same run from {place}")
+            take(place, directory)
     tenth = max(1, run.train.steps // 10)
     for record in runs.training(run, dataset, directory, resume="auto", snapshots=snapshots):
         if record.step % tenth == 0 or record.step == run.train.steps:
@@ -222,7 +233,7 @@ def _check_run(directory: Path, run: RunConfig) -> None:
     if not file.is_file():
         return
     changed = [
-        f"{path} was {has}, is {wants}" for path, has, wants in difference(load_run(file), run) if path not in _OTHERS
+        f"{path} was {has}, is {wants}" for path, has, wants in difference(load_run(file), run) if path not in OTHERS
     ]
     if changed:
         raise ConfigError(

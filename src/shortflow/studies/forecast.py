@@ -10,6 +10,7 @@ from pathlib import Path
 from shortflow import runs
 from shortflow.studies.cells import Cell, look, record_of
 from shortflow.studies.planning import StudyPlan
+from shortflow.studies.reusing import check_sources, same_run
 from shortflow.studies.speed import images_per_second, threads_set
 from shortflow.studies.variants import DEFAULTS, Planned
 
@@ -25,6 +26,7 @@ class Forecast:
         seconds: of training and sampling of one cell of a variant, in one process.
         measured: the variants whose speed is known from their cells; the others' is that of one with a network of
             their size, divided by what their steps cost.
+        copied: the names of cells that will be copied from other studies.
         left: seconds that are missing, in one process.
         forwards: F × images that are missing.
     """
@@ -32,29 +34,49 @@ class Forecast:
     cells: Sequence[Cell]
     seconds: dict[str, float]
     measured: tuple[str, ...]
+    copied: tuple[str, ...]
     left: float
     forwards: float
 
 
-def forecast(plan: StudyPlan, out: Path) -> Forecast:
-    """The forecast of what is missing. Trains for a few steps in a place of its own where nothing is known yet."""
+def forecast(plan: StudyPlan, out: Path, sources: Sequence[Path] = ()) -> Forecast:
+    """The forecast of what is missing. Trains for a few steps in a place of its own where nothing is known yet.
+
+    Cells that the studies in `sources` have made count as scoring only.
+
+    Raises:
+        ConfigError: if a source holds no study.
+    """
+    check_sources(sources)
     cells = look(plan, out)
     known = _known(plan, out)
     missing = [cell for cell in cells if cell.phase != "done"]
     rates = _rates(plan, known, [plan.named(cell.variant) for cell in missing])
-    seconds = {}
+    seconds, scoring, copied = {}, {}, []
     for variant in plan.variants:
         speed = known.get(variant.name)
         rate = _of_size(rates, variant.forward)
         training = variant.images * (variant.cost * rate if speed is None else 1 / speed)
-        seconds[variant.name] = training + rate * plan.sampled(variant)
+        scoring[variant.name] = rate * plan.sampled(variant)
+        seconds[variant.name] = training + scoring[variant.name]
     left = forwards = 0.0
     for cell in missing:
         variant = plan.named(cell.variant)
+        if cell.step == 0 and same_run(plan, variant, cell.seed, out, sources) is not None:
+            copied.append(cell.name)
+            left += scoring[cell.variant]
+            continue
         share = 1 - cell.step / cell.steps
         left += seconds[variant.name] * share
         forwards += variant.images * variant.cost * share
-    return Forecast(cells=cells, seconds=seconds, measured=tuple(known), left=left, forwards=forwards)
+    return Forecast(
+        cells=cells,
+        seconds=seconds,
+        measured=tuple(known),
+        copied=tuple(copied),
+        left=left,
+        forwards=forwards,
+    )
 
 
 def _known(plan: StudyPlan, out: Path) -> dict[str, float]:

@@ -103,6 +103,10 @@ class StudyPlan:
         study = self.study
         return 0 if variant.support else self.n * (sum(study.steps) + (len(study.at) - 1) * study.primary_steps)
 
+    def snapshots(self, variant: Planned) -> set[int]:
+        """The steps within the training of a variant whose averaged weights are scored."""
+        return set() if variant.support else {variant.step_at(share) for share in self.study.at if share < 1}
+
     @property
     def compared(self) -> tuple[Planned, ...]:
         """Without those that are only there because others need them."""

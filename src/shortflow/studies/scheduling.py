@@ -19,6 +19,7 @@ from shortflow.errors import ConfigError, ShortflowError
 from shortflow.studies.cells import Cell, forget_failures, look
 from shortflow.studies.planning import StudyPlan, begin, read_plan
 from shortflow.studies.results import write_results
+from shortflow.studies.reusing import check_sources
 from shortflow.studies.study import Study, load_study, study_of
 from shortflow.typing import Report
 
@@ -76,6 +77,7 @@ def compare(
     threads: int | None = None,
     launcher: Launcher | None = None,
     imports: Sequence[Path] = (),
+    sources: Sequence[Path] = (),
     poll: float = POLL,
     report: Report | None = None,
 ) -> Iterator[State]:
@@ -92,6 +94,8 @@ def compare(
         threads: of each, where neither study nor `out` say; by default the cores over the jobs.
         launcher: starts the workers; by default processes of this machine.
         imports: Python files that register parts of your own, for the workers; execute them here, too.
+        sources: directories of other studies; runs that they have made already are copied, and not trained again. A
+            launcher of your own passes them on itself.
         report: told (variants that are planned, in all).
 
     Raises:
@@ -105,9 +109,10 @@ def compare(
         study = load_study(study)
     elif isinstance(study, Mapping):
         study = study_of(study)
+    check_sources(sources)
     plan = begin(study, out, threads=threads or max(1, cores() // jobs), report=report)
     forget_failures(plan, out)
-    launcher = launcher or LocalWorkers(out=out, threads=plan.threads, imports=tuple(imports))
+    launcher = launcher or LocalWorkers(out=out, threads=plan.threads, imports=tuple(imports), sources=tuple(sources))
     return _Scheduler(out, jobs, launcher, poll).states()
 
 
@@ -173,9 +178,10 @@ class _Scheduler:
             worker.kill()
 
 
-def command(out: Path, imports: Sequence[Path]) -> list[str]:
+def command(out: Path, imports: Sequence[Path], sources: Sequence[Path] = ()) -> list[str]:
     """What starts a worker."""
-    files = [word for path in imports for word in ("--import", str(path))]
+    named = [*(("--import", path) for path in imports), *(("--reuse", path.absolute()) for path in sources)]
+    files = [word for option, path in named for word in (option, str(path))]
     return [sys.executable, "-m", "shortflow", "compare", "--out", str(out), "--work", *files]
 
 
@@ -212,13 +218,14 @@ class LocalWorkers:
     out: Path
     threads: int
     imports: tuple[Path, ...] = ()
+    sources: tuple[Path, ...] = ()
 
     def start(self, number: int) -> Worker:
         log = self.out / "workers" / f"{socket.gethostname()}-{os.getpid()}-{number}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "wb") as file:
             process = subprocess.Popen(
-                [*command(self.out, self.imports), "--tied"],
+                [*command(self.out, self.imports, self.sources), "--tied"],
                 stdin=subprocess.PIPE,
                 stdout=file,
                 stderr=subprocess.STDOUT,
@@ -284,6 +291,7 @@ class SlurmWorkers:
     out: Path
     threads: int
     imports: tuple[Path, ...] = ()
+    sources: tuple[Path, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -308,7 +316,7 @@ class SlurmWorkers:
 
     def start(self, number: int) -> Worker:
         words = [f"{name}={value}" for name, value in _threads(self.threads).items()]
-        line = ["env", *words, *command(self.out.absolute(), self.imports), "--tied"]
+        line = ["env", *words, *command(self.out.absolute(), self.imports, self.sources), "--tied"]
 
         def served() -> int:  # nested, so that the job needs not import the library to start it
             import subprocess

@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from shortflow.errors import ShortflowError
 from shortflow.lock import RunLock
 from shortflow.studies.cells import Cell, claim, fail, look, make
 from shortflow.studies.planning import StudyPlan, read_plan
+from shortflow.studies.reusing import check_sources
 from shortflow.train import Interrupted
 
 __all__ = ["STOPPED", "tied", "work"]
@@ -27,16 +28,18 @@ STOPPED = 130  # the exit code of a worker that was asked to stop
 POLL = 1.0  # seconds between two looks for work
 
 
-def work(out: Path, *, say: Callable[[str], None] = lambda text: None) -> bool:
+def work(out: Path, *, sources: Sequence[Path] = (), say: Callable[[str], None] = lambda text: None) -> bool:
     """Make cells until none is left to make, by this process or any other; whether all went well.
 
-    What fails is noted (failed.json, log.txt), and the next cell begun. SIGTERM and SIGINT save the state of a cell.
+    Runs that the studies in `sources` have made already are copied, and not trained again. What fails is noted
+    (failed.json, log.txt), and the next cell begun. SIGTERM and SIGINT save the state of a cell.
 
     Raises:
-        ConfigError: if there is no study in `out`.
+        ConfigError: if there is no study in `out` or one of the sources.
         Interrupted: if it was asked to stop.
     """
     torch.set_num_threads(read_plan(out).threads)
+    check_sources(sources)
     while True:
         plan = read_plan(out)
         cells = look(plan, out)
@@ -49,7 +52,7 @@ def work(out: Path, *, say: Callable[[str], None] = lambda text: None) -> bool:
         cell, lock = held
         try:
             say(f"{cell.name}: {cell.directory}")
-            _made(plan, cell, out)
+            _made(plan, cell, out, sources)
         finally:
             lock.release()
 
@@ -64,13 +67,13 @@ def _next(plan: StudyPlan, cells: list[Cell]) -> tuple[Cell, RunLock] | None:
     return None
 
 
-def _made(plan: StudyPlan, cell: Cell, out: Path) -> None:
+def _made(plan: StudyPlan, cell: Cell, out: Path, sources: Sequence[Path]) -> None:
     """Make a cell, with everything that is said meanwhile in its log."""
     began = time.perf_counter()
     with _logged(cell.directory / "log.txt"):
         _say(f"{cell.name} in process {os.getpid()} on {socket.gethostname()}, {torch.get_num_threads()} threads")
         try:
-            make(plan, cell, out, _say)
+            make(plan, cell, out, _say, sources)
         except Interrupted as stopped:
             _say(str(stopped))
             raise
