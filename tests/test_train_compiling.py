@@ -161,7 +161,11 @@ for name in sys.argv[1:]:
     torch._dynamo.utils.counters.clear()
     compile_step(step, backend="aot_eager")
     for k in (1, 2, 50, 98):
-        torch.testing.assert_close(results(step, recipe, k), results(plain, recipe, k), rtol=1e-4, atol=1e-6)
+        # By norm: a short step (ECT, iCT, TCM at the end) magnifies rounding in every entry, however small it is.
+        (loss, *gradient), (wanted, *oracle) = results(step, recipe, k), results(plain, recipe, k)
+        torch.testing.assert_close(loss, wanted, rtol=1e-4, atol=1e-6)
+        a, b = (torch.cat([each.flatten() for each in all_of_it]) for all_of_it in (gradient, oracle))
+        assert (a - b).norm() <= 1e-4 * b.norm(), (name, k, float((a - b).norm() / b.norm()))
     print(name, torch._dynamo.utils.counters["stats"]["unique_graphs"], flush=True)
 """
 
