@@ -78,6 +78,10 @@ def _placed(eps: Noise, flow: FlowMap) -> Noise:
     return eps.to(like.device, torch.promote_types(eps.dtype, like.dtype))
 
 
+def _device(flow: FlowMap) -> torch.device:
+    return next(flow.parameters(), torch.empty(0)).device
+
+
 def _labels(flow: FlowMap, n: int, label: Shaped[Tensor, "..."] | None) -> Shaped[Tensor, "m ..."] | None:
     """The class of each of n images, checked; by default 0, 1, 2, … in turn. Other conditions may be fewer."""
     if flow.condition_shape is not None:
@@ -164,9 +168,10 @@ def sample(
         return noise(seed, at, min(batch_size, n - at), shape, rule.draws(len(grid) - 1))
 
     def batches() -> Iterator[Samples]:
-        starts = range(first, n, batch_size)
-        # The noise of the next batches is drawn while the network is busy with this one.
-        with closing(prefetched(prepared, starts)) as drawn:
+        starts, accelerated = range(first, n, batch_size), _device(flow).type != "cpu"
+        # Where the CPU is free the noise of the next batches is drawn while the network is busy with this one. Beside
+        # a network on the CPU a thread costs more than the noise.
+        with closing(prefetched(prepared, starts) if accelerated else (prepared(at) for at in starts)) as drawn:
             for at, eps in zip(starts, drawn, strict=True):
                 eps = _placed(eps, flow)
                 turn = torch.arange(at, at + eps.shape[1]) % (1 if labels is None else len(labels))
