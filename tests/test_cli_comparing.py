@@ -25,11 +25,11 @@ OPTIONS += ["--data", "mixture", "--images", "96", "--steps", "1,2", "--n", "50"
 class Inline:
     """A worker that works where it is started."""
 
-    def __init__(self, *, out: Path, **_: Any) -> None:
-        self.out = out
+    def __init__(self, *, out: Path, sources: tuple[Path, ...] = (), **_: Any) -> None:
+        self.out, self.sources = out, sources
 
     def start(self, number: int) -> Any:
-        work(self.out)
+        work(self.out, sources=self.sources)
         return self
 
     def ended(self) -> bool:
@@ -86,6 +86,22 @@ def test_a_dry_run_names_what_differs(shortflow: Shortflow, tmp_path: Path) -> N
     assert "differs from meanflow in" in said.out
     line = next(line for line in said.out.splitlines() if line.startswith("esc "))
     assert "target, times, weighting, batches" in line
+
+
+def test_runs_of_another_study_are_copied(shortflow: Shortflow, tmp_path: Path) -> None:
+    first, out = tmp_path / "first", tmp_path / "out"
+    assert shortflow("compare", "meanflow", *OPTIONS, "--seeds", 1, "--out", first).code == 0
+    asked = ("compare", "meanflow,esc", *OPTIONS, "--seeds", 1, "--out", out, "--reuse", first)
+    said = shortflow(*asked, "--dry-run")
+    assert "1 cell to be copied: meanflow seed 0" in said.out, said.err
+    assert shortflow(*asked).code == 0
+    cells = [study / "cells" / "meanflow" / "seed-0" for study in (first, out)]
+    assert len({(cell / "model.safetensors").read_bytes() for cell in cells}) == 1
+    assert "copying the same run" in (cells[1] / "log.txt").read_text()
+    said = shortflow("compare", "meanflow", *OPTIONS, "--out", tmp_path / "new", "--reuse", tmp_path)
+    assert said.code == 2
+    assert f"{tmp_path} holds no study" in said.err
+    assert not (tmp_path / "new").exists()
 
 
 def test_the_time_that_is_left_falls_while_a_cell_is_scored(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,7 +69,7 @@ def evidence(d: Diagnosis, begins: str) -> str:
     [
         (0.002, "changes next to nothing at 128 images"),
         (0.05, "changes little at 128 images"),
-        (0.4, "Use the plug-in"),
+        (0.4, "Compare with and without the plug-in velocity, and with rows weighed alike"),
     ],
 )
 def test_the_plug_in_velocity_is_judged_by_the_variance_that_it_removes(removed: float, says: str) -> None:

@@ -76,7 +76,10 @@ def _on_the_plug_in(d: Diagnosis) -> None:
     elif judged[best].value < MUCH:
         text = f"The plug-in velocity changes little at {batch} images; it costs little, too."
     else:
-        text = f"Use the plug-in velocity: at {batch} images it changes a good part of the targets."
+        text = (
+            "Compare with and without the plug-in velocity, and with rows weighed alike: "
+            f"at {batch} images it changes a good part of the targets."
+        )
     evidence = "; ".join(
         f"{WORDS.get(kind, kind)}: {_percent(active[kind])} of rows change, "
         f"{_percent(removed[kind])} of the variance goes"
