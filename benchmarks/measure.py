@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from shortflow.cost import peak_memory as on_processor
@@ -97,6 +98,24 @@ def peak_memory(run: Run, device: torch.device = CPU) -> int:
     run()
     torch.cuda.synchronize(device)
     return torch.cuda.max_memory_allocated(device) - before
+
+
+PRODUCTS = ("mkldnn::_linear_pointwise", "aten::addmm", "aten::mm", "mkl::_mkl_linear")
+ATTENTION = ("aten::_scaled_dot_product_", "aten::bmm", "aten::baddbmm", "aten::_softmax")
+
+
+def shares(run: Run, times: int = 3) -> dict[str, float]:
+    """The shares of processor time in linear maps and in attention, which compiling leaves as they are."""
+    run()
+    with profile(activities=[ProfilerActivity.CPU], acc_events=True) as found:
+        for _ in range(times):
+            run()
+    own = {each.key: each.self_cpu_time_total for each in found.key_averages()}
+    groups = {"linear maps": PRODUCTS, "attention": ATTENTION}
+    return {
+        name: sum(time for key, time in own.items() if key.startswith(starts)) / sum(own.values())
+        for name, starts in groups.items()
+    }
 
 
 def machine(device: torch.device = CPU) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from benchmarks import recipes, report, tables
-from benchmarks.measure import RESULTS, about, flops, peak_memory, ratios, timed, write
+from benchmarks.measure import RESULTS, about, flops, peak_memory, ratios, shares, timed, write
 from benchmarks.subjects import QUICK, SIZES, Size, Subject, difference
 
 __all__ = ["measured"]
@@ -31,7 +31,8 @@ SETTLING = 64  # calls, among which are those that a compiled network is compare
 
 
 def measured(size: Size, rounds: int, *, compiled: bool) -> dict[str, Any]:
-    """Of each step: {"flops" (in F), "memory", "step_memory", "ratio", "low", "high", "seconds"}."""
+    """Of each step: {"flops" (in F), "memory", "step_memory", "ratio", "low", "high", "seconds"}; and of the ESC step
+    the shares of time that linear maps and attention take."""
     torch.compiler.reset()  # so that the numbers of this size are known to the compiler, as those of a run are
     subject, apart = Subject(size, (*NAMES, *(COMPILED if compiled else ()))), 0.0
     for seed in range(3):
@@ -55,7 +56,8 @@ def measured(size: Size, rounds: int, *, compiled: bool) -> dict[str, Any]:
     }
     for name, time in ratios(timed(steps, rounds), "reference").items():
         record[name] |= time
-    return {"network": size.words, "batch": size.batch, "gradient_difference": apart, "runs": record}
+    found = {"network": size.words, "batch": size.batch, "gradient_difference": apart, "runs": record}
+    return {**found, "shares": shares(steps["step"])}
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -66,10 +66,15 @@ def step(record: Record) -> str:
             rows.append((name, run, f"{row['flops']:.2f}", _ratio(row), *memory))
         notes.append(
             f"{name}: {size['network']}, batches of {size['batch']}; gradients of the ESC steps differ from those of "
-            f"the reference by {size['gradient_difference']:.1e} of their norm."
+            f"the reference by {size['gradient_difference']:.1e} of their norm.{_shares(size)}"
         )
     heads = ("size", "step", ">operations (F)", ">time / reference", ">activations", ">/ reference", ">whole step")
     return "\n\n".join([table(heads, rows), "\n".join(f"- {note}" for note in notes), caption(record)])
+
+
+def _shares(size: Record) -> str:
+    found = " and ".join(f"{name} {share:.0%}" for name, share in size.get("shares", {}).items())
+    return f" Of the time of the step {found} (by profile)." if found else ""
 
 
 def recipes(record: Record) -> str:

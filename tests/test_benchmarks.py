@@ -80,6 +80,7 @@ def test_the_step_is_measured(tmp_path: Path) -> None:
     runs = found["runs"]
     assert list(runs) == ["reference", "fused reference", "step", "flow matching", "forward"]
     assert found["gradient_difference"] < 1e-5
+    assert 0 < found["shares"]["linear maps"] < 1 - found["shares"]["attention"] < 1
     # 2 of 8 rows with r < t, 1 hidden, whose passes are: 3 + 7/8 without class + 2/8 with + 2/8 for the tangent.
     assert runs["step"]["flops"] == pytest.approx(3 + 7 / 8 + 2 / 8 + 2 / 8, rel=0.05)
     assert runs["flow matching"]["flops"] == pytest.approx(3, rel=0.03)
