@@ -21,8 +21,10 @@ _LAST = "run.yaml"  # without it a directory holds no run
 
 
 def check_sources(sources: Iterable[Path]) -> None:
-    """Raise `ConfigError` where a directory holds no study."""
+    """Raise `ConfigError` where a directory holds no study, or one that cannot be read."""
     for source in sources:
+        if not (source / "study.yaml").is_file():
+            raise ConfigError(f"--reuse {source} holds no study (no study.yaml); give the directory of one, its --out")
         read_plan(source)
 
 
