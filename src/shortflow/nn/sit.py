@@ -37,6 +37,7 @@ from shortflow.errors import ShortflowError
 from shortflow.nn.attention import Attention, CrossAttention
 from shortflow.nn.conditioning import ConditionedNetwork
 from shortflow.nn.embeddings import TimeEmbedding, position_embedding
+from shortflow.nn.gelu import GELU
 from shortflow.nn.norms import LayerNorm, PartNorm
 from shortflow.nn.recomputing import recomputed
 from shortflow.products import Linear
@@ -133,7 +134,7 @@ class FeedForward(nn.Module):
     def __init__(self, width: int, hidden: int, dropout: float) -> None:
         super().__init__()
         self.fc1 = Linear(width, hidden)
-        self.act = nn.GELU(approximate="tanh")
+        self.act = GELU()
         self.fc2 = Linear(hidden, width)
         self.dropout = Dropout(dropout)
 
