@@ -459,7 +459,17 @@ def test_samples_from_the_middle_are_those_of_all() -> None:
         sample(mlp(), 3, (2,), first=-1)
 
 
-def test_no_thread_outlives_the_samples() -> None:
+def test_on_the_cpu_no_thread_draws_noise() -> None:
+    before = threading.active_count()
+    batches = sample(mlp(), 30, (2,), batch_size=3)
+    next(batches)
+    assert threading.active_count() == before
+
+
+def test_no_thread_outlives_the_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the network is on an accelerator, a thread draws the noise of the next batches."""
+    monkeypatch.setattr("shortflow.sample.images._device", lambda flow: torch.device("cuda"))
+
     def threads() -> int:
         return sum(thread.name.startswith("shortflow") for thread in threading.enumerate())
 
