@@ -9,12 +9,14 @@ import pytest
 
 from shortflow import hub, runs, studies
 from shortflow.errors import ConfigError, ShortflowError
+from shortflow.evaluate import write_record
 from shortflow.lock import RunLock
 from shortflow.studies import LocalWorkers, StudyPlan, begin, cells, look, planning, read_plan, study_of, work
 from shortflow.studies.cells import KILLS, claim, fail, forget_failures, record_of
 from shortflow.studies.forecast import forecast
 from shortflow.studies.scheduling import State, Worker, compare
 
+CELLS = tuple((name, seed) for name in ("flow-matching", "meanflow") for seed in (0, 1))
 SMALL = {"train.batch": 16, "train.group": 4, "train.log_every": 2, "network.width": 16, "network.depth": 2}
 
 
@@ -87,7 +89,7 @@ def test_a_cell_is_a_run_with_its_scores(made: Path) -> None:
         assert (record["variant"], record["seed"], record["images"], record["steps"]) == (name, seed, 96, 6)
         assert set(record["rows"]) == {"1 step", "2 steps", "real (train)"}
         assert record["rows"]["2 steps"]["n"] == 50
-        assert record["rows"] == runs.score(model, (1, 2), n=50)["rows"]
+        assert record["rows"] == runs.score(model, (1, 2), n=50, seed=seed)["rows"]
         assert 0 < record["training_seconds"] < 600
         assert "done after" in (directory / "log.txt").read_text()
 
@@ -118,6 +120,26 @@ def test_other_steps_are_scored_without_training(study: Path, counted: list[str]
     record = record_of(studies.cell_directory(study, "meanflow", 0))
     assert record is not None
     assert set(record["rows"]) == {"1 step", "4 steps", "real (train)"}
+
+
+def test_the_noise_of_the_samples_is_that_of_the_seed(study: Path, counted: list[str]) -> None:
+    """So that errors over seeds contain it; variants are still compared with the same noise. What was scored with
+    other noise, as all was once, is scored anew."""
+    records = {(name, seed): record_of(studies.cell_directory(study, name, seed)) for name, seed in CELLS}
+    assert {cell: record["seed"] for cell, record in records.items() if record} == {cell: cell[1] for cell in CELLS}
+    place = studies.cell_directory(study, "meanflow", 1)
+    old = runs.score(hub.load(place), (1, 2), n=50)
+    record = records["meanflow", 1]
+    assert record is not None
+    assert old["rows"]["1 step"] != record["rows"]["1 step"]
+    asked = {name: value for name, value in record["asked"].items() if name != "noise"}
+    write_record(place / "evaluation.json", {**record, "asked": asked, "rows": old["rows"]})
+    counted.clear()
+    assert work(study)
+    assert counted == ["score meanflow 1"]
+    again = record_of(place)
+    assert again is not None
+    assert again["rows"] == record["rows"]
 
 
 def test_runs_of_another_study_are_copied_and_scored(study: Path, tmp_path: Path, counted: list[str]) -> None:

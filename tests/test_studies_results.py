@@ -44,7 +44,7 @@ def made(out: Path, figures: dict[str, list[float]] = FIGURES, **values: Any) ->
 
             record = {
                 "rows": {"1 step": row(value), "4 steps": row(value / 2), "real (held out)": row(0.1)},
-                "asked": asked_of(plan, variant),
+                "asked": asked_of(plan, variant, seed),
                 "curve": [
                     {"share": 0.5, "step": 5, "images": 640, "row": row(3 * value)},
                     {"share": 1.0, "step": 10, "images": 1280, "row": row(value)},

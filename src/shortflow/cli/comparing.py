@@ -186,6 +186,8 @@ def _chosen(
 
 def _seeds(text: str) -> list[int]:
     found = numbers(text, "--seeds")
+    if found == [0] and "," not in text:
+        raise ConfigError("--seeds 0 asks for no run; one number says how many seeds (--seeds 1 is seed 0 alone)")
     return list(range(found[0])) if len(found) == 1 and "," not in text else found
 
 

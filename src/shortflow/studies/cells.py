@@ -62,8 +62,8 @@ class Cell:
         return f"{self.variant} seed {self.seed}"
 
 
-def asked_of(plan: StudyPlan, variant: Planned) -> dict[str, Any]:
-    """What is to be scored: a record that was made for something else is made again."""
+def asked_of(plan: StudyPlan, variant: Planned, seed: int) -> dict[str, Any]:
+    """What is to be scored, and with which noise: a record that was made for something else is made again."""
     study = plan.study
     if variant.support:
         return {"steps": []}
@@ -72,6 +72,7 @@ def asked_of(plan: StudyPlan, variant: Planned) -> dict[str, Any]:
         "at": {str(share): variant.step_at(share) for share in study.at},
         "at_steps": study.primary_steps,
         "n": plan.n,
+        "noise": seed,
         "features": study.features,
         "reference": study.reference,
     }
@@ -86,7 +87,7 @@ def look(plan: StudyPlan, out: Path) -> list[Cell]:
     for variant, seed in plan.cells:
         directory = cell_directory(out, variant.name, seed)
         needs = [found[name, seed] for name in plan.needs(variant)]
-        phase, error = _phase(plan, variant, directory)
+        phase, error = _phase(plan, variant, seed, directory)
         failed = [each.variant for each in needs if each.phase == "failed"]
         if failed and phase == "missing":
             phase, error = "failed", f"it needs {' and '.join(failed)} of the same seed, which failed"
@@ -105,9 +106,9 @@ def look(plan: StudyPlan, out: Path) -> list[Cell]:
     return list(found.values())
 
 
-def _phase(plan: StudyPlan, variant: Planned, directory: Path) -> tuple[Phase, str | None]:
+def _phase(plan: StudyPlan, variant: Planned, seed: int, directory: Path) -> tuple[Phase, str | None]:
     record = record_of(directory)
-    if record is not None and record.get("asked") == asked_of(plan, variant):
+    if record is not None and record.get("asked") == asked_of(plan, variant, seed):
         return "done", None
     if held_by(directory / "claim") is not None:
         return "running", None
@@ -159,7 +160,7 @@ def claim(plan: StudyPlan, cell: Cell) -> RunLock | None:
     except CheckpointError:
         return None
     record = record_of(cell.directory)
-    done = record is not None and record.get("asked") == asked_of(plan, plan.named(cell.variant))
+    done = record is not None and record.get("asked") == asked_of(plan, plan.named(cell.variant), cell.seed)
     count = _killed(cell.directory) if left and not done else 0
     if count >= KILLS:
         fail(cell.directory, f"its process was killed {count} times; too little memory, or a crash? The log may say")
@@ -209,7 +210,7 @@ def make(
     variant, directory = plan.named(cell.variant), cell.directory
     run, dataset = configured(plan, variant, cell.seed, out)
     _check_run(directory, run)
-    asked = asked_of(plan, variant)
+    asked = asked_of(plan, variant, cell.seed)
     snapshots = plan.snapshots(variant)
     if not (directory / "run.yaml").is_file():
         place = same_run(plan, variant, cell.seed, out, sources)
@@ -222,7 +223,7 @@ def make(
             say(f"step {record.step} of {run.train.steps}, loss {record.loss:.4f}")
     spent: dict[str, Any] = {"training_seconds": _seconds(directory), "steps": run.train.steps}
     spent |= {"batch": run.train.batch, "images": run.train.images}
-    scores = {} if variant.support else _scores(plan, variant, directory, say)
+    scores = {} if variant.support else _scores(plan, variant, cell, say)
     own = {"variant": variant.name, "seed": cell.seed, "asked": asked}
     write_record(directory / "evaluation.json", {**scores, **own, **spent})
 
@@ -255,14 +256,14 @@ def _seconds(directory: Path) -> float:
     return seconds
 
 
-def _scores(plan: StudyPlan, variant: Planned, directory: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    """The record of the trained model, and the rows of its snapshots."""
-    study = plan.study
+def _scores(plan: StudyPlan, variant: Planned, cell: Cell, say: Callable[[str], None]) -> dict[str, Any]:
+    """The record of the trained model, and the rows of its snapshots, all with the noise of the cell's seed."""
+    study, directory, seed = plan.study, cell.directory, cell.seed
     model = hub.load(directory)
     steps, impossible = _possible(model, study.steps)
     if not steps:
         raise SamplerError(f"{variant.name} can be sampled in none of {list(study.steps)} steps: {impossible}")
-    record = _scored(plan, model, steps, directory / "evaluation.json", say)
+    record = _scored(plan, model, steps, seed, directory / "evaluation.json", say)
     curve = []
     if study.primary_steps in steps and len(study.at) > 1:
         for share in study.at:
@@ -276,7 +277,7 @@ def _scores(plan: StudyPlan, variant: Planned, directory: Path, say: Callable[[s
             place = directory / f"at-{step:08d}.json"
             rows = record["rows"]
             if share < 1:
-                rows = _scored(plan, hub.load(path), [study.primary_steps], place, say)["rows"]
+                rows = _scored(plan, hub.load(path), [study.primary_steps], seed, place, say)["rows"]
             row = rows[steps_named(study.primary_steps)]
             curve.append({"share": share, "step": step, "images": step * variant.batch, "row": row})
     return {**record, "impossible": impossible, "curve": curve}
@@ -295,16 +296,16 @@ def _possible(model: Model, steps: tuple[int, ...]) -> tuple[list[int], dict[str
 
 
 def _scored(
-    plan: StudyPlan, model: Model, steps: list[int], place: Path, say: Callable[[str], None]
+    plan: StudyPlan, model: Model, steps: list[int], seed: int, place: Path, say: Callable[[str], None]
 ) -> Mapping[str, Any]:
     say(f"scoring {model.path.name} in {', '.join(map(str, steps))} steps")
     study = plan.study
     if study.features == "auto":
-        return runs.score(model, steps, n=plan.n)
+        return runs.score(model, steps, n=plan.n, seed=seed)
     extractor = runs.extractor_named(
         study.features, source=study.data, device=str(next(model.flow.parameters()).device)
     )
-    images = runs.drawn_images(model, steps, plan.n)
+    images = runs.drawn_images(model, steps, plan.n, seed=seed)
     reference = study.reference or runs.training_images(model)
     record = runs.compare(images, reference, extractor, out=place)
     assert record is not None  # one process

@@ -121,7 +121,8 @@ class Study:
         data, resolution: what all are trained on.
         settings: "field.path=value" for all variants, before their own.
         budget: None: the preset's for the data, in images.
-        seeds: a run for each; the same seed has the same order of data and the same noise in every variant.
+        seeds: a run for each; the same seed has the same order of data and the same noise in every variant, that of
+            the samples which are scored as well.
         steps: the numbers of steps that are scored.
         at: shares of the budget at which the averaged weights are kept and scored in `metric_steps`; the last is 1.
         n: samples that are scored; None: 2,000 images, 10,000 points.
