@@ -31,8 +31,11 @@ SETTLING = 64  # calls, among which are those that a compiled network is compare
 
 
 def measured(size: Size, rounds: int, *, compiled: bool) -> dict[str, Any]:
-    """Of each step: {"flops" (in F), "memory", "step_memory", "ratio", "low", "high", "seconds"}; and of the ESC step
-    the shares of time that linear maps and attention take."""
+    """Of each step: {"flops" (in F), "memory", "step_memory", "ratio", "low", "high", "seconds"}.
+
+    A compiled one also has "plain": its time beside the same step without compiling. And of the ESC step there are the
+    shares of time that linear maps and attention take.
+    """
     torch.compiler.reset()  # so that the numbers of this size are known to the compiler, as those of a run are
     subject, apart = Subject(size, (*NAMES, *(COMPILED if compiled else ()))), 0.0
     for seed in range(3):
@@ -54,8 +57,12 @@ def measured(size: Size, rounds: int, *, compiled: bool) -> dict[str, Any]:
         }
         for name in subject.names
     }
-    for name, time in ratios(timed(steps, rounds), "reference").items():
+    times = timed(steps, rounds)
+    for name, time in ratios(times, "reference").items():
         record[name] |= time
+        plain = name.removeprefix("compiled ")
+        if plain != name:
+            record[name]["plain"] = ratios({name: times[name], plain: times[plain]}, plain)[name]
     found = {"network": size.words, "batch": size.batch, "gradient_difference": apart, "runs": record}
     return {**found, "shares": shares(steps["step"])}
 

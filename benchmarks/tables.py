@@ -66,10 +66,16 @@ def step(record: Record) -> str:
             rows.append((name, run, f"{row['flops']:.2f}", _ratio(row), *memory))
         notes.append(
             f"{name}: {size['network']}, batches of {size['batch']}; gradients of the ESC steps differ from those of "
-            f"the reference by {size['gradient_difference']:.1e} of their norm.{_shares(size)}"
+            f"the reference by {size['gradient_difference']:.1e} of their norm.{_compiled(size)}{_shares(size)}"
         )
     heads = ("size", "step", ">operations (F)", ">time / reference", ">activations", ">/ reference", ">whole step")
     return "\n\n".join([table(heads, rows), "\n".join(f"- {note}" for note in notes), caption(record)])
+
+
+def _compiled(size: Record) -> str:
+    found = {name: row["plain"] for name, row in size["runs"].items() if "plain" in row}
+    words = ", ".join(f"the {name} {_ratio(row, 3)} of the plain one" for name, row in found.items())
+    return f" Beside each other in the same round: {words}." if words else ""
 
 
 def _shares(size: Record) -> str:

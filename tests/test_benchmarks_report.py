@@ -49,6 +49,14 @@ def test_a_step_is_told_row_by_row() -> None:
     assert tables.step(STEP) == STEP_TEXT
 
 
+def test_a_compiled_step_is_told_beside_the_plain_one() -> None:
+    size = STEP["sizes"]["S/2"]
+    compiled = {**ROW, "plain": {"ratio": 0.8765, "low": 0.8701, "high": 0.88, "seconds": 0.2}}
+    record = {**STEP, "sizes": {"S/2": {**size, "runs": {**size["runs"], "compiled step": compiled}}}}
+    words = "Beside each other in the same round: the compiled step 0.876 (0.870–0.880) of the plain one."
+    assert words in tables.step(record)
+
+
 def test_a_busy_machine_is_named_as_such() -> None:
     busy = {**HEAD, "load": 1.5}
     assert tables.caption(busy).endswith("Others kept 1.5 of 2 cores at work meanwhile: times are to be repeated.")

@@ -407,6 +407,14 @@ def test_a_worker_is_told_its_threads_and_files(tmp_path: Path, monkeypatch: pyt
     assert [each[1]["env"]["CUDA_VISIBLE_DEVICES"] for each in started] == ["4", "6", "4"]
 
 
+@pytest.mark.parametrize(("said", "threads"), [("", 4), ("2", 2), ("16", 4), ("0", 4), ("4,2", 4)])
+def test_threads_are_the_cores_over_the_jobs_or_fewer(said: str, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shortflow.studies.scheduling.cores", lambda: 8)
+    monkeypatch.setenv("OMP_NUM_THREADS", said)
+    assert studies.threads_of(2) == threads
+    assert studies.threads_of(100) == 1
+
+
 def test_cells_are_looked_at_without_torch_state(made: Path) -> None:
     """Looking changes nothing."""
     before = {path: path.stat().st_mtime_ns for path in made.rglob("*")}

@@ -90,7 +90,7 @@ def compare(
     jobs: Annotated[int, typer.Option(help="Cells that are made at a time.")] = 1,
     threads: Annotated[
         int | None,
-        typer.Option(help="Of each; by default the cores over --jobs when the study is begun.", show_default=False),
+        typer.Option(help="Of each; by default the cores over --jobs, or OMP_NUM_THREADS.", show_default=False),
     ] = None,
     slurm: Annotated[
         str | None,
@@ -234,7 +234,7 @@ def _planned(study: "Study | None", out: Path, jobs: int, threads: int | None) -
     if study is None:
         return before or studies.read_plan(out)
     with progress("variants") as shown:
-        return studies.plan(study, threads=threads or max(1, studies.cores() // jobs), before=before, report=shown)
+        return studies.plan(study, threads=threads or studies.threads_of(jobs), before=before, report=shown)
 
 
 def _show(study: "Study | None", out: Path, jobs: int, threads: int | None, sources: list[Path]) -> None:
@@ -291,7 +291,7 @@ def _make(
 
     launcher = None
     if slurm is not None:
-        planned = threads or (study.threads if study is not None else None) or max(1, studies.cores() // jobs)
+        planned = threads or (study.threads if study is not None else None) or studies.threads_of(jobs)
         launcher = studies.SlurmWorkers(
             out=out, threads=planned, imports=tuple(imports), sources=tuple(sources), options=_options(slurm)
         )

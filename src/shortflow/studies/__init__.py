@@ -12,7 +12,7 @@ for state in compare("systems", "out/systems", jobs=2):
 from shortflow.studies.cells import Cell, look
 from shortflow.studies.planning import StudyPlan, begin, cell_directory, plan, read_plan
 from shortflow.studies.results import read_results, results, write_results
-from shortflow.studies.scheduling import LocalWorkers, SlurmWorkers, State, compare, cores
+from shortflow.studies.scheduling import LocalWorkers, SlurmWorkers, State, compare, threads_of
 from shortflow.studies.study import Budget, Study, Variant, load_study, ready_studies, study_of
 from shortflow.studies.variants import Planned
 from shortflow.studies.working import tied, work
@@ -30,7 +30,6 @@ __all__ = [
     "begin",
     "cell_directory",
     "compare",
-    "cores",
     "load_study",
     "look",
     "plan",
@@ -39,6 +38,7 @@ __all__ = [
     "ready_studies",
     "results",
     "study_of",
+    "threads_of",
     "tied",
     "work",
     "write_results",

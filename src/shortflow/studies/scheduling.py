@@ -23,7 +23,7 @@ from shortflow.studies.reusing import check_sources
 from shortflow.studies.study import Study, load_study, study_of
 from shortflow.typing import Report
 
-__all__ = ["Launcher", "LocalWorkers", "SlurmWorkers", "State", "Worker", "compare", "cores"]
+__all__ = ["Launcher", "LocalWorkers", "SlurmWorkers", "State", "Worker", "compare", "threads_of"]
 
 POLL = 1.0  # seconds between two looks
 GRACE = 60.0  # seconds in which a worker that is asked to stop saves its state
@@ -91,7 +91,8 @@ def compare(
         study: a `Study`, what a file of one holds, the path of such a file, the name of a ready study, or None: the one
             that `out` holds.
         jobs: workers at a time.
-        threads: of each, where neither study nor `out` say; by default the cores over the jobs.
+        threads: of each, where neither study nor `out` say; by default the cores over the jobs, or OMP_NUM_THREADS
+            where that is fewer: two studies beside each other would wait for each other's threads most of the time.
         launcher: starts the workers; by default processes of this machine.
         imports: Python files that register parts of your own, for the workers; execute them here, too.
         sources: directories of other studies; runs that they have made already are copied, and not trained again. A
@@ -110,7 +111,7 @@ def compare(
     elif isinstance(study, Mapping):
         study = study_of(study)
     check_sources(sources)
-    plan = begin(study, out, threads=threads or max(1, cores() // jobs), report=report)
+    plan = begin(study, out, threads=threads or threads_of(jobs), report=report)
     forget_failures(plan, out)
     launcher = launcher or LocalWorkers(out=out, threads=plan.threads, imports=tuple(imports), sources=tuple(sources))
     return _Scheduler(out, jobs, launcher, poll).states()
@@ -119,6 +120,13 @@ def compare(
 def cores() -> int:
     """Processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def threads_of(jobs: int) -> int:
+    """Threads of one of so many jobs: the cores over their number, or what OMP_NUM_THREADS says where that is fewer."""
+    asked = os.environ.get("OMP_NUM_THREADS", "").strip()
+    share = max(1, cores() // jobs)
+    return min(share, int(asked)) if asked.isdecimal() and int(asked) else share
 
 
 class _Scheduler:

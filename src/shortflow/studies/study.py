@@ -132,8 +132,8 @@ class Study:
         alpha: the level of significance, for all comparisons of a metric together.
         features, reference: "auto": those of the shipped classifier, or distances of points; otherwise as for
             `shortflow evaluate`.
-        threads: of each cell's process; None: cores over jobs, when the study is begun. The last bits of a figure
-            depend on it, so it stays.
+        threads: of each cell's process; None: cores over jobs, or OMP_NUM_THREADS where that is fewer, when the
+            study is begun. The last bits of a figure depend on it, so it stays.
     """
 
     name: str = "study"
