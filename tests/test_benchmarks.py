@@ -74,6 +74,12 @@ def test_precision_is_put_back_where_it_was() -> None:
 
 def test_the_step_is_measured(tmp_path: Path) -> None:
     step.main(["--quick", "--no-compile", "--out", str(tmp_path / "step.json")])
+    step.main(["--quick", "--only", "step,fixed step", "--out", str(tmp_path / "some.json")])
+    some = json.loads((tmp_path / "some.json").read_text())["sizes"]["tiny"]["runs"]
+    assert list(some) == ["step", "fixed step"]
+    assert some["step"]["ratio"] == 1
+    with pytest.raises(SystemExit):
+        step.main(["--quick", "--only", "stepp", "--out", str(tmp_path / "some.json")])
     record = json.loads((tmp_path / "step.json").read_text())
     assert {"machine", "date", "commit", "command"} <= set(record)
     found = record["sizes"]["tiny"]
