@@ -21,6 +21,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 
 BLOCKS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "step-cpu": tables.step,
+    "compiled-cpu": tables.step,  # compiled and plain alone, with more rounds
     "step-xeon": tables.step,  # an earlier one, on another processor
     "recipes-cpu": tables.recipes,
     "scaling-cpu": tables.scaling,

@@ -93,7 +93,8 @@ def main(arguments: list[str] | None = None) -> None:
         head = about("python -m benchmarks.step --recipes")
         record, table = {"rounds": rounds, **recipes.measured(rounds, quick=options.quick)}, tables.recipes
     else:
-        head = about("python -m benchmarks.step")
+        asked = "" if options.only is None else f' --only "{options.only}" --rounds {rounds}'
+        head = about(f"python -m benchmarks.step{asked}")
         sizes = {"tiny": QUICK} if options.quick else {name: SIZES[name] for name in options.sizes.split(",")}
         found = {name: measured(size, rounds, names) for name, size in sizes.items()}
         record, table = {"rounds": rounds, "sizes": found}, tables.step
