@@ -1,6 +1,8 @@
 """Cells of a study: only what is missing is made, what fails stops nobody, what belongs to another one is refused."""
 
+import csv
 import json
+import runpy
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from shortflow.studies.cells import KILLS, claim, fail, forget_failures, record_
 from shortflow.studies.forecast import forecast
 from shortflow.studies.scheduling import State, Worker, compare
 
+SCRIPTS = Path(__file__).parents[1] / "scripts"
 CELLS = tuple((name, seed) for name in ("flow-matching", "meanflow") for seed in (0, 1))
 SMALL = {"train.batch": 16, "train.group": 4, "train.log_every": 2, "network.width": 16, "network.depth": 2}
 
@@ -92,6 +95,22 @@ def test_a_cell_is_a_run_with_its_scores(made: Path) -> None:
         assert record["rows"] == runs.score(model, (1, 2), n=50, seed=seed)["rows"]
         assert 0 < record["training_seconds"] < 600
         assert "done after" in (directory / "log.txt").read_text()
+
+
+def test_the_logs_of_a_study_are_two_tables(made: Path, tmp_path: Path) -> None:
+    runpy.run_path(str(SCRIPTS / "study_logs.py"))["main"]([str(made), "--into", str(tmp_path / "logs")])
+    scores, training = (
+        list(csv.DictReader((tmp_path / "logs" / f"{made.name}-{what}.csv").open())) for what in ("scores", "training")
+    )
+    found = sorted((row["variant"], int(row["seed"]), int(row["steps"])) for row in scores)
+    assert found == [(name, seed, steps) for name, seed in CELLS for steps in (1, 2)]
+    record = record_of(studies.cell_directory(made, "meanflow", 1))
+    assert record is not None
+    assert float(scores[-1]["energy_distance"]) == pytest.approx(record["rows"]["2 steps"]["energy_distance"], rel=1e-5)
+    ends = [row for row in training if row["images"] == "96"]
+    assert sorted((row["variant"], int(row["seed"])) for row in ends) == list(CELLS)
+    log = (studies.cell_directory(made, "meanflow", 1) / "stats.jsonl").read_text().splitlines()
+    assert float(ends[-1]["loss"]) == pytest.approx(json.loads(log[-1])["loss"], rel=1e-5)
 
 
 def test_what_is_done_is_not_made_again(study: Path, counted: list[str]) -> None:
