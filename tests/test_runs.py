@@ -21,6 +21,7 @@ from shortflow.errors import CheckpointError, ConfigError, DataError, Incompatib
 from shortflow.flowmap import FlowMap
 from shortflow.guidance import guide
 from shortflow.nn.configs import MLPConfig, SiTConfig
+from shortflow.parameterizations import Denoiser
 from shortflow.recipes import RECIPES
 from shortflow.runs import running, scoring
 from shortflow.sample import Euler, Gamma, Heun, PushForward, ReNoise, Restart, Sampler
@@ -582,3 +583,36 @@ def test_a_run_knows_its_data(digits: hub.Model) -> None:
     assert (run.recipe.name, dataset.name) == ("esc", "digits")
     assert run == digits.run
     assert recipe_named("esc").notes()[0] in runs.notes(run, dataset)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings", "said"),
+    [
+        ("meanflow", ("network.patch=8", "network.width=32"), ("network.patch=4", "network.width=64")),
+        ("esc", ("network.patch=8", "network.width=60"), ("network.patch=4", "network.width=64")),
+        ("meanflow", ("network.patch=8", "network.width=64"), ()),
+        ("ect", ("network.patch=4", "network.width=8"), ("network.patch=2", "network.width=64")),
+        ("meanflow", (), ()),
+    ],
+)
+def test_tokens_that_cannot_carry_their_patches_are_told(
+    recipe: str, settings: tuple[str, ...], said: tuple[str, ...]
+) -> None:
+    """On MNIST no width below the 196 numbers of a patch of 14 learned anything (docs/studies, scaling)."""
+    run, dataset = runs.configure(recipe, "digits", settings=settings)
+    found = [note for note in runs.notes(run, dataset) if "cannot carry" in note]
+    assert len(found) == bool(said)
+    for note in found:
+        assert f"has {run.network.patch**2} numbers" in note  # type: ignore[attr-defined]
+        assert note.endswith(" or ".join(f"--set {each}" for each in said))
+        for setting in said:
+            better, _ = runs.configure(recipe, "digits", settings=(*settings, setting))
+            assert not any("cannot carry" in each for each in runs.notes(better, dataset))
+
+
+def test_networks_that_return_images_may_be_narrow() -> None:
+    """Images fill few of the dimensions that they have."""
+    run, dataset = runs.configure("imm", "digits", settings=("network.width=8", "network.heads=2"))
+    assert any("cannot carry" in note for note in runs.notes(run, dataset))
+    run = replace(run, recipe=replace(run.recipe, parameterization=Denoiser()))
+    assert not any("cannot carry" in note for note in runs.notes(run, dataset))

@@ -1,5 +1,5 @@
 """What a run's user should know about its data before it starts: what was left out, how often each image will be seen,
-and what it costs to encode them on the way."""
+what it costs to encode them on the way, and whether the network's tokens can carry their patches."""
 
 from dataclasses import replace
 
@@ -9,6 +9,7 @@ from shortflow.data.encoded import Encoded
 from shortflow.data.images import some
 from shortflow.errors import ShortflowError
 from shortflow.nn.configs import NetworkConfig, SiTConfig, UNetConfig
+from shortflow.parameterizations import Denoiser
 
 __all__ = ["OFTEN", "SMALL", "data_remarks"]
 
@@ -29,7 +30,7 @@ _NARROWEST = 64
 
 def data_remarks(run: RunConfig, dataset: Dataset) -> list[str]:
     """The remarks, each a sentence or two."""
-    found = [*dataset.notes, _skipped(dataset), _few(run, dataset), _encoding(run, dataset)]
+    found = [*dataset.notes, _skipped(dataset), _few(run, dataset), _encoding(run, dataset), _narrow(run, dataset)]
     return [each for each in found if each is not None]
 
 
@@ -121,3 +122,28 @@ def _time(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:,.1f} {unit}"
     return f"{seconds:,.3g} s"
+
+
+# --------------------------------------------------------------------------------------------------------------- tokens
+
+
+def _narrow(run: RunConfig, dataset: Dataset) -> str | None:
+    """Tokens of fewer numbers than their patches: what leaves the last block has at most `width` dimensions, and a
+    velocity, or a prediction of noise, has as many as the patch, because white noise has."""
+    network = run.network
+    if not isinstance(network, SiTConfig) or dataset.kind == "points":
+        return None
+    if isinstance(run.recipe.parameterization, Denoiser):
+        return None  # images fill few of the dimensions
+    channels, height, side = dataset.shape
+    width, numbers = network.dimensions.width, channels * network.patch**2
+    if width >= numbers:
+        return None
+    fits = [p for p in range(1, network.patch) if not (height % p or side % p) and channels * p**2 <= width]
+    helps = [f"--set network.patch={max(fits)}"] if fits else []
+    helps.append(f"--set network.width={-(-numbers // 64) * 64}")
+    patch = f"{network.patch}×{network.patch} in {channels} channel{'s' * (channels != 1)}"
+    return (
+        f"a patch of {patch} has {numbers} numbers, and so has its noise, which the network is to return; tokens of "
+        f"width {width} cannot carry it: {' or '.join(helps)}"
+    )
