@@ -592,13 +592,18 @@ def test_a_run_knows_its_data(digits: hub.Model) -> None:
         ("esc", ("network.patch=8", "network.width=60"), ("network.patch=4", "network.width=64")),
         ("meanflow", ("network.patch=8", "network.width=64"), ()),
         ("ect", ("network.patch=4", "network.width=8"), ("network.patch=2", "network.width=64")),
+        (
+            "meanflow",
+            ("network.patch=8", "network.width=60", "network.heads=6"),
+            ("network.patch=4", "network.width=192"),
+        ),
         ("meanflow", (), ()),
     ],
 )
 def test_tokens_that_cannot_carry_their_patches_are_told(
     recipe: str, settings: tuple[str, ...], said: tuple[str, ...]
 ) -> None:
-    """On MNIST no width below the 196 numbers of a patch of 14 learned anything (docs/studies, scaling)."""
+    """What is advised is a run that can be, and has nothing left to say."""
     run, dataset = runs.configure(recipe, "digits", settings=settings)
     found = [note for note in runs.notes(run, dataset) if "cannot carry" in note]
     assert len(found) == bool(said)

@@ -1,6 +1,7 @@
 """What a run's user should know about its data before it starts: what was left out, how often each image will be seen,
 what it costs to encode them on the way, and whether the network's tokens can carry their patches."""
 
+import math
 from dataclasses import replace
 
 from shortflow.config import RunConfig
@@ -141,7 +142,8 @@ def _narrow(run: RunConfig, dataset: Dataset) -> str | None:
         return None
     fits = [p for p in range(1, network.patch) if not (height % p or side % p) and channels * p**2 <= width]
     helps = [f"--set network.patch={max(fits)}"] if fits else []
-    helps.append(f"--set network.width={-(-numbers // 64) * 64}")
+    unit = math.lcm(64, network.dimensions.heads)
+    helps.append(f"--set network.width={-(-numbers // unit) * unit}")
     patch = f"{network.patch}×{network.patch} in {channels} channel{'s' * (channels != 1)}"
     return (
         f"a patch of {patch} has {numbers} numbers, and so has its noise, which the network is to return; tokens of "
