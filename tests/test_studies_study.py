@@ -1,5 +1,6 @@
 """Studies as files and commands: what is read, expanded, planned and refused."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,28 @@ def test_a_plan_is_kept_and_grows_but_does_not_change(tmp_path: Path, monkeypatc
     with pytest.raises(ConfigError, match=r"flow-matching: settings was \[\], is \['network.width=32'\]"):
         planning.begin(study(budget={"seconds": 10}, recipes=[], variants=changed), tmp_path)
     assert read_plan(tmp_path) == second
+
+
+@pytest.mark.usefixtures("free")
+def test_settings_in_another_order_are_the_same_cells(tmp_path: Path) -> None:
+    def begun(settings: list[str], own: list[str]) -> planning.StudyPlan:
+        variants = [{"recipe": "flow-matching", "settings": own}]
+        return planning.begin(study(recipes=[], variants=variants, settings=settings, seeds=1), tmp_path)
+
+    settings, own = ["network.width=32", "train.batch=16"], ["path=Cosine", "train.log_every=10"]
+    first = begun(settings, own)
+    again = begun(settings[::-1], own[::-1])
+    assert [replace(v, settings=()) for v in again.variants] == [replace(v, settings=()) for v in first.variants]
+    with pytest.raises(ConfigError, match="other cells"):
+        begun(["network.width=32", "train.batch=32"], own)
+
+
+@pytest.mark.usefixtures("free")
+def test_settings_that_overwrite_each_other_are_other_cells_in_another_order(tmp_path: Path) -> None:
+    settings = ["train.batch=32", "network.width=32", "train.batch=16"]
+    planning.begin(study(settings=settings, seeds=1), tmp_path)
+    with pytest.raises(ConfigError, match="other cells"):
+        planning.begin(study(settings=settings[::-1], seeds=1), tmp_path)
 
 
 @pytest.mark.parametrize(
