@@ -26,6 +26,7 @@ BLOCKS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "recipes-cpu": tables.recipes,
     "scaling-cpu": tables.scaling,
     "plugin-cpu": tables.plugin,
+    "kept-cpu": tables.kept,
     "loader-cpu": tables.loader,
     "sampling-cpu": tables.sampling,
     "checks-cpu": tables.checks,

@@ -167,6 +167,17 @@ def plugin(record: Record) -> str:
     return "\n\n".join([table(heads, rows), note, caption(record)])
 
 
+def kept(record: Record) -> str:
+    """One row for each network and way to have memory."""
+    rows = [
+        (name, way, _ratio(row), _time(row["seconds"]), f"{row['faults']:,.0f}", _memory(row["largest"]))
+        for name, found in record["sizes"].items()
+        for way, row in found.items()
+    ]
+    heads = ("step", "memory", ">time / as PyTorch has it", ">time", ">page faults", ">process")
+    return "\n\n".join([table(heads, rows), caption(record)])
+
+
 def sampling(record: Record) -> str:
     """One row for each network and way to sample."""
     rows = [

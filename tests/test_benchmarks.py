@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks import plugin, scaling, step
+from benchmarks import kept, plugin, scaling, step
 from benchmarks.gpu import attention, correct, runner, speed
 from benchmarks.gpu.__main__ import main as gpu
 from benchmarks.gpu.precision import matmuls
@@ -103,6 +103,17 @@ def test_the_plug_in_velocity_is_measured(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_kept_memory_is_measured(tmp_path: Path) -> None:
+    kept.main(["--quick", "--out", str(tmp_path / "kept.json")])
+    ways = json.loads((tmp_path / "kept.json").read_text())["sizes"]["tiny"]
+    assert next(iter(ways.values()))["ratio"] == 1
+    for row in ways.values():
+        assert row["seconds"] > 0
+        assert row["largest"] > 2**26
+        assert row["faults"] >= 0
+
+
+@pytest.mark.slow
 def test_recipes_are_measured(tmp_path: Path) -> None:
     step.main(["--quick", "--recipes", "--out", str(tmp_path / "recipes.json")])
     found = json.loads((tmp_path / "recipes.json").read_text())["recipes"]
@@ -142,7 +153,7 @@ def test_two_processes_are_measured(tmp_path: Path) -> None:
     assert all(size > 0 for size in found["memory"].values())
 
 
-@pytest.mark.parametrize("command", [step.main, scaling.main, plugin.main, gpu])
+@pytest.mark.parametrize("command", [step.main, scaling.main, plugin.main, kept.main, gpu])
 def test_a_quick_run_replaces_no_results(command: Any, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         command(["--quick"])

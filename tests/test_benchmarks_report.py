@@ -211,6 +211,13 @@ def test_plug_in_velocities_batches_and_samples_are_told_row_by_row() -> None:
     assert tables.sampling(record).splitlines()[2] == "| S/2 | samples | 8 | 1.012 (1.000–1.020) | 100 ms |"
 
 
+def test_ways_to_have_memory_are_told_row_by_row() -> None:
+    row = {"ratio": 0.9, "low": 0.85, "high": 0.95, "seconds": 1.25, "faults": 41_999.6, "largest": 2**30}
+    assert tables.kept({**HEAD, "sizes": {"S/2": {"kept": row}}}).splitlines()[2] == (
+        "| S/2 | kept | 0.90 (0.85–0.95) | 1.25 s | 42,000 | 1024 MiB |"
+    )
+
+
 def test_what_trust_costs_is_told_in_steps_and_of_the_run() -> None:
     seconds = {"start": 0.5, "note": 0.001, "save": 0.25, "step": 0.125}
     shares = {"start": 0.002, "note": 0.008, "save": 0.0041}

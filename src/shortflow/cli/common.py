@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperCommand
 
 from shortflow.errors import ConfigError
+from shortflow.memory import keep_memory
 
 __all__ = [
     "Bf16",
@@ -188,7 +189,11 @@ def size(count: int) -> str:
 
 
 class Command(TyperCommand):
-    """A command that names the value that it cannot take, which typer does not for numbers."""
+    """A command that names the value that it cannot take, which typer does not for numbers, and keeps its memory."""
+
+    def invoke(self, ctx: Any) -> Any:
+        keep_memory()
+        return super().invoke(ctx)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         words = list(args)
