@@ -27,6 +27,7 @@ from shortflow.nn import compiling
 from shortflow.recipes import RECIPES, SETTINGS
 from shortflow.runs import streaming
 from shortflow.sample import Euler, Gamma, Heun, Restart, Sampler
+from shortflow.status import Breakdown
 from shortflow.train.weights import save_weights
 
 TINY = ("--set", "network={kind: SiTConfig, size: tiny, depth: 1, width: 16, heads: 2}", "--set", "preview_every=0")
@@ -124,6 +125,15 @@ def test_without_a_command_there_is_the_help(shortflow: Shortflow) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------- train
+
+
+def test_training_says_at_its_end_that_it_may_have_broken_down(
+    shortflow: Shortflow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shortflow.status._breakdown", lambda lines: Breakdown(times=4.0, step=2))
+    said = shortflow("train", "esc", *TINY, "--set", "images=128", "--set", "batch=32", "--out", tmp_path / "run")
+    noted = "note: the run may have broken down (velocity error 4.0 times its least, since step 2): look at its samples"
+    assert noted in said.out.split("Done: ")[1]
 
 
 def test_training_says_what_it_does_and_what_comes_next(shortflow: Shortflow, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from shortflow.cli import main, watching
 from shortflow.cli.common import duration
 from shortflow.errors import CheckpointError, ConfigError
 from shortflow.lock import RunLock
-from shortflow.status import read_status, runs_below
+from shortflow.status import Breakdown, breakdown, read_status, runs_below
 
 FILE = "recipe:\n  name: esc\ntrain:\n  images: 6400\n  batch: 64\ndata:\n  source: digits\n"
 
@@ -148,6 +148,41 @@ def test_speed_is_taken_over_the_newest_lines_by_time(tmp_path: Path) -> None:
     assert only.left == pytest.approx(5760 / 250)
 
 
+def errors(*values: float) -> str:
+    """A record with these velocity errors, ten steps apart."""
+    old = '"velocity_error": 0.25'
+    return "".join(f"{line(10 * k).replace(old, f'{old[:-4]}{value}')}\n" for k, value in enumerate(values, 1))
+
+
+def test_a_run_whose_velocity_error_has_grown_and_stayed_may_have_broken_down(tmp_path: Path) -> None:
+    text = errors(*[1.0] * 5, *[0.25] * 10, *[0.8] * 5)
+    found = read_status(made(tmp_path / "run", text)).remarks
+    said = "the run may have broken down (velocity error 3.2 times its least, since step 170)"
+    assert found == (f"{said}: look at its samples, or try a smaller learning rate",)
+    assert breakdown(tmp_path / "run") == Breakdown(times=pytest.approx(3.2), step=170)
+    # With the second 0.8: the mean over two lines, a tenth of the record, is 2.1 times the least with the first.
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [1.0] * 5 + [0.25] * 10 + [0.7] * 5,  # 2.8 times
+        [0.1] * 5 + [0.8] * 10 + [0.2] * 5,  # it has come back
+        [0.25] * 39 + [2.0],  # one line is noise: 2.75 times over the four of a tenth
+        [0.1] * 9 + [0.8] * 10,  # too few lines
+        [0.0] * 10 + [0.8] * 10,
+    ],
+)
+def test_what_is_no_breakdown(values: list[float], tmp_path: Path) -> None:
+    assert read_status(made(tmp_path / "run", errors(*values))).remarks == ()
+    assert breakdown(tmp_path / "run") is None
+
+
+def test_a_run_without_a_record_has_not_broken_down(tmp_path: Path) -> None:
+    assert breakdown(made(tmp_path / "run")) is None
+    assert breakdown(tmp_path) is None
+
+
 def test_a_long_record_is_read_from_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shortflow.status._TAIL", 1000)
     run = made(tmp_path / "run", "".join(f"{line(step)}\n" for step in range(1, 91)))
@@ -265,6 +300,12 @@ def test_a_running_run_names_its_process(whole: Path, told: Told) -> None:
     (whole / ".lock").write_text("")
     assert told(whole)[0].endswith("running in a process that has not said its name")
     lock.release()
+
+
+def test_what_is_odd_stands_below_the_table_with_the_name_of_its_run(whole: Path, told: Told) -> None:
+    made(whole.parent / "lost", errors(*[0.25] * 20, *[1.0] * 10))
+    *_, last = told(whole.parent)
+    assert last.startswith("note: lost: the run may have broken down (velocity error 4.0 times its least, since step ")
 
 
 def test_a_folder_of_runs_is_a_table(whole: Path, told: Told) -> None:

@@ -263,7 +263,9 @@ def test_the_schema_is_the_documented_one(tmp_path: Path) -> None:
     ):
         said = {word for word in rows[name].replace("{", " ").replace("}", " ").split("`") if word.isidentifier()}
         assert set(example) <= said, name
-        assert said - set(example) <= {"kind", "amount", "against", *Declared.__dataclass_fields__}, name
+        assert said - set(example) <= {"kind", "amount", "against", "times", "words", *Declared.__dataclass_fields__}, (
+            name
+        )
 
 
 def test_the_table_marks_the_best_and_what_differs_from_it(tmp_path: Path) -> None:
@@ -297,3 +299,21 @@ def test_results_of_another_format_are_refused(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text('{"format": 2}')
     with pytest.raises(ConfigError, match="not of format 1"):
         read_results(tmp_path)
+
+
+def test_runs_that_may_have_broken_down_are_named_and_counted(tmp_path: Path) -> None:
+    plan = made(tmp_path)
+    assert all(cell["breakdown"] is None for cell in results(plan, tmp_path)["cells"])
+    for seed in (0, 2):
+        errors = [0.25] * 10 + [1.0] * 10
+        rows = [{"step": 5 * k, "images": 640 * k, "velocity_error": error} for k, error in enumerate(errors, 1)]
+        text = "".join(f"{json.dumps(row)}\n" for row in rows)
+        (cell_directory(tmp_path, "b", seed) / "stats.jsonl").write_text(text)
+    found = results(plan, tmp_path)
+    cell = next(cell for cell in found["cells"] if (cell["variant"], cell["seed"]) == ("b", 2))
+    assert cell["breakdown"] == {"times": 4.0, "step": 60, "words": "velocity error 4.0 times its least, since step 60"}
+    said = "velocity error 4.0 times its least, since step 60"
+    assert (
+        f"2 runs may have broken down and are among the figures: b seed 0 ({said}) and b seed 2 ({said})."
+        in found["verdict"]
+    )

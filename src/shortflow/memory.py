@@ -17,11 +17,11 @@ _PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def keep_memory() -> None:
-    """Keep what tensors give back, and ask for huge pages; before the first tensor, which decides of the pages.
+    """Keep what tensors give back, and ask for huge pages; before the first tensor, which decides about the pages.
 
-    The commands call this. The process stays as large as it has been once. Nothing happens where the C library is not
-    that of GNU, where the system has no huge pages to give, or where the environment has its own settings:
-    `MALLOC_TRIM_THRESHOLD_`, `MALLOC_MMAP_THRESHOLD_`, `GLIBC_TUNABLES`, `THP_MEM_ALLOC_ENABLE`.
+    The commands call this. The process stays as large as it has been once. With another C library than that of GNU
+    nothing happens, and what the environment says already stays: `GLIBC_TUNABLES`, `MALLOC_TRIM_THRESHOLD_`,
+    `MALLOC_MMAP_THRESHOLD_` about what is kept, `THP_MEM_ALLOC_ENABLE` about the pages.
     """
     if not _is_glibc():
         return

@@ -7,6 +7,7 @@ import json
 import math
 import re
 import shutil
+import statistics
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -19,7 +20,11 @@ from shortflow.errors import CheckpointError, ConfigError
 from shortflow.lock import held_by
 from shortflow.yamlfile import read_yaml
 
-__all__ = ["RunStatus", "SavedState", "evaluation_files", "read_status", "runs_below"]
+__all__ = ["Breakdown", "RunStatus", "SavedState", "breakdown", "evaluation_files", "read_status", "runs_below"]
+
+BROKEN = 3.0
+"""Times its least, above which the velocity error says that a run has broken down: of all runs in docs/studies one is
+there, at 3.7, whose samples are lost; of the others none is beyond 2.3."""
 
 _TAIL = 2**20  # bytes of the record that are read: some thousand lines
 _LINES = 10  # the newest of them, over which the speed is taken
@@ -43,6 +48,23 @@ _SCORES = (
 # What a run directory holds, by the first part of a path in it; trackers have folders of their own names.
 _KINDS = {"state": "states", "samples": "previews", "pictures": "previews", "pairs": "pairs", "stats.jsonl": "logs"}
 _TRACKERS = ("tensorboard", "wandb", "swanlab", "dvclive", ".aim")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Breakdown:
+    """A velocity error that has grown and stayed: samples are lost, while the loss may be small (as that of students of
+    themselves is).
+
+    Attributes:
+        times: its mean over the last tenth of the record, over the least such mean.
+        step: from which on it is more than `BROKEN` times that.
+    """
+
+    times: float
+    step: int
+
+    def __str__(self) -> str:
+        return f"velocity error {self.times:.1f} times its least, since step {self.step:,}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +102,7 @@ class RunStatus:
         preview: the last one.
         scores: of every evaluation*.json by row, such as "1 step", or of evaluation-FEATURES@REFERENCE.json "1 step,
             FEATURES@REFERENCE"; a distance has what it may be called (FID-5k) under "name".
-        remarks: what is odd: damaged lines, damaged states.
+        remarks: what is odd: damaged lines, damaged states, a run that seems to have broken down.
     """
 
     directory: Path
@@ -127,7 +149,10 @@ def read_status(directory: Path) -> RunStatus:
         ConfigError: if its run file cannot be read.
     """
     recipe, data, total, batch = _settings(directory)
-    lines, remarks = _newest_lines(directory / "stats.jsonl")
+    record, remarks = _record(directory / "stats.jsonl")
+    lines = record[-_LINES - 1 :]
+    if broken := _breakdown(record):
+        remarks.append(f"the run may have broken down ({broken}): look at its samples, or try a smaller learning rate")
     states, odd = _states(directory / "state")
     holder = held_by(directory)
     last = lines[-1] if lines else {}
@@ -195,8 +220,26 @@ def _settings(directory: Path) -> tuple[str, str, int, int]:
     return name, source, images, batch
 
 
-def _newest_lines(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """The newest whole lines of the record, oldest first, and a remark on those that make no sense.
+def breakdown(directory: Path) -> Breakdown | None:
+    """What says that the run in `directory` has broken down; None if nothing does."""
+    return _breakdown(_record(directory / "stats.jsonl")[0])
+
+
+def _breakdown(lines: list[dict[str, Any]]) -> Breakdown | None:
+    found = [(line["step"], line["velocity_error"]) for line in lines if _is_number(line.get("velocity_error"))]
+    tenth = len(found) // 10
+    if tenth < 2:
+        return None  # too few to tell an error that has grown from one that is noisy
+    means = [statistics.fmean(error for _, error in found[i : i + tenth]) for i in range(len(found) - tenth + 1)]
+    limit = BROKEN * min(means)
+    if not 0 < limit < means[-1]:
+        return None
+    sound = max(i for i, mean in enumerate(means) if mean <= limit)
+    return Breakdown(times=BROKEN * means[-1] / limit, step=found[sound + tenth][0])
+
+
+def _record(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """The newest whole lines of the record, some thousands, oldest first, and a remark on those that make no sense.
 
     What stands behind the last newline is being written.
     """
@@ -219,7 +262,7 @@ def _newest_lines(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
         else:
             damaged += 1
     lines = "1 line" if damaged == 1 else f"{damaged} lines"
-    return found[-_LINES - 1 :], [f"{lines} of {path.name} cannot be read"] if damaged else []
+    return found, [f"{lines} of {path.name} cannot be read"] if damaged else []
 
 
 def _speed(lines: list[dict[str, Any]]) -> float | None:

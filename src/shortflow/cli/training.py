@@ -211,6 +211,7 @@ def _big(number: float) -> str:
 def trained(run: Any, dataset: Any, out: Path, resume: bool | Literal["auto"], *, sharded: bool = False) -> None:
     """Train to the end, and say how it goes."""
     from shortflow import runs
+    from shortflow.status import read_status
     from shortflow.train import Interrupted
 
     total, again, done = run.train.steps, f"shortflow train --resume --out {out}", 0
@@ -239,6 +240,8 @@ def trained(run: Any, dataset: Any, out: Path, resume: bool | Literal["auto"], *
         say(f"\n{end}")
         raise typer.Exit(130)
     say(f"Done: {out / 'model.safetensors'}" if done else f"This run is complete: all {count(total, 'step')} are done.")
+    for remark in read_status(out).remarks:
+        say(f"note: {remark}")
 
 
 class _Figures:

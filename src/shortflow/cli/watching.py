@@ -203,4 +203,4 @@ def _table(runs: "Sequence[RunStatus]") -> list[str]:
         rows.append(
             (run.directory.name, run.recipe, run.data, run.phase, steps, f"{run.share:.0%}", speed, left, loss, used)
         )
-    return aligned(rows)
+    return [*aligned(rows), *(f"note: {run.directory.name}: {remark}" for run in runs for remark in run.remarks)]

@@ -3,7 +3,7 @@
 format       1; fields are added under the same number, never changed or removed
 study        what was asked, and what decides: data, budget, seeds, steps, metric, metric_steps, …
 variants     [{name, recipe, settings, difference, cost_F, images, …}]
-cells        [{variant, seed, path, status: done | running | missing | failed, images, seconds, record, error, log}]
+cells        [{variant, seed, path, status: done | running | missing | failed, images, seconds, record, breakdown, …}]
 rows         [{variant, steps, metric, mean, standard_error, n, values}]
 comparisons  [{metric, steps, a, b, difference, standard_error, p_value, p_adjusted, n, significant, primary}]
 curves       [{variant, metric, steps, points: [{share, images, forwards, mean, standard_error, n}]}]
@@ -23,6 +23,7 @@ from shortflow.errors import ConfigError
 from shortflow.evaluate import write_record
 from shortflow.files import write_atomic
 from shortflow.runs.sampling import steps_named
+from shortflow.status import breakdown
 from shortflow.studies.cells import Cell, look, record_of
 from shortflow.studies.metrics import METRICS
 from shortflow.studies.planning import StudyPlan
@@ -130,7 +131,7 @@ def _settings(settings: Sequence[str]) -> dict[str, Any]:
 
 def _cell(cell: Cell, out: Path) -> dict[str, Any]:
     record = record_of(cell.directory) if cell.phase == "done" else None
-    log = cell.directory / "log.txt"
+    log, broken = cell.directory / "log.txt", breakdown(cell.directory)
     return {
         "variant": cell.variant,
         "seed": cell.seed,
@@ -141,6 +142,7 @@ def _cell(cell: Cell, out: Path) -> dict[str, Any]:
         "images": None if record is None else record["images"],
         "seconds": None if record is None else record["training_seconds"],
         "record": record,
+        "breakdown": None if broken is None else vars(broken) | {"words": str(broken)},
         "error": cell.error,
         "log": log.relative_to(out).as_posix() if log.is_file() else None,
     }

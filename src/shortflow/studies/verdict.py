@@ -14,8 +14,9 @@ NAMED = 6  # differences that are written out in a sentence
 
 def verdict(results: Mapping[str, Any]) -> list[str]:
     """The sentences: what is best, whether that is significant and by how much, at what cost, in other numbers of
-    steps; which figure was to decide; what is missing."""
-    return [*_best(results), *_significance(results), *_cost(results), *_elsewhere(results), *_incomplete(results)]
+    steps; which figure was to decide; what has broken down or is missing."""
+    of_all = (*_cost(results), *_elsewhere(results), *_broken(results), *_incomplete(results))
+    return [*_best(results), *_significance(results), *of_all]
 
 
 def figure(metric: str, mean: float, error: float | None) -> str:
@@ -220,6 +221,17 @@ def _elsewhere(results: Mapping[str, Any]) -> Iterator[str]:
         rows = min(leaders, key=lambda rows: sign * rows[0]["mean"])
         first, value = rows[0], figure(study["metric"], rows[0]["mean"], rows[0]["standard_error"]) + _fewer(rows)
         yield f"Best cell of all: {first['variant']} in {steps_in_words(first['steps'])}, {value}."
+
+
+def _broken(results: Mapping[str, Any]) -> Iterator[str]:
+    cells = [cell for cell in results["cells"] if cell["status"] == "done" and cell.get("breakdown")]
+    said = [f"{cell['variant']} seed {cell['seed']} ({cell['breakdown']['words']})" for cell in cells]
+    if said:
+        is_one = len(said) == 1
+        yield (
+            f"{_count(len(said), 'run')} may have broken down and {'is' if is_one else 'are'} among the figures: "
+            f"{listed(said)}."
+        )
 
 
 def _incomplete(results: Mapping[str, Any]) -> Iterator[str]:
