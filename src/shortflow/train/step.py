@@ -87,7 +87,8 @@ class TrainStep(nn.Module):
                 "for ever. Build the objective with layout='fixed', or shard the step in one piece, fully_shard(step)"
             )
         teacher = self.flow if self.teacher is None else self.teacher.module
-        teacher.train(self.flow.training)  # a target has the dropout masks of its prediction
+        if teacher is not self.flow:
+            teacher.train(self.flow.training)  # a target has the dropout masks of its prediction
         # Without the cache of cast weights: filled by a pass without gradient, older versions of torch would hand it
         # to the pass with gradient, which then has none.
         with torch.autocast(draw.x.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=False):
