@@ -9,7 +9,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,7 @@ from shortflow.lock import RunLock
 from shortflow.recipe import Recipe
 from shortflow.studies.metrics import metrics_of
 from shortflow.studies.speed import speeds_of
-from shortflow.studies.study import Budget, Study
+from shortflow.studies.study import Budget, Study, unordered
 from shortflow.studies.variants import DEFAULTS, Planned, Resolved, Variants
 from shortflow.typing import Report
 from shortflow.yamlfile import read_yaml
@@ -207,7 +206,7 @@ def _check_same(study: Study, variants: Sequence[Planned], before: StudyPlan | N
     changed = [
         f"{name} was {_said(getattr(before.study, name))}, is {_said(getattr(study, name))}"
         for name in _SAME
-        if _unordered(getattr(before.study, name)) != _unordered(getattr(study, name))
+        if unordered(getattr(before.study, name)) != unordered(getattr(study, name))
     ]
     if study.threads not in (None, before.threads):
         changed.append(f"threads was {before.threads}, is {study.threads}")
@@ -215,7 +214,7 @@ def _check_same(study: Study, variants: Sequence[Planned], before: StudyPlan | N
     for variant in variants:
         old = there.get(variant.name)
         for name in ("recipe", "settings", "teacher", "start", "weak") if old is not None else ():
-            if _unordered(getattr(old, name)) != _unordered(getattr(variant, name)):
+            if unordered(getattr(old, name)) != unordered(getattr(variant, name)):
                 changed.append(
                     f"{variant.name}: {name} was {to_plain(getattr(old, name))}, is {to_plain(getattr(variant, name))}"
                 )
@@ -224,14 +223,6 @@ def _check_same(study: Study, variants: Sequence[Planned], before: StudyPlan | N
             f"the directory holds a study with other cells ({'; '.join(changed)}); give another --out, or other names "
             "to variants that have changed"
         )
-
-
-def _unordered(value: Any) -> Any:
-    """Settings sorted, unless their order says something: one of them is within another, or set twice."""
-    if not isinstance(value, tuple):
-        return value
-    fields = sorted(f"{text.partition('=')[0].strip()}." for text in value)
-    return value if any(inner.startswith(outer) for outer, inner in pairwise(fields)) else tuple(sorted(value))
 
 
 def _said(value: Any) -> Any:

@@ -29,7 +29,7 @@ from shortflow.errors import ConfigError, ShortflowError
 from shortflow.studies.metrics import METRICS
 from shortflow.yamlfile import parse_yaml, read_yaml
 
-__all__ = ["BUDGETS", "Budget", "Study", "Variant", "expanded", "load_study", "ready_studies", "study_of"]
+__all__ = ["BUDGETS", "Budget", "Study", "Variant", "expanded", "load_study", "ready_studies", "study_of", "unordered"]
 
 READY = Path(__file__).with_name("ready")
 BUDGETS = ("images", "seconds", "forwards", "flops")
@@ -345,3 +345,13 @@ def combinations(study: Study) -> Iterator[tuple[Variant, int]]:
     for seed in study.seeds:
         for variant in expanded(study):
             yield variant, seed
+
+
+def unordered(value: Any) -> Any:
+    """Settings sorted, unless their order says something: one of them is within another, or set twice."""
+    if not isinstance(value, tuple):
+        return value
+    fields = sorted(f"{text.partition('=')[0].strip()}." for text in value)
+    return (
+        value if any(inner.startswith(outer) for outer, inner in itertools.pairwise(fields)) else tuple(sorted(value))
+    )
