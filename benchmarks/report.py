@@ -27,6 +27,7 @@ BLOCKS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "scaling-cpu": tables.scaling,
     "plugin-cpu": tables.plugin,
     "kept-cpu": tables.kept,
+    "kernels-cpu": tables.kernels,
     "loader-cpu": tables.loader,
     "sampling-cpu": tables.sampling,
     "checks-cpu": tables.checks,

@@ -178,6 +178,22 @@ def kept(record: Record) -> str:
     return "\n\n".join([table(heads, rows), caption(record)])
 
 
+def kernels(record: Record) -> str:
+    """One row for each kernel: ratios to PyTorch's and times, by the number of threads."""
+    names = {"forward": "forward", "both": "forward and backward"}
+    rows = [
+        (
+            name,
+            threads,
+            *(f"{_ratio(row[passes]['ours'])}, {_time(row[passes]['ours']['seconds'])}" for passes in names),
+        )
+        for name, found in record["kernels"].items()
+        for threads, row in found.items()
+    ]
+    heads = ("kernel", ">threads", *(f">{words} / PyTorch's, time" for words in names.values()))
+    return "\n\n".join([table(heads, rows), caption(record)])
+
+
 def sampling(record: Record) -> str:
     """One row for each network and way to sample."""
     rows = [

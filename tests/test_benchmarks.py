@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from benchmarks import kept, plugin, scaling, step
+from benchmarks import kept, kernels, plugin, scaling, step
 from benchmarks.gpu import attention, correct, runner, speed
 from benchmarks.gpu.__main__ import main as gpu
 from benchmarks.gpu.precision import matmuls
@@ -113,6 +113,14 @@ def test_kept_memory_is_measured(tmp_path: Path) -> None:
         assert row["faults"] >= 0
 
 
+def test_kernels_are_measured(tmp_path: Path) -> None:
+    kernels.main(["--quick", "--threads", "1", "--out", str(tmp_path / "kernels.json")])
+    (found,) = json.loads((tmp_path / "kernels.json").read_text())["kernels"].values()
+    for passes in ("forward", "both"):
+        assert found["1"][passes]["PyTorch's"]["ratio"] == 1
+        assert found["1"][passes]["ours"]["seconds"] > 0
+
+
 @pytest.mark.slow
 def test_recipes_are_measured(tmp_path: Path) -> None:
     step.main(["--quick", "--recipes", "--out", str(tmp_path / "recipes.json")])
@@ -153,7 +161,7 @@ def test_two_processes_are_measured(tmp_path: Path) -> None:
     assert all(size > 0 for size in found["memory"].values())
 
 
-@pytest.mark.parametrize("command", [step.main, scaling.main, plugin.main, kept.main, gpu])
+@pytest.mark.parametrize("command", [step.main, scaling.main, plugin.main, kept.main, kernels.main, gpu])
 def test_a_quick_run_replaces_no_results(command: Any, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         command(["--quick"])

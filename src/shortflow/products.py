@@ -20,7 +20,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from shortflow.transforms import transformed
 
-__all__ = ["ONE_DNN", "Linear", "linear", "stock_products"]
+__all__ = ["ONE_DNN", "Linear", "linear", "stock", "stock_products"]
 
 SMALL = 2**22  # multiplications, below which a call of its own takes longer than it saves
 
@@ -50,6 +50,11 @@ def stock_products() -> Iterator[None]:
         yield
     finally:
         _stock = before
+
+
+def stock() -> bool:
+    """Whether PyTorch's own choice is asked for here."""
+    return _stock
 
 
 def linear(

@@ -36,6 +36,13 @@ def total(parts: list[Tensor]) -> Tensor:
     return result
 
 
+def plus(x: Tensor | None, a: Tensor, b: Operand) -> Tensor:
+    """x + a b, in one go where it can be."""
+    if x is None:
+        return a * b
+    return torch.addcmul(x, a, b) if isinstance(b, Tensor) and x.dtype == a.dtype == b.dtype else x + a * b
+
+
 # ------------------------------------------------------------------------------------------------ two tensors, by entry
 
 
@@ -67,8 +74,8 @@ def _rsub(a: Operand, b: Operand, *, alpha: float | int = 1) -> Any:
 @rule("mul multiply __mul__ __rmul__")
 def _mul(a: Operand, b: Operand) -> Any:
     def tangent() -> Tensor:
-        parts = [a.tangent * cast(b, a.tangent)] if isinstance(a, Dual) else []
-        return total(parts + ([b.tangent * cast(a, b.tangent)] if isinstance(b, Dual) else []))
+        moved = a.tangent * cast(b, a.tangent) if isinstance(a, Dual) else None
+        return moved if moved is not None and not isinstance(b, Dual) else plus(moved, b.tangent, cast(a, b.tangent))
 
     return values(a) * values(b), tangent
 
@@ -195,9 +202,13 @@ def _lerp(a: Operand, b: Operand, weight: Operand) -> Any:
 @rule("addcmul")
 def _addcmul(x: Operand, a: Operand, b: Operand, *, value: float | int = 1) -> Any:
     def tangent() -> Tensor:
-        parts = [x.tangent] if isinstance(x, Dual) else []
-        parts += [value * a.tangent * cast(b, a.tangent)] if isinstance(a, Dual) else []
-        return total(parts + ([value * b.tangent * cast(a, b.tangent)] if isinstance(b, Dual) else []))
+        moved = x.tangent if isinstance(x, Dual) else None
+        if isinstance(a, Dual):
+            moved = plus(moved, a.tangent if value == 1 else value * a.tangent, cast(b, a.tangent))
+        if isinstance(b, Dual):
+            moved = plus(moved, b.tangent if value == 1 else value * b.tangent, cast(a, b.tangent))
+        assert moved is not None  # torch calls no rule without a dual
+        return moved
 
     return torch.addcmul(values(x), values(a), values(b), value=value), tangent
 

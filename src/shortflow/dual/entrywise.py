@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from shortflow.activations import gelu
 from shortflow.dual.arithmetic import Operand, aten, rated
 from shortflow.dual.pairs import Dual, NoRule, rule
 
@@ -88,7 +89,7 @@ def _silu_rate(rate: Tensor, x: Tensor) -> Tensor:
 
 @rule("gelu")
 def _gelu(x: Any, approximate: str = "none") -> Any:
-    y = torch.nn.functional.gelu(x.value, approximate=approximate)
+    y = gelu(x.value) if approximate == "tanh" else torch.nn.functional.gelu(x.value, approximate=approximate)
     return y, lambda: aten.gelu_backward(x.tangent, rated(x), approximate=approximate)
 
 

@@ -81,7 +81,8 @@ def dual(value: Tensor, tangent: Tensor, policy: Policy = Policy()) -> Dual:
         raise ShortflowError("a dual of a dual is not defined here; use torch.func.jvp for higher derivatives")
     if tangent.shape != value.shape:
         tangent = tangent.expand(value.shape)
-    return Dual(value, tangent.to(policy.dtype or value.dtype), policy)
+    dtype = policy.dtype or value.dtype
+    return Dual(value, tangent if tangent.dtype is dtype else tangent.to(dtype), policy)
 
 
 def check_whole(arguments: Any) -> None:
@@ -178,9 +179,8 @@ def register_all(names: str | Iterable[Any], handler: Callable[[Any, tuple[Any, 
 def paired(value: Any, thunk: Thunk, args: Any, kwargs: Any) -> Any:
     """The dual of a value and what the thunk returns, by the policy of the first dual among the arguments."""
     policy = first_dual((args, kwargs)).policy
-    device = (value if isinstance(value, Tensor) else value[0]).device.type
     with torch.set_grad_enabled(policy.graph and torch.is_grad_enabled()):
-        if policy.dtype is not None and torch.is_autocast_enabled(device):
+        if policy.dtype is not None and torch.is_autocast_enabled(device := _device(value)):
             with torch.autocast(device, enabled=False):
                 tangent = thunk()
         else:
@@ -189,6 +189,10 @@ def paired(value: Any, thunk: Thunk, args: Any, kwargs: Any) -> Any:
             return dual(value, tangent, policy)
         pairs = [dual(v, d, policy) for v, d in zip(value, tangent, strict=True)]
     return type(value)(pairs) if type(value) in (list, tuple) else tuple(pairs)
+
+
+def _device(value: Any) -> str:
+    return (value if isinstance(value, Tensor) else value[0]).device.type
 
 
 def first_dual(arguments: Any) -> Dual:

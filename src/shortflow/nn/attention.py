@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from shortflow.dropout import Dropout
 from shortflow.errors import ShortflowError
+from shortflow.fewtokens import attention_of, few, flat
 from shortflow.nn.norms import RMSNorm
 from shortflow.products import Linear
 from shortflow.transforms import transformed
@@ -39,6 +40,10 @@ def attend(q: Heads, k: Keys, v: Keys, mask: Mask = None) -> Heads:
     """
     if transformed():
         return explicit_attention(q, k, v, mask)
+    if mask is None and few(q, k, v):
+        return attention_of(flat(q), flat(k), flat(v), q.shape[-1] ** -0.5)[0].view(
+            v.shape[:2] + q.shape[2:3] + v.shape[3:]
+        )
     return F.scaled_dot_product_attention(q, k, v, mask)
 
 

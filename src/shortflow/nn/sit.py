@@ -108,8 +108,8 @@ def unpatchify(tokens: Float[Tensor, "b n f"], shape: tuple[int, int, int], patc
     return pixels.permute(0, 5, 1, 3, 2, 4).reshape(tokens.shape[0], c, h, w)
 
 
-def _modulate(x: Float[Tensor, "b n d"], shift: Float[Tensor, "b d"], scale: Float[Tensor, "b d"]) -> Tensor:
-    return x * (1 + scale[:, None]) + shift[:, None]
+def _modulate(x: Float[Tensor, "b n d"], shift: Float[Tensor, "b 1 d"], scale: Float[Tensor, "b 1 d"]) -> Tensor:
+    return x * (1 + scale) + shift
 
 
 def _modulation(width: int, ways: int, norm: bool) -> nn.Sequential:
@@ -171,15 +171,15 @@ class Block(nn.Module):
     def forward(
         self, h: Float[Tensor, "b n d"], c: Float[Tensor, "b d"], *tokens: Shaped[Tensor, "b m ..."]
     ) -> Float[Tensor, "b n d"]:
-        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.adaLN_modulation(c).chunk(6, dim=1)
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.adaLN_modulation(c)[:, None].chunk(6, dim=2)
         x, kept = recomputed(_modulate, self.norm1(h), shift_1, scale_1)
         with kept:
-            h = h + gate_1[:, None] * self.attn(x)
+            h = h + gate_1 * self.attn(x)
         if self.cross is not None and self.norm_cross is not None:
             h = h + self.cross(self.norm_cross(h), *tokens)
         x, kept = recomputed(_modulate, self.norm2(h), shift_2, scale_2)
         with kept:
-            return h + gate_2[:, None] * self.mlp(x)
+            return h + gate_2 * self.mlp(x)
 
 
 class FinalLayer(nn.Module):
@@ -192,7 +192,7 @@ class FinalLayer(nn.Module):
         self.adaLN_modulation = _modulation(width, 2, modulation_norm)
 
     def forward(self, h: Float[Tensor, "b n d"], c: Float[Tensor, "b d"]) -> Float[Tensor, "b n pixels"]:
-        shift, scale = self.adaLN_modulation(c).chunk(2, dim=1)
+        shift, scale = self.adaLN_modulation(c)[:, None].chunk(2, dim=2)
         return self.linear(_modulate(self.norm_final(h), shift, scale))
 
 

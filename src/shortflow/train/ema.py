@@ -4,9 +4,9 @@ import copy
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from shortflow.flowmap import FlowMap
+from shortflow.modules import Parts
 from shortflow.optimizer import Optimizer
 from shortflow.train.shards import whole
 
@@ -42,6 +42,8 @@ class Average:
         self.module = copy.deepcopy(module).requires_grad_(False).eval()
         self.decay, self.warm = decay, warm
         self.power = None if length is None else power_of(length)
+        self._own = Parts(self.module)
+        self._followed: tuple[FlowMap, Parts] | None = None
 
     def rate(self, step: int) -> float:
         """The decay used after step `step`."""
@@ -56,11 +58,17 @@ class Average:
     @torch.no_grad()
     def follow(self, module: FlowMap, decay: float) -> None:
         """θ̄ ← decay · θ̄ + (1 − decay) · θ."""
-        mine: list[Tensor] = list(self.module.parameters())
-        theirs = [whole(weight) for weight in module.parameters()]
-        torch._foreach_lerp_(mine, theirs, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
-        for buffer, source in zip(self.module.buffers(), module.buffers(), strict=True):
+        mine, theirs = self._own, self._parts(module)
+        weights = [whole(weight) for weight in theirs.parameters]
+        torch._foreach_lerp_(mine.parameters, weights, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
+        for buffer, source in zip(mine.buffers, theirs.buffers, strict=True):
             buffer.copy_(source)
+
+    def _parts(self, module: FlowMap) -> Parts:
+        """Those of the module that is followed, which is the same one in every step."""
+        if self._followed is None or self._followed[0] is not module:
+            self._followed = module, Parts(module)
+        return self._followed[1]
 
 
 def averages_of(flow: FlowMap, settings: Optimizer) -> dict[str, Average]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from shortflow.data.loader import pinned
 from shortflow.draw import Draw
 from shortflow.errors import ShortflowError
+from shortflow.modules import Parts
 from shortflow.optimizer import Optimizer
 from shortflow.prefetch import prefetched
 from shortflow.streams import Streams
@@ -92,7 +93,7 @@ def train(
     checks = Checks(engine, module)
     total, window = settings.steps, _Window(settings, engine, stepper, skips)
     (mine, count), made = engine.parts(settings.parts, settings.batch), _Made(wrapped, engine)
-    each = len(mine)
+    each, whole, network = len(mine), Parts(wrapped), Parts(module.flow)
 
     def clock(k: int) -> Progress:
         return Progress(images=k * settings.batch, total=total * settings.batch, batch=settings.batch)
@@ -113,7 +114,8 @@ def train(
     began = time.perf_counter()
     with closing(prefetched(prepared, range(start * each, total * each))) as batches:
         for k in range(start, total):
-            wrapped.train()  # a consumer may have looked at the network in evaluation mode
+            if not whole.training:
+                wrapped.train()  # a consumer may have looked at the network in evaluation mode
             for i, part in enumerate(mine):
                 draw = drawn(next(batches), k, part)
                 if i == 0:
@@ -121,7 +123,7 @@ def train(
                 made.add(draw, share=1 / each, last=i == each - 1)
             checks.after()
             loss, logs, t, r = made.take()
-            norm = engine.clip(module.flow.parameters(), optimizer.clip)
+            norm = engine.clip(network.parameters, optimizer.clip)
             measured = Measured.of(k + 1, loss, norm, logs, t, r)
             moves = window.add(measured, loss, norm, draws)
             lr = slowed * learning_rate(optimizer, (k + 1) / total)
