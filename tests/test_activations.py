@@ -5,16 +5,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from shortflow import activations
 from shortflow.activations import gelu
 from shortflow.dual import push_forward
 from shortflow.products import stock_products
-
-
-@pytest.fixture(autouse=True)
-def always(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take it for every size."""
-    monkeypatch.setattr(activations, "SMALL", 0)
 
 
 def stock(x: Tensor) -> Tensor:
@@ -64,7 +57,7 @@ def test_its_tangent_is_that_of_the_kernel() -> None:
     torch.testing.assert_close(slope, torch.func.jvp(stock, (x,), (rate,))[1], rtol=1e-6, atol=1e-6)
 
 
-def test_where_it_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_it_is_not_taken() -> None:
     x = X[:4001]
     with stock_products():
         assert torch.equal(gelu(x), stock(x))
@@ -72,5 +65,3 @@ def test_where_it_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(torch.func.jvp(gelu, (x,), (x,))[0], stock(x))
     assert torch.equal(gelu(x.bfloat16()), stock(x.bfloat16()))
     assert torch.equal(gelu(x[:0]), x[:0])
-    monkeypatch.setattr(activations, "SMALL", 4002)
-    assert torch.equal(gelu(x), stock(x))

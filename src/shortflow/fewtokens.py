@@ -1,9 +1,9 @@
 """Attention among few tokens on processors, by products of all heads at once.
 
 The fused kernel goes through one head of one image after the other in blocks that are made for long sequences, and its
-backward pass computes the weights again. Up to `FEW` keys that costs more than it saves, see `python -m
-benchmarks.kernels`. The weights are kept in the place of the result, which the fused kernel keeps, and may be twice as many
-numbers.
+backward pass computes the weights again. Up to `FEW` keys that costs more than it saves (see `python -m
+benchmarks.kernels`). The weights are kept in the place of the result, which the fused kernel keeps, and may be twice as
+many numbers.
 """
 
 from typing import Any
