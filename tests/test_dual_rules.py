@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from shortflow.activations import gelu
 from shortflow.dual import Dual, NoRule, dual, push_forward
 from shortflow.dual.pairs import _RULES, known, values
+from shortflow.fewtokens import attention
 
 Arguments = Callable[[Tensor, Tensor], tuple[Any, ...]]
 
@@ -59,6 +61,7 @@ CASES: list[tuple[str | list[Any], Arguments, dict[str, Any]]] = [
     ("softplus leaky_relu elu nan_to_num neg negative __neg__ positive __pos__ clone contiguous ravel", one, {}),
     ("relu6 hardtanh relu leaky_relu elu softplus", lambda x, z: (5 * (x - 0.5),), {}),
     ("gelu", one, {"approximate": "tanh"}),
+    ([gelu], one, {}),
     ("softplus", one, {"beta": 4.0, "threshold": 1.5}),
     ("clamp clip", lambda x, z: (x, 0.3, 0.7), {}),
     ("clamp_min", lambda x, z: (x, 0.4), {}),
@@ -156,6 +159,8 @@ CASES: list[tuple[str | list[Any], Arguments, dict[str, Any]]] = [
         lambda x, z: (heads(WIDE[:3]), heads(WIDE[:3]), heads(x)),
         {"attn_mask": WIDE[:3, :3]},
     ),
+    ([attention], lambda x, z: (heads(x), heads(z), heads(x * z)), {}),
+    ([attention], lambda x, z: (heads(WIDE[:3]), heads(z), heads(x)), {}),
     ("dropout feature_dropout alpha_dropout", lambda x, z: (x, 0.5, False), {}),
     ("dropout", lambda x, z: (x, 0.0, True), {}),
     ("reshape view", lambda x, z: (x, (2, 6)), {}),
@@ -256,7 +261,8 @@ def test_a_rule_is_the_forward_derivative(function: Any, arguments: Arguments, k
     def run(f: Any) -> Any:
         return lambda x, z: f(*arguments(x, z), **keywords)
 
-    written_out = {F.scaled_dot_product_attention: explicit, F.layer_norm: standardised, torch.layer_norm: standardised}
+    written_out = {F.scaled_dot_product_attention: explicit, attention: explicit}
+    written_out |= {F.layer_norm: standardised, torch.layer_norm: standardised}
     reference = written_out.get(function, function)
     expected = torch.func.jvp(run(reference), primals, tangents)
     found = push_forward(run(function), primals, tangents)

@@ -5,7 +5,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.nn import functional as F
 
 from shortflow.dual import layers, push_forward
 from shortflow.fewtokens import FEW, attention_of, few, flat
@@ -65,19 +64,11 @@ def test_weights_are_those_of_a_softmax_and_have_no_gradient() -> None:
     assert not weights.requires_grad
 
 
-@pytest.mark.parametrize("scale", [None, 0.3])
 @pytest.mark.parametrize("graph", [False, True])
-def test_the_tangent_shares_the_weights(graph: bool, scale: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tangent_shares_the_weights(graph: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Value, tangent and, where it is asked for, the gradient of the tangent are those of torch.func.jvp."""
-    inputs, rates = tokens(2, 3, 4, 4, 6, 6, turned=True), tokens(2, 3, 4, 4, 6, 6)
+    inputs, rates = tokens(2, 3, 4, 5, 6, 7, turned=True), tokens(2, 3, 4, 5, 6, 7)
     inputs = [x.requires_grad_() for x in inputs]
-
-    def fused(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return F.scaled_dot_product_attention(q, k, v, scale=scale)
-
-    def written(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        factor = 6**-0.5 if scale is None else scale
-        return torch.softmax(factor * q @ k.mT, -1) @ v
 
     taken: list[bool] = []
 
@@ -86,10 +77,10 @@ def test_the_tangent_shares_the_weights(graph: bool, scale: float | None, monkey
         return taken[-1]
 
     monkeypatch.setattr(layers, "few", asked)
-    found = push_forward(fused, tuple(inputs), tuple(rates), graph=graph)
+    found = push_forward(attend, tuple(inputs), tuple(rates), graph=graph)
     assert taken
     assert all(taken)
-    expected = torch.func.jvp(written, tuple(inputs), tuple(rates))
+    expected = torch.func.jvp(explicit_attention, tuple(inputs), tuple(rates))
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-13)
     parts = list(zip(found, expected, strict=True))
@@ -102,6 +93,28 @@ def test_the_tangent_shares_the_weights(graph: bool, scale: float | None, monkey
         ):
             torch.testing.assert_close(a, b, rtol=0, atol=1e-13)
     assert found[1].requires_grad == graph
+
+
+def test_tangents_of_some_of_the_three() -> None:
+    q, k, v = tokens(2, 3, 4, 5, 6, 7)
+    rate = drawn(*q.shape, seed=9)
+    for f in (
+        lambda x: attend(x, k, v),
+        lambda x: attend(x, k * x.mean(), v),
+        lambda x: attend(q, k, v * x.mean()),
+    ):
+        found, expected = push_forward(f, (q,), (rate,)), torch.func.jvp(f, (q,), (rate,))
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+
+
+def test_tangents_in_double_precision_of_values_in_single() -> None:
+    inputs, rates = [x.float() for x in tokens(2, 3, 4, 5, 6, 7)], tokens(2, 3, 4, 5, 6, 7)
+    value, rate = push_forward(attend, tuple(inputs), tuple(rates), dtype=torch.float64)
+    assert torch.equal(value, attend(*inputs))
+    exact = torch.func.jvp(explicit_attention, tuple(x.double() for x in inputs), tuple(rates))[1]
+    assert rate.dtype == torch.float64
+    torch.testing.assert_close(rate, exact, rtol=0, atol=1e-5)
 
 
 def test_where_it_is_not_taken() -> None:

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from shortflow.products import stock
 from shortflow.transforms import transformed
@@ -29,6 +30,8 @@ def gelu(x: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
     """
     if torch.compiler.is_compiling():
         return x * torch.sigmoid(x * (_LINEAR + _CUBIC * x * x))
+    if has_torch_function_unary(x):
+        return handle_torch_function(gelu, (x,), x)  # type: ignore[no-any-return]
     if not _wanted(x):
         return F.gelu(x, approximate="tanh")
     return _Graph.apply(x) if torch.is_grad_enabled() and x.requires_grad else _by_exponential(x)  # type: ignore[no-any-return]

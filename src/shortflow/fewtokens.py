@@ -11,11 +11,13 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import handle_torch_function, has_torch_function
 
 from shortflow.products import stock
 from shortflow.transforms import transformed
 
-__all__ = ["FEW", "attention_of", "few", "flat"]
+__all__ = ["FEW", "attention", "attention_of", "few", "flat", "scaled_product"]
 
 FEW = 64
 """The most keys for which the weights are written out."""
@@ -24,6 +26,18 @@ Flat = Float[Tensor, "heads n d"]
 Weights = Float[Tensor, "heads n m"]
 
 aten = torch.ops.aten
+
+
+def attention(
+    q: Float[Tensor, "b heads n d"], k: Float[Tensor, "b heads m d"], v: Float[Tensor, "b heads m e"]
+) -> Float[Tensor, "b heads n e"]:
+    """softmax(q kᵀ/√d) v, by the fused kernel where there are many tokens."""
+    if has_torch_function((q, k, v)) and not torch.compiler.is_compiling():
+        return handle_torch_function(attention, (q, k, v), q, k, v)  # type: ignore[no-any-return]
+    if not few(q, k, v):
+        return F.scaled_dot_product_attention(q, k, v)
+    result, _ = attention_of(flat(q), flat(k), flat(v), q.shape[-1] ** -0.5)
+    return result.view(*q.shape[:3], v.shape[3])
 
 
 def few(q: Any, k: Any, v: Any) -> bool:

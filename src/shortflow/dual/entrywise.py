@@ -89,8 +89,13 @@ def _silu_rate(rate: Tensor, x: Tensor) -> Tensor:
 
 @rule("gelu")
 def _gelu(x: Any, approximate: str = "none") -> Any:
-    y = gelu(x.value) if approximate == "tanh" else torch.nn.functional.gelu(x.value, approximate=approximate)
+    y = torch.nn.functional.gelu(x.value, approximate=approximate)
     return y, lambda: aten.gelu_backward(x.tangent, rated(x), approximate=approximate)
+
+
+@rule([gelu])
+def _our_gelu(x: Any) -> Any:
+    return gelu(x.value), lambda: aten.gelu_backward(x.tangent, rated(x), approximate="tanh")
 
 
 @rule("softplus")

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from shortflow.dual.arithmetic import aten, cast, plus_product, rated
 from shortflow.dual.pairs import Dual, NoRule, rule, values
 from shortflow.dual.reductions import softmax_rate
-from shortflow.fewtokens import attention_of, few, flat, scaled_product
+from shortflow.fewtokens import attention, attention_of, few, flat, scaled_product
 from shortflow.products import linear
 
 
@@ -142,12 +142,6 @@ def _attention(
             "the dual pass has no rule for scaled_dot_product_attention with dropout, grouped queries or a mask that "
             "depends on the input"
         )
-    if (
-        attn_mask is None
-        and not is_causal
-        and all(isinstance(x, Dual) and few(x.value, x.value, x.value) for x in (q, k, v))
-    ):
-        return _among_few(q, k, v, q.shape[-1] ** -0.5 if scale is None else scale)
     value = F.scaled_dot_product_attention(values(q), values(k), values(v), attn_mask, 0.0, is_causal, scale=scale)
 
     def tangent() -> Tensor:
@@ -170,21 +164,25 @@ def _attention(
     return value, tangent
 
 
-def _among_few(q: Dual, k: Dual, v: Dual, scale: float) -> Any:
-    """The same with the weights of the value, where these are written out."""
-    queries, keys, contents = flat(q.value), flat(k.value), flat(v.value)
+@rule([attention])
+def _among_few(q: Any, k: Any, v: Any) -> Any:
+    """The tangent takes the weights of the value, where these are written out."""
+    if not (isinstance(q, Dual) and isinstance(k, Dual) and isinstance(v, Dual) and few(q.value, k.value, v.value)):
+        return _attention(q, k, v)
+    queries, keys, contents, scale = flat(q.value), flat(k.value), flat(v.value), q.value.shape[-1] ** -0.5
     value, weights = attention_of(queries, keys, contents, scale)
+    shape = (*q.value.shape[:3], v.value.shape[3])
 
     def tangent() -> Tensor:
         p = weights
         if torch.is_grad_enabled():
             p = torch.softmax(scaled_product(queries, keys.mT, scale), -1)
-        rate = scaled_product(flat(q.tangent), keys.mT, scale)
-        rate = torch.baddbmm(rate, queries, flat(k.tangent).mT, alpha=scale)
-        moved = torch.bmm(softmax_rate(rate, p, -1), contents)
-        return torch.baddbmm(moved, p, flat(v.tangent)).view(q.value.shape)
+        rate = scaled_product(flat(q.tangent), cast(keys, q.tangent).mT, scale)
+        rate = torch.baddbmm(rate, cast(queries, k.tangent), flat(k.tangent).mT, alpha=scale)
+        moved = torch.bmm(softmax_rate(rate, cast(p, rate), -1), cast(contents, rate))
+        return torch.baddbmm(moved, cast(p, rate), flat(v.tangent)).view(shape)
 
-    return value.view(q.value.shape), tangent
+    return value.view(shape), tangent
 
 
 def _masked(scores: Tensor, mask: Tensor | None, causal: bool) -> Tensor:

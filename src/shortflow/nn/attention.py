@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from shortflow.dropout import Dropout
 from shortflow.errors import ShortflowError
-from shortflow.fewtokens import attention_of, few, flat
+from shortflow.fewtokens import attention
 from shortflow.nn.norms import RMSNorm
 from shortflow.products import Linear
 from shortflow.transforms import transformed
@@ -33,18 +33,14 @@ def explicit_attention(q: Heads, k: Keys, v: Keys, mask: Mask = None) -> Heads:
 
 
 def attend(q: Heads, k: Keys, v: Keys, mask: Mask = None) -> Heads:
-    """softmax(q kᵀ/√d) v: fused where that can be differentiated, explicit inside transforms.
+    """softmax(q kᵀ/√d) v: fused where that can be differentiated and tokens are many, explicit inside transforms.
 
     Args:
         mask: the keys that are there, at least one in every row; None: all.
     """
     if transformed():
         return explicit_attention(q, k, v, mask)
-    if mask is None and few(q, k, v):
-        return attention_of(flat(q), flat(k), flat(v), q.shape[-1] ** -0.5)[0].view(
-            v.shape[:2] + q.shape[2:3] + v.shape[3:]
-        )
-    return F.scaled_dot_product_attention(q, k, v, mask)
+    return attention(q, k, v) if mask is None else F.scaled_dot_product_attention(q, k, v, mask)
 
 
 class Attention(nn.Module):
