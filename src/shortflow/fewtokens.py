@@ -22,9 +22,6 @@ __all__ = ["FEW", "attention", "attention_of", "few", "flat", "scaled_product"]
 FEW = 64
 """The most keys for which the weights are written out."""
 
-Flat = Float[Tensor, "heads n d"]
-Weights = Float[Tensor, "heads n m"]
-
 aten = torch.ops.aten
 
 
@@ -53,12 +50,14 @@ def few(q: Any, k: Any, v: Any) -> bool:
     return not (torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or stock() or transformed())
 
 
-def flat(x: Float[Tensor, "b heads n d"]) -> Flat:
+def flat(x: Float[Tensor, "b heads n d"]) -> Float[Tensor, "l n d"]:
     """The heads of all images, one behind the other."""
     return x.reshape(-1, *x.shape[-2:]).contiguous()
 
 
-def attention_of(q: Flat, k: Flat, v: Flat, scale: float) -> tuple[Flat, Weights]:
+def attention_of(
+    q: Float[Tensor, "l n d"], k: Float[Tensor, "l m d"], v: Float[Tensor, "l m e"], scale: float
+) -> tuple[Float[Tensor, "l n e"], Float[Tensor, "l n m"]]:
     """(P v, P) with P = softmax(scale · q kᵀ); P has no gradient of its own."""
     if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
         return _Graph.apply(q, k, v, scale)  # type: ignore[no-any-return]
@@ -70,7 +69,7 @@ def _weights(q: Tensor, k: Tensor, scale: float) -> Tensor:
     return torch.softmax(scaled_product(q, k.mT, scale), -1)
 
 
-def scaled_product(a: Float[Tensor, "h n d"], b: Float[Tensor, "h d m"], scale: float) -> Float[Tensor, "h n m"]:
+def scaled_product(a: Float[Tensor, "l n d"], b: Float[Tensor, "l d m"], scale: float) -> Float[Tensor, "l n m"]:
     """scale · a b in one go."""
     return torch.baddbmm(a.new_zeros(()), a, b, beta=0, alpha=scale)
 

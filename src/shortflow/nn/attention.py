@@ -21,10 +21,12 @@ __all__ = ["Attention", "CrossAttention", "attend", "explicit_attention"]
 
 Heads = Float[Tensor, "b heads n d"]
 Keys = Float[Tensor, "b heads m d"]
+Contents = Float[Tensor, "b heads m e"]
+Mixed = Float[Tensor, "b heads n e"]
 Mask = Bool[Tensor, "b 1 1 m"] | None  # the keys that are there
 
 
-def explicit_attention(q: Heads, k: Keys, v: Keys, mask: Mask = None) -> Heads:
+def explicit_attention(q: Heads, k: Keys, v: Contents, mask: Mask = None) -> Mixed:
     """softmax(q kᵀ/√d) v by two matrix products; differentiable in every mode."""
     logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     if mask is not None:
@@ -32,7 +34,7 @@ def explicit_attention(q: Heads, k: Keys, v: Keys, mask: Mask = None) -> Heads:
     return torch.softmax(logits, dim=-1).to(v.dtype) @ v
 
 
-def attend(q: Heads, k: Keys, v: Keys, mask: Mask = None) -> Heads:
+def attend(q: Heads, k: Keys, v: Contents, mask: Mask = None) -> Mixed:
     """softmax(q kᵀ/√d) v: fused where that can be differentiated and tokens are many, explicit inside transforms.
 
     Args:
