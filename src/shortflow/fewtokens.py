@@ -17,7 +17,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 from shortflow.products import stock
 from shortflow.transforms import transformed
 
-__all__ = ["FEW", "attention", "attention_of", "few", "flat", "scaled_product"]
+__all__ = ["FEW", "attention", "attention_of", "few", "flat", "scaled_product", "weights_of"]
 
 FEW = 64
 """The most keys for which the weights are written out."""
@@ -61,11 +61,12 @@ def attention_of(
     """(P v, P) with P = softmax(scale · q kᵀ); P has no gradient of its own."""
     if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
         return _Graph.apply(q, k, v, scale)  # type: ignore[no-any-return]
-    weights = _weights(q, k, scale)
+    weights = weights_of(q, k, scale)
     return torch.bmm(weights, v), weights
 
 
-def _weights(q: Tensor, k: Tensor, scale: float) -> Tensor:
+def weights_of(q: Float[Tensor, "l n d"], k: Float[Tensor, "l m d"], scale: float) -> Float[Tensor, "l n m"]:
+    """softmax(scale · q kᵀ)."""
     return torch.softmax(scaled_product(q, k.mT, scale), -1)
 
 
@@ -79,7 +80,7 @@ class _Graph(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        weights = _weights(q, k, scale)
+        weights = weights_of(q, k, scale)
         ctx.save_for_backward(q, k, v, weights)
         ctx.scale = scale
         ctx.mark_non_differentiable(weights)
@@ -89,7 +90,7 @@ class _Graph(torch.autograd.Function):
     def backward(ctx: Any, slope: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # type: ignore[override]
         q, k, v, weights = ctx.saved_tensors
         if torch.is_grad_enabled():  # for derivatives of derivatives, in which the weights depend on q and k
-            weights = _weights(q, k, ctx.scale)
+            weights = weights_of(q, k, ctx.scale)
         slope = slope.contiguous()
         moved = aten._softmax_backward_data(torch.bmm(slope, v.mT), weights, -1, weights.dtype)
         to_q, to_k = scaled_product(moved, k, ctx.scale), scaled_product(moved.mT, q, ctx.scale)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from shortflow.dual.arithmetic import aten, cast, plus_product, rated
 from shortflow.dual.pairs import Dual, NoRule, rule, values
 from shortflow.dual.reductions import softmax_rate
-from shortflow.fewtokens import attention, attention_of, few, flat, scaled_product
+from shortflow.fewtokens import attention, attention_of, few, flat, scaled_product, weights_of
 from shortflow.products import linear
 
 
@@ -174,9 +174,7 @@ def _among_few(q: Any, k: Any, v: Any) -> Any:
     shape = (*q.value.shape[:3], v.value.shape[3])
 
     def tangent() -> Tensor:
-        p = weights
-        if torch.is_grad_enabled():
-            p = torch.softmax(scaled_product(queries, keys.mT, scale), -1)
+        p = weights_of(queries, keys, scale) if torch.is_grad_enabled() else weights  # these have no gradient
         rate = scaled_product(flat(q.tangent), cast(keys, q.tangent).mT, scale)
         rate = torch.baddbmm(rate, cast(queries, k.tangent), flat(k.tangent).mT, alpha=scale)
         moved = torch.bmm(softmax_rate(rate, cast(p, rate), -1), cast(contents, rate))
